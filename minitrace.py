@@ -1,0 +1,4678 @@
+"""minitrace: autograd for AI systems, in one file.
+
+You declare what may change, you run your program forward and a graph of it records itself, and you
+optimize: feedback on the output, in words or numbers, travels back through the graph to whatever had a
+part in it, and an optimizer, usually a language model, proposes better values. What may change are
+numbers, texts such as prompts, and the source code of functions. The idea is Trace's (Cheng, Nie and
+Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and needs only the standard library.
+
+>>> from minitrace import OptoPrime, StubLLM, bundle, node
+>>> degrees = node(20, name="degrees", trainable=True)    # declare: this may change
+>>> @bundle()
+... def comfort(degrees):
+...     "Say how a room feels."
+...     return "too cold" if degrees < 23 else "too warm" if degrees > 23 else "just right"
+>>> optimizer = OptoPrime([degrees], llm=StubLLM())       # or LLM("openai/gpt-4o")
+>>> for step in range(10):
+...     feeling = comfort(degrees)                        # forward: one more node in a graph
+...     print(degrees, "degrees:", feeling)
+...     if feeling == "just right":
+...         break
+...     optimizer.zero_feedback()
+...     optimizer.backward(feeling, feeling.data)         # feedback flows back to `degrees`
+...     update = optimizer.step()                         # optimize: a better value
+20 degrees: too cold
+40 degrees: too warm
+30 degrees: too warm
+25 degrees: too warm
+22 degrees: too cold
+24 degrees: too warm
+23 degrees: just right
+
+Words, one meaning each:
+
+    node          a value that remembers where it came from; its parents are what it was computed from
+    root          a node with no parents
+    parameter     a root that an optimizer may change
+    operator      a recorded function: an operator such as +, or a function marked with @bundle
+    output        the node that backward starts from
+    feedback      what is said of an output, and what flows back from it
+    propagator    how feedback flows
+    trace graph   the part of a graph between parameters and outputs, with the feedback
+    optimizer     what turns feedback into new values
+    language model  any callable from messages to text (a `model` is something else: a module class)
+
+The file reads from top to bottom: 1 Declare, 2 Forward, 3 Backward, which are the whole idea;
+4 Optimize, 5 Language models, 6 Looking, 7 Demo and command line. Copy it where you need it.
+
+Changes: 0.1.0 is the first.
+
+MIT License. Copyright (c) 2026 the minitrace authors. Permission is hereby granted, free of charge, to
+any person obtaining a copy of this software and associated documentation files (the "Software"), to
+deal in the Software without restriction, including without limitation the rights to use, copy, modify,
+merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to
+whom the Software is furnished to do so, subject to the following conditions: The above copyright notice
+and this permission notice shall be included in all copies or substantial portions of the Software. THE
+SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
+LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN
+NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY,
+WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE
+SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import contextvars
+import copy
+import functools
+import itertools
+import json
+import math
+import operator
+import os
+import random
+import re
+import sys
+import textwrap
+import threading
+import time
+import warnings
+import weakref
+import zlib
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import CodeType, FunctionType, MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from http.client import HTTPConnection
+    from ssl import SSLContext
+
+__version__ = "0.1.0"
+# fmt: off
+__all__ = [
+    "GRAPH", "LLM", "Budget", "BudgetError", "ExceptionNode", "ExecutionError", "GraphError",
+    "GraphPropagator", "LLMError", "LimitError", "Limits", "MessageNode", "MinitraceError", "Module",
+    "Node", "OptoPrime", "Optimizer", "ParameterNode", "Propagator", "Proposal", "Replay", "ReplyError",
+    "Script", "StubLLM", "SumPropagator", "TraceGraph", "TraceMissingInputsError",
+    "backward", "bundle", "model", "node", "operators", "stop_tracing", "to_data",
+]
+# fmt: on
+# ---- 1. Declare ----------------------------------------------------------------------------------
+#
+# What is a node?  A value that remembers where it came from.
+#
+#       x ──┐
+#           ├── add ── z          z.parents == (x, y); nothing points from x to z
+#       y ──┘
+#
+# `node(5)` makes a root, `node(5, trainable=True)` a parameter, and every operator on a node makes a
+# new node that names its parents. Nodes are numbered as they are born, so parents always come first.
+# Left out: functions (section 2), feedback (section 3).
+
+T = TypeVar("T")
+Method = Callable[..., "MessageNode[Any]"]
+
+
+class MinitraceError(Exception):
+    """Every error of this library's own is one of these.
+
+    Mistakes in arguments stay what Python calls them: `TypeError` and `ValueError`.
+
+    >>> issubclass(ExecutionError, MinitraceError), issubclass(LLMError, MinitraceError)
+    (True, True)
+    """
+
+
+_numbers = itertools.count()
+_names: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+class _Graph:
+    """The names given so far. There is no registry of nodes: a graph nobody holds is freed."""
+
+    def clear(self) -> None:
+        """Start every name from zero again: the next `x` is `x:0`."""
+        _names.clear()
+
+
+GRAPH = _Graph()
+
+
+class _Scope:
+    """What surrounds a line of code as it runs: a bundle's body, or a `stop_tracing` block.
+
+    `reads` collects the nodes from outside that a bundle's body looks at, and `values` stands in for
+    some of their data while `rerun` asks what would be if they were different.
+    """
+
+    __slots__ = ("bundle", "first", "outer", "reads", "tracing", "values")
+
+    def __init__(self, outer: _Scope | None, tracing: bool, bundle: object = None) -> None:
+        self.outer, self.bundle = outer, bundle
+        self.tracing = tracing and (outer is None or outer.tracing)
+        self.first = next(_numbers)
+        self.reads: dict[int, Node[Any]] = {}
+        self.values: Mapping[int, Any] = outer.values if outer else {}
+
+    def read(self, node: Node[Any]) -> Any:
+        """The node's data, noted as read when the node was made before this scope began."""
+        if self.tracing and node._number < self.first:
+            self.reads[node._number] = node
+        return self.values.get(node._number, node._data) if self.values else node._data
+
+    def runs(self, bundle: object) -> bool:
+        """Is this bundle's body running here, directly or further out?"""
+        scope: _Scope | None = self
+        while scope is not None and scope.bundle is not bundle:
+            scope = scope.outer
+        return scope is not None
+
+
+_scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
+
+
+class _Operator:
+    """A recorded function: its name, what it does in words, and the names of its arguments.
+
+    The first `positional` arguments go by position. One that has `effects` (it asks a language model,
+    writes a file, draws at random) is not run again by `rerun` unless that is asked for.
+    """
+
+    __slots__ = ("bundle", "description", "effects", "function", "name", "names", "positional")
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        names: tuple[str, ...],
+        function: Callable[..., Any] | None,
+        effects: bool = False,
+        positional: int | None = None,
+        bundle: Any = None,
+    ) -> None:
+        self.name, self.description, self.names = name, description, names
+        self.function, self.effects, self.bundle = function, effects, bundle
+        self.positional = len(names) if positional is None else positional
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = (self.bundle.__module__, self.bundle.__qualname__) if self.bundle else ("", "")
+        return _find_operator, (self.name, self.description, self.names, self.positional, place)
+
+
+def _find_operator(
+    name: str, description: str, names: tuple[str, ...], positional: int, place: tuple[str, str]
+) -> _Operator:
+    """An operator as it comes out of a pickle: the living one, or a description that cannot run."""
+    found: Any = sys.modules.get(place[0])
+    for part in place[1].split("."):
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    found = getattr(found, "op", None) or getattr(getattr(operators, name, None), "op", None)
+    if isinstance(found, _Operator) and found.description == description:
+        return found
+    return _Operator(name, description, names, None, positional=positional)
+
+
+class _Call(NamedTuple):
+    """How an operator was called: a name and a value for each argument, with nodes at any depth."""
+
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    positional: int
+    outside: tuple[Node[Any], ...] = ()
+
+    def inputs(self) -> dict[str, Node[Any]]:
+        """Each node by the argument it stands in: `x`, or `xs[0]` inside a container."""
+        found: dict[str, Node[Any]] = {}
+        outside = ((node.py_name, node) for node in self.outside)
+        for name, value in itertools.chain(zip(self.names, self.values), outside):
+            for path, item in _paths(name, value):
+                while path in found:
+                    path += "_"
+                found[path] = item
+        return found
+
+    def arguments(self, data: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The plain arguments, `data` having turned each value of nodes into plain ones."""
+        plain = tuple(map(data, self.values))
+        return plain[: self.positional], dict(
+            zip(self.names[self.positional :], plain[self.positional :])
+        )
+
+
+def _operator(
+    name: str, function: Callable[..., Any], description: str, *names: str, **options: Any
+) -> Method:
+    """A function of nodes and plain values that runs `function` on the data and records the call."""
+    return _traced(_Operator(name, description, names or ("x",), function, **options))
+
+
+def _traced(op: _Operator) -> Method:
+    def method(*args: Any, **kwargs: Any) -> MessageNode[Any]:
+        return _apply(op, args, kwargs)
+
+    method.op = op  # type: ignore[attr-defined]
+    return method
+
+
+def _infix(
+    name: str, function: Callable[[Any, Any], Any], description: str, *names: str
+) -> tuple[Method, Method]:
+    """The two methods of an operator between two values, `x + y` and its reflection: the fast path."""
+    op = _Operator(name, description, names or ("x", "y"), function)
+    surrounding = _scope.get
+
+    def method(x: Any, y: Any) -> MessageNode[Any]:
+        if not isinstance(y, Node):
+            y = _wrap(y)
+        if surrounding() is not None or not isinstance(y, Node):
+            return _apply(op, (x, y))
+        try:
+            data = function(x._data, y._data)
+        except Exception as error:
+            raise _execution_error(op, _Call(op.names, (x, y), 2), error) from _original(error)
+        return MessageNode(data, op, (x, y), x._tracked or y._tracked)
+
+    def reflected(y: Any, x: Any) -> MessageNode[Any]:
+        return _apply(op, (x, y))
+
+    method.op = op  # type: ignore[attr-defined]
+    return method, reflected
+
+
+class Node(Generic[T]):
+    """A value and where it came from.
+
+    Made by `node`, by operators and by bundles. `data` is the value; `parents` the nodes that it was
+    computed from, `()` for a root. Operators on a node make new nodes and never change its data.
+    Python decides what stays plain: `==`, `bool`, `len`, `in`, `hash`, `str`, f-strings, `int` and
+    `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the traced forms.
+
+    Args:
+        data: any Python value.
+        name: the base of its name; the type's name by default. `name` is `base:index`.
+        description: words for whoever improves the program, shown in prompts.
+
+    >>> x, y = node(3, name="x"), node([4, 5], name="y")
+    >>> z = x * y[0] + 1
+    >>> z.data, z.op_name, [parent.data for parent in z.parents]
+    (13, 'add', [12, 1])
+    >>> z == 13, z > 10
+    (True, <MessageNode gt:0 = True>)
+
+    Source: Trace, arXiv:2406.16218.
+    """
+
+    __slots__ = ("__weakref__", "_base", "_data", "_description", "_index", "_number")
+    __array_ufunc__ = None  # numpy and pandas leave `array + node` to the node
+    __pandas_priority__ = 5000
+
+    parents: tuple[Node[Any], ...] = ()
+    trainable = False
+    _op: _Operator | None = None
+    _call: _Call | None = None
+    _tracked = False
+
+    def __init__(self, data: T, name: str | None = None, description: str | None = None) -> None:
+        self._data = data
+        self._base = base = type(data).__name__ if name is None else name.partition(":")[0]
+        self._description = description
+        self._number = next(_numbers)
+        self._index = next(_names[base])
+
+    @property
+    def data(self) -> T:
+        """The value. Read inside a bundle's body, it is noted as an input from outside."""
+        scope = _scope.get()
+        return self._data if scope is None else cast(T, scope.read(self))
+
+    @property
+    def name(self) -> str:
+        """`base:index`, such as `x:0`: unique in this process until `GRAPH.clear()`."""
+        return f"{self._base}:{self._index}"
+
+    @property
+    def py_name(self) -> str:
+        """The name as an identifier, such as `x0`: how prompts write it."""
+        return _identifier(f"{self._base}{self._index}")
+
+    @property
+    def inputs(self) -> dict[str, Node[Any]]:
+        """The parents by argument name."""
+        if self._op is None:
+            return {}
+        call = self._call or _Call(self._op.names, self.parents, self._op.positional)
+        return call.inputs()
+
+    @property
+    def is_root(self) -> bool:
+        """Has it no parents?"""
+        return not self.parents
+
+    @property
+    def level(self) -> int:
+        """The length of the longest way up to a root, which is at level 0."""
+        levels: dict[int, int] = {}
+        for each in _ancestors([self]):
+            levels[each._number] = 1 + max((levels[p._number] for p in each.parents), default=-1)
+        return levels[self._number]
+
+    @property
+    def op_name(self) -> str:
+        """The name of the operator that made it; of a root, its class."""
+        return self._op.name if self._op else type(self).__name__
+
+    @property
+    def description(self) -> str:
+        """What it is, or what its operator does, in words."""
+        return self._description or (self._op.description if self._op else "")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the operator: its name, documentation, and the source of a bundle."""
+        facts = {"name": self.op_name, "doc": self.description}
+        return {**facts, **self._op.bundle.info} if self._op and self._op.bundle else facts
+
+    @property
+    def type(self) -> builtins.type[T]:
+        """The type of the data."""
+        return self._data.__class__
+
+    @property
+    def feedback(self) -> list[Any]:
+        """What backward brought here, kept on parameters only: one entry for each backward."""
+        return []
+
+    def zero_feedback(self) -> None:
+        """Forget the feedback."""
+        self.feedback.clear()
+
+    def detach(self) -> Node[T]:
+        """A new root (of a parameter: a new parameter) with the same value and no past."""
+        return copy.deepcopy(self)
+
+    def backward(
+        self, feedback: Any = "", propagator: Propagator | None = None, **options: Any
+    ) -> Any:
+        """Send feedback from here to every parameter that had a part in it: see `backward`."""
+        return _backward_method(self, feedback, propagator, **options)
+
+    def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
+        """What would this be if those nodes had other values? See `rerun` in section 3."""
+        return _rerun(self, changes, effects)
+
+    def tree(self, **options: Any) -> str:
+        """The graph above this node as a text tree: see `TraceGraph.tree`."""
+        return TraceGraph.of(self).tree(**options)
+
+    def _root(self, data: T, name: str) -> Node[T]:
+        return Node(data, name, self._description)
+
+    # Plain: these read the value, and the trace stops here.
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.data))
+
+    def __contains__(self, item: Any) -> bool:
+        return to_data(item) in cast(Any, self.data)
+
+    def __eq__(self, other: object) -> Any:
+        return self.data == to_data(other)
+
+    def __ne__(self, other: object) -> Any:
+        return self.data != to_data(other)
+
+    __hash__ = object.__hash__
+
+    def __int__(self) -> int:
+        return int(cast(Any, self.data))
+
+    def __float__(self) -> float:
+        return float(cast(Any, self.data))
+
+    def __complex__(self) -> complex:
+        return complex(cast(Any, self.data))
+
+    def __index__(self) -> int:
+        return operator.index(cast(Any, self.data))
+
+    def __str__(self) -> str:
+        return str(self.data)
+
+    def __format__(self, spec: str) -> str:
+        if self._tracked and _scope.get() is None:
+            message = (
+                "the trace ends at this f-string: it reads the value of a node that depends on a "
+                "parameter; use operators.format or + to keep it in the graph"
+            )
+            warnings.warn(message, stacklevel=2)
+        return format(self.data, spec)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} = {_text(self._data, 60)}>"
+
+    def __iter__(self) -> Iterator[MessageNode[Any]]:
+        indexable = hasattr(self._data, "__getitem__") and not isinstance(self._data, Mapping)
+        items = self if indexable else operators.to_list(self)
+        return (items[i] for i in range(len(cast(Any, items._data))))
+
+    def __copy__(self) -> Node[T]:
+        return self._root(self._data, f"{self.py_name}_copy")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Node[T]:
+        return self._root(copy.deepcopy(self._data, memo), f"{self.py_name}_copy")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _last, ([_pickled(each) for each in _ancestors([self])],)
+
+    def _fields(self) -> tuple[Any, ...]:
+        """What a pickle keeps of a node, beside its parents."""
+        return self._data, self._base, self._description
+
+    # Traced: one line each. A reflected operator comes with its own.
+    # fmt: off
+    __add__, __radd__ = _infix("add", operator.add, "x + y")
+    __sub__, __rsub__ = _infix("subtract", operator.sub, "x - y")
+    __mul__, __rmul__ = _infix("multiply", operator.mul, "x * y")
+    __truediv__, __rtruediv__ = _infix("divide", operator.truediv, "x / y")
+    __floordiv__, __rfloordiv__ = _infix("floor_divide", operator.floordiv, "x // y")
+    __mod__, __rmod__ = _infix("mod", operator.mod, "x % y")
+    __pow__, __rpow__ = _infix("power", operator.pow, "x ** y")
+    __matmul__, __rmatmul__ = _infix("matmul", operator.matmul, "x @ y")
+    __lshift__, __rlshift__ = _infix("lshift", operator.lshift, "x << y")
+    __rshift__, __rrshift__ = _infix("rshift", operator.rshift, "x >> y")
+    __and__, __rand__ = _infix("and_", operator.and_, "x & y")
+    __or__, __ror__ = _infix("or_", operator.or_, "x | y")
+    __xor__, __rxor__ = _infix("xor", operator.xor, "x ^ y")
+    __divmod__, __rdivmod__ = _infix("divmod", divmod, "divmod(x, y)")
+    __lt__ = _infix("lt", operator.lt, "x < y")[0]
+    __le__ = _infix("le", operator.le, "x <= y")[0]
+    __gt__ = _infix("gt", operator.gt, "x > y")[0]
+    __ge__ = _infix("ge", operator.ge, "x >= y")[0]
+    eq = _infix("eq", operator.eq, "x == y")[0]
+    neq = _infix("neq", operator.ne, "x != y")[0]
+    __getitem__ = _infix("getitem", operator.getitem, "x[index]", "x", "index")[0]
+    __neg__ = _operator("neg", operator.neg, "-x")
+    __pos__ = _operator("pos", operator.pos, "+x")
+    __invert__ = _operator("invert", operator.invert, "~x")
+    __abs__ = _operator("abs", abs, "abs(x)")
+    __round__ = _operator("round", round, "round(x, digits)", "x", "digits")
+    __floor__ = _operator("floor", math.floor, "the largest integer that is not above x")
+    __ceil__ = _operator("ceil", math.ceil, "the smallest integer that is not below x")
+    __trunc__ = _operator("trunc", math.trunc, "x without its fraction")
+    __call__ = _operator("call", lambda f, *args, **kwargs: f(*args, **kwargs), "call f with the arguments", "f")
+    len = _operator("len", len, "the length of x")
+    getattr = _operator("getattr", getattr, "the attribute of x that has this name", "x", "name", "default")
+    call = _operator("call_method", lambda x, name, *args, **kwargs: getattr(_own(x), name)(*args, **kwargs), "call the method of x that has this name", "x", "name")
+    clone = _operator("clone", copy.deepcopy, "a copy of x")
+    append = _operator("append", lambda x, item: [*x, item], "a new list: x with item at its end", "x", "item")
+    pop = _operator("pop", lambda x, *where: _own(x).pop(*where), "the item of x at index (the last by default)", "x", "index", "default")
+    get = _operator("get", lambda x, key, default=None: x.get(key, default), "x[key], or default where there is none", "x", "key", "default")
+    keys = _operator("keys", lambda x: list(x.keys()), "the keys of x as a list")
+    values = _operator("values", lambda x: list(x.values()), "the values of x as a list")
+    items = _operator("items", lambda x: list(x.items()), "the (key, value) pairs of x as a list")
+    format = _operator("format", lambda x, *args, **kwargs: x.format(*args, **kwargs), "x with its {} fields filled in", "x")
+    split = _operator("split", lambda x, *how, **options: x.split(*how, **options), "the list of the words in x, cut at sep", "x", "sep", "maxsplit")
+    strip = _operator("strip", lambda x, *chars: x.strip(*chars), "x without chars (white space) at its ends", "x", "chars")
+    replace = _operator("replace", lambda x, *how: x.replace(*how), "x with old replaced by new", "x", "old", "new", "count")
+    join = _operator("join", lambda x, parts: x.join(parts), "the parts as one text, x between them", "x", "parts")
+    lower = _operator("lower", lambda x: x.lower(), "x in lower case")
+    upper = _operator("upper", lambda x: x.upper(), "x in upper case")
+    title = _operator("title", lambda x: x.title(), "x in title case")
+    swapcase = _operator("swapcase", lambda x: x.swapcase(), "x with upper and lower case swapped")
+    capitalize = _operator("capitalize", lambda x: x.capitalize(), "x with its first letter in upper case")
+    # fmt: on
+
+
+class MessageNode(Node[T]):
+    """What an operator or a bundle made: a node with parents.
+
+    >>> total = node(1) + 2
+    >>> type(total).__name__, total.inputs["y"].data
+    ('MessageNode', 2)
+    """
+
+    __slots__ = ("_call", "_op", "_tracked", "parents")
+
+    def __init__(
+        self,
+        data: T,
+        op: _Operator,
+        parents: tuple[Node[Any], ...],
+        tracked: bool,
+        call: _Call | None = None,
+    ) -> None:
+        self._data = data
+        self._op = op
+        self._call = call
+        self.parents = parents
+        self._tracked = tracked
+        self._base = base = op.name
+        self._description = None
+        self._number = next(_numbers)
+        self._index = next(_names[base])
+
+    def _fields(self) -> tuple[Any, ...]:
+        call = self._call and self._call._replace(values=_replace(self._call.values, _pickled_leaf))
+        return self._data, self._op, self._tracked, call
+
+
+class ParameterNode(Node[T]):
+    """A root that may change: what an optimizer works on.
+
+    Whoever sets it, by `set` or through an optimizer, a value is kept only if it has the type of the
+    present one and passes every check given here; the first value is checked as well.
+
+    Args:
+        choices: the values allowed.
+        bounds: `(low, high)`, both inclusive; `None` leaves a side open.
+        constraint: what a good value is, in words, for whoever proposes one.
+        projections: functions that move a value to the nearest good one, applied first, in order.
+        check: a function of the value that returns `False` or a reason (a text) to refuse it.
+
+    >>> rate = node(0.5, name="rate", trainable=True, bounds=(0, 1))
+    >>> rate.set(1)
+    >>> rate.data
+    1.0
+    >>> rate.set(7)
+    Traceback (most recent call last):
+    ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
+    """
+
+    __slots__ = ("_feedback", "bounds", "check", "choices", "constraint", "projections")
+    _tracked = True
+    trainable = True
+
+    def __init__(
+        self,
+        data: T,
+        name: str | None = None,
+        description: str | None = None,
+        *,
+        choices: Iterable[T] | None = None,
+        bounds: tuple[Any, Any] | None = None,
+        constraint: str | None = None,
+        projections: Iterable[Callable[[Any], Any]] = (),
+        check: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(data, name, description)
+        self.choices = None if choices is None else list(choices)
+        self.bounds, self.constraint = bounds, constraint
+        self.projections, self.check = tuple(projections), check
+        self._feedback: list[Any] = []
+        self.set(data)
+
+    @property
+    def feedback(self) -> list[Any]:
+        """What backward brought here: one entry for each backward that reached it."""
+        return self._feedback
+
+    def checked(self, value: Any) -> T:
+        """The value as this parameter would keep it; `ValueError` with the reason if it would not."""
+        shown = _text(value, 80)
+        try:
+            for project in self.projections:
+                value = project(value)
+            value = _fit(value, self._data)
+            reason = self._objection(value)
+        except Exception as error:
+            raise ValueError(f"parameter {self.name} cannot take {shown}: {error}") from error
+        if reason:
+            raise ValueError(f"parameter {self.name} cannot take {shown}: {reason}")
+        return cast(T, value)
+
+    def set(self, value: Any) -> None:
+        """Give it a new value, after the checks."""
+        self._data = self.checked(value)
+
+    def _objection(self, value: Any) -> str:
+        """Why the value is outside choices or bounds, or fails the check; "" if it is good."""
+        low, high = self.bounds or (None, None)
+        if self.choices is not None and value not in self.choices:
+            return f"it must be one of {_text(self.choices, 400)}"
+        if not ((low is None or low <= value) and (high is None or value <= high)):
+            ends = f"between {low} and {high}", f"at least {low}", f"at most {high}"
+            return "it must be " + ends[1 if high is None else 2 if low is None else 0]
+        verdict = self.check(value) if self.check else None
+        return (
+            verdict if isinstance(verdict, str) else "its check failed" if verdict is False else ""
+        )
+
+    def _root(self, data: T, name: str) -> ParameterNode[T]:
+        return ParameterNode(data, name, self._description, **self._checks())
+
+    def _checks(self) -> dict[str, Any]:
+        names = "choices", "bounds", "constraint", "projections", "check"
+        return {name: getattr(self, name) for name in names}
+
+    def _fields(self) -> tuple[Any, ...]:
+        return *super()._fields(), self._checks()
+
+
+def _fit(value: Any, like: Any) -> Any:
+    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple; else `ValueError`."""
+    kind = type(like)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if like is None:
+        return value
+    if kind is int and number and (isinstance(value, int) or value.is_integer()):
+        return int(value)
+    if kind is float and number and math.isfinite(value):
+        return float(value)
+    if kind in (list, tuple) and type(value) in (list, tuple):
+        return kind(value)
+    if kind not in (int, float) and isinstance(value, kind):
+        return value
+    article = "a finite" if kind is float else "an" if kind.__name__[0] in "aeiou" else "a"
+    raise ValueError(f"it must be {article} {kind.__name__}, as its present value is")
+
+
+def node(
+    data: Any,
+    name: str | None = None,
+    trainable: bool = False,
+    description: str | None = None,
+    **checks: Any,
+) -> Any:
+    """Declare a value: a root of the graph, or with `trainable=True` a parameter.
+
+    A node of a node is that node; a trainable node of a node is a new parameter with its value.
+
+    Args:
+        data: any Python value.
+        name: the base of its name, the type's name by default.
+        trainable: may an optimizer change it?
+        description: words shown to whoever improves it.
+        checks: `choices`, `bounds`, `constraint`, `projections`, `check`: see `ParameterNode`.
+
+    Returns: a `Node`, or a `ParameterNode`.
+    Raises: `ValueError` if the value fails its own checks; `TypeError` for checks on a plain node.
+
+    >>> greeting = node("Hello", name="greeting", trainable=True, constraint="one polite word")
+    >>> greeting
+    <ParameterNode greeting:0 = 'Hello'>
+    >>> (greeting + ", you").data
+    'Hello, you'
+    """
+    if checks and not trainable:
+        raise TypeError(f"node(): {', '.join(checks)} check a parameter: add trainable=True")
+    if isinstance(data, Node) and not trainable:
+        if name is not None:
+            warnings.warn(
+                f"node() of a node is that node: {data.name} keeps its name", stacklevel=2
+            )
+        return data
+    if isinstance(data, Node):
+        data, name = data.data, name or data._base
+    return (
+        ParameterNode(data, name, description, **checks)
+        if trainable
+        else Node(data, name, description)
+    )
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset, slice)
+
+
+def _nodes_in(value: Any) -> Iterator[Node[Any]]:
+    """Every node in a value: itself, or inside containers at any depth."""
+    stack, seen = [value], set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Node):
+            yield item
+        elif isinstance(item, _CONTAINERS) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend([*item, *item.values()] if isinstance(item, dict) else _items(item))
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return (
+        (container.start, container.stop, container.step)
+        if isinstance(container, slice)
+        else container
+    )
+
+
+def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A copy of a container, of its own type, with `leaf(item)` for whatever is no container."""
+    if not isinstance(value, _CONTAINERS):
+        return leaf(value)
+    if isinstance(value, dict):
+        result = copy.copy(value)
+        result.clear()
+        result.update(
+            (_replace(k, leaf) if isinstance(k, Node) else k, _replace(v, leaf))
+            for k, v in value.items()
+        )
+        return result
+    items = [_replace(item, leaf) for item in _items(value)]
+    if isinstance(value, list) and type(value) is not list:
+        result = copy.copy(value)
+        result[:] = items
+        return result
+    make = slice if isinstance(value, slice) else getattr(type(value), "_make", None)
+    return slice(*items) if make is slice else (make or type(value))(items)
+
+
+def _paths(path: str, value: Any) -> Iterator[tuple[str, Node[Any]]]:
+    """The nodes of an argument, each with the way to it: `xs[0]`, `options['key']`."""
+    if isinstance(value, Node):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, Node):
+                yield f"{path}.key({key.py_name})", key
+            yield from _paths(f"{path}[{_text(key, 60)}]", item)
+    else:
+        for index, item in enumerate(_items(value)):
+            yield from _paths(f"{path}[{index}]", item)
+
+
+def _wrap(value: Any, name: str | None = None) -> Any:
+    """The value as a node; a container that holds nodes as one with a node for every leaf."""
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None:
+        return _replace(value, _wrap)
+    return Node(value, name)
+
+
+def to_data(value: Any) -> Any:
+    """The plain value: nodes, also those inside containers at any depth, give way to their data.
+
+    >>> to_data({"a": [node(1), (node("two"), 3)]})
+    {'a': [1, ('two', 3)]}
+    """
+    if isinstance(value, Node):
+        return value.data
+    if isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None:
+        return _replace(value, lambda leaf: leaf.data if isinstance(leaf, Node) else leaf)
+    return value
+
+
+def _apply(
+    op: _Operator, args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> MessageNode[Any]:
+    """Run an operator on nodes and plain values, and record it."""
+    rest = (f"args_{i}" for i in range(len(args) - len(op.names)))
+    names = (*op.names[: len(args)], *rest, *kwargs)
+    return _run(op, _Call(names, tuple(map(_wrap, (*args, *kwargs.values()))), len(args)))
+
+
+def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
+    args, kwargs = call.arguments(to_data)
+    try:
+        data = cast(Any, op.function)(*args, **kwargs)
+    except Exception as error:
+        raise _execution_error(op, call, error) from _original(error)
+    return _record(op, call, data)
+
+
+def _record(op: _Operator, call: _Call, data: Any, kind: Any = None) -> Any:
+    """The node for a call that gave `data`; while tracing is off it has no parents."""
+    scope = _scope.get()
+    kind = kind or MessageNode
+    if scope is not None and not scope.tracing:
+        return kind(data, op, (), False)
+    plain = (
+        call.names == op.names
+        and not call.outside
+        and all(isinstance(v, Node) for v in call.values)
+    )
+    parents = call.values if plain else tuple(call.inputs().values())
+    return kind(data, op, parents, any(p._tracked for p in parents), None if plain else call)
+
+
+def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[Any]]:
+    """The nodes and all they come from (only what depends on a parameter if `tracked`), parents first.
+
+    A node is numbered after its parents, so sorting by number is a topological order.
+    """
+    found: dict[int, Node[Any]] = {}
+    stack = list(nodes)
+    while stack:
+        each = stack.pop()
+        if each._number not in found and (each._tracked or not tracked):
+            found[each._number] = each
+            stack.extend(each.parents)
+    return [found[number] for number in sorted(found)]
+
+
+class _Pickled:
+    """A node inside a pickle. It stands after its parents and names them, so that nothing recurses,
+    and lives as long as the pickling, so that two outputs pickled together share what they share."""
+
+    __slots__ = ("__weakref__", "node")
+
+    def __init__(self, node: Node[Any]) -> None:
+        self.node = node
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (
+            type(self.node),
+            self.node._fields(),
+            [*map(_pickled, self.node.parents)],
+        )
+
+
+_pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDictionary()
+
+
+def _pickled(node: Node[Any]) -> _Pickled:
+    return _pickling.setdefault(node._number, _Pickled(node))
+
+
+def _pickled_leaf(leaf: Any) -> Any:
+    return _pickled(leaf) if isinstance(leaf, Node) else leaf
+
+
+def _unpickled(kind: Any, fields: tuple[Any, ...], parents: list[Any]) -> Any:
+    if issubclass(kind, MessageNode):
+        data, op, tracked, call = fields
+        return kind(data, op, tuple(parents), tracked, call)
+    data, base, description, *checks = fields
+    return kind(data, base, description, **(checks[0] if checks else {}))
+
+
+_last = operator.itemgetter(-1)
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a method could change in place: an operator never changes its node's data."""
+    return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_OBJECT = re.compile(r"<[\w.<>]*?(\w+) object>")
+
+
+def _text(value: Any, limit: int = 0) -> str:
+    """`repr`, the same on every run (no memory address, sets sorted), cut in the middle to `limit`."""
+    try:
+        text = repr(value)
+        if type(value) in (set, frozenset) and value:
+            items = "{" + ", ".join(sorted(map(repr, value))) + "}"
+            text = items if type(value) is set else f"frozenset({items})"
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return _cut(_OBJECT.sub(r"<\1>", _ADDRESS.sub("", text)), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text, its middle left out and its full length said if it is longer than `limit`."""
+    if not limit or len(text) <= limit:
+        return text
+    note = f" ...({len(text):,} characters)... "
+    room = max(limit - len(note), 8)
+    return text[: room - room // 3] + note + text[-(room // 3) :]
+
+
+def _identifier(text: str) -> str:
+    word = re.sub(r"\W", "_", text)
+    return f"_{word}" if word[:1].isdigit() else word
+
+
+class _Operators:
+    """Every operator as a function of nodes and plain values; any function of the standard `operator`
+    module too."""
+
+    def __getattr__(self, name: str) -> Method:
+        function = getattr(operator, name, None)
+        if function is None or name.startswith("__"):
+            raise AttributeError(
+                f"there is no operator {name!r}; see dir(operators), or bundle a function"
+            )
+        method = _operator(
+            name, function, (function.__doc__ or name).splitlines()[0], "x", "y", "z"
+        )
+        setattr(self, name, method)
+        return method
+
+
+operators: Any = _Operators()
+for _method in list(vars(Node).values()):
+    if isinstance(getattr(_method, "op", None), _Operator):
+        setattr(operators, _method.op.name, _traced(_method.op))
+# fmt: off
+for _method in (
+    _operator("identity", lambda x: x, "x itself"),
+    _operator("cond", lambda test, a, b: a if test else b, "a if test is true, else b", "test", "a", "b"),
+    _operator("not_", operator.not_, "not x"),
+    _operator("is_", operator.is_, "x is y", "x", "y"),
+    _operator("is_not", operator.is_not, "x is not y", "x", "y"),
+    _operator("in_", lambda x, y: x in y, "x in y", "x", "y"),
+    _operator("not_in", lambda x, y: x not in y, "x not in y", "x", "y"),
+    _operator("concat", lambda *parts: functools.reduce(operator.add, parts), "the parts joined by +", "x", "y"),
+    _operator("ord_", ord, "the code point of the character x"),
+    _operator("chr_", chr, "the character with code point x"),
+    _operator("to_list", list, "list(x)"),
+    _operator("to_tuple", tuple, "tuple(x)"),
+    _operator("to_set", set, "set(x)"),
+    _operator("to_dict", dict, "dict(x)"),
+    _operator("make_list", lambda *items: [*items], "a list of the items", "x"),
+    _operator("make_tuple", lambda *items: items, "a tuple of the items", "x"),
+    _operator("make_set", lambda *items: {*items}, "a set of the items", "x"),
+    _operator("make_dict", lambda **items: items, "a dict of the items"),
+    _operator("list_extend", lambda x, y: [*x, *y], "a new list: x with the items of y at its end", "x", "y"),
+    _operator("dict_update", lambda x, y: {**x, **y}, "a new dict: x with the items of y put over it", "x", "y"),
+):
+    setattr(operators, _method.op.name, _method)  # type: ignore[attr-defined]
+# fmt: on
+
+
+# ---- 2. Forward ----------------------------------------------------------------------------------
+#
+# What is recorded while a program runs?  Each call of a function marked with `@bundle`, as one node.
+#
+#       question ─┐
+#                 ├── answer ── answer:0          one node, whatever happens inside
+#       __code ───┘                               (a parameter, when the function is trainable)
+#
+# The body sees plain values. If it fails, the node is an ExceptionNode and its message is feedback;
+# if it looks at a node that was not an argument, that is noticed. Last come modules, which hold
+# parameters, and the limits under which code written by a language model can be run.
+# Left out: feedback (section 3), language models (section 5).
+
+
+class ExecutionError(MinitraceError):
+    """A recorded operator or bundle failed; `exception_node` stands where its output would.
+
+    The node's parents are the inputs of the call, so feedback about the failure reaches the parameters
+    that had a part in it. `__cause__` is the original exception.
+
+    >>> @bundle()
+    ... def half(x):
+    ...     return 1 / x
+    >>> try:
+    ...     half(node(0, name="x"))
+    ... except ExecutionError as error:
+    ...     print(error.exception_node.data)
+    (ZeroDivisionError) division by zero
+    """
+
+    def __init__(self, exception_node: ExceptionNode) -> None:
+        super().__init__(exception_node)
+        self.exception_node = exception_node
+
+    def __str__(self) -> str:
+        return f"{self.exception_node.data}, in {self.exception_node.op_name}"
+
+
+class TraceMissingInputsError(MinitraceError):
+    """A bundle's body used a node that was not among its arguments, so the graph would miss an edge.
+
+    >>> fee = node(2, name="fee", trainable=True)
+    >>> @bundle()
+    ... def price(amount):
+    ...     return amount * fee.data
+    >>> price(10)
+    Traceback (most recent call last):
+    minitrace.TraceMissingInputsError: price() used fee:0, which is not among its arguments: pass it \
+as an argument, or use @bundle(allow_external_dependencies=True) to make it a parent
+    """
+
+
+class ExceptionNode(MessageNode[str]):
+    """What a call that raised left behind: a node whose data is `(TypeName) message`.
+
+    >>> try:
+    ...     node("7") + 1
+    ... except ExecutionError as error:
+    ...     print(error.exception_node.create_feedback())
+    (TypeError) can only concatenate str (not "int") to str
+    """
+
+    __slots__ = ("_full",)
+
+    def create_feedback(self, style: str = "simple") -> str:
+        """The failure as feedback: its message, or in "full" also the source, the failing line marked."""
+        if style not in ("simple", "full"):
+            raise ValueError(f"create_feedback() knows 'simple' and 'full', not {style!r}")
+        return self.data if style == "simple" else getattr(self, "_full", self.data)
+
+
+def _execution_error(op: _Operator, call: _Call, error: Exception) -> ExecutionError:
+    """The error of a failed call; of bundles inside bundles, what the innermost one reported."""
+    inner = getattr(error, "exception_node", None)
+    message = inner.data if inner is not None else f"({type(error).__name__}) {error}".rstrip()
+    exception_node: Any = _record(op, call, message, ExceptionNode)
+    exception_node._full = inner._full if inner is not None else message + _marked_source(error)
+    return ExecutionError(exception_node)
+
+
+def _original(error: Exception) -> BaseException:
+    return error.__cause__ or error if isinstance(error, ExecutionError) else error
+
+
+def _marked_source(error: Exception) -> str:
+    """The source of the user's function that failed, an arrow at the line, and the way further in."""
+    import inspect
+    import traceback
+
+    if hasattr(error, "where"):  # it failed in a child process, which says where
+        return f"\n{error.where}"
+    text = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == __file__:
+            continue
+        try:
+            lines, first = inspect.getsourcelines(frame.f_code)
+        except (OSError, TypeError):
+            continue
+        if text:
+            text += f"\nin {frame.f_code.co_name}: {lines[line - max(first, 1)].strip()}"
+            continue
+        lines[line - max(first, 1)] = (
+            lines[line - max(first, 1)].rstrip() + f"   <-- {type(error).__name__}\n"
+        )
+        shown = itertools.dropwhile(lambda row: row.lstrip().startswith("@"), lines)
+        text = "\n" + textwrap.dedent("".join(shown)).rstrip()
+    return text
+
+
+@contextlib.contextmanager
+def stop_tracing() -> Iterator[None]:
+    """A block in which nothing is recorded: results are nodes without parents.
+
+    It holds for this thread or task only, and nests.
+
+    >>> x = node(1)
+    >>> with stop_tracing():
+    ...     y = x + 1
+    >>> y.data, y.parents
+    (2, ())
+    """
+    token = _scope.set(_Scope(_scope.get(), tracing=False))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+class _Body:
+    """The body of a bundle as it runs: it opens a scope, and makes a node of how it ends."""
+
+    __slots__ = ("bundle", "call", "data", "key", "scope", "token", "watched")
+
+    def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
+        self.bundle, self.call, self.key = bundle, call, key
+        self.data: Any = None
+
+    def __enter__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        plain, keywords = arguments = self.call.arguments(to_data)
+        self.watched = [
+            (name, value, _contents(value))
+            for name, value in zip(self.call.names, (*plain, *keywords.values()))
+            if isinstance(value, (list, dict, set))
+        ]
+        self.scope = _Scope(_scope.get(), True, self.key)
+        self.token = _scope.set(self.scope)
+        return arguments
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        _scope.reset(self.token)
+        for name, value, before in self.watched:
+            now = _contents(value)
+            if len(now) != len(before) or any(map(operator.is_not, now, before)):
+                warnings.warn(
+                    f"{self.bundle.__name__}() changed its argument {name!r}, a {type(value).__name__}, "
+                    "in place: the graph shows the changed value as its input; work on a copy",
+                    stacklevel=4,
+                )
+        self._keep_outside()
+        if isinstance(error, Exception) and self.bundle.catches(error):
+            raise _execution_error(self.bundle.op, self.call, error) from _original(error)
+
+    def _keep_outside(self) -> None:
+        """Make parents of the nodes that the body found outside, or say which it should not have."""
+        if not self.scope.reads:
+            return
+        given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
+        outside = [node for number, node in self.scope.reads.items() if number not in given]
+        strays = [node.name for node in outside if node._base != "__code"]
+        if strays and not self.bundle.allow_external_dependencies:
+            raise TraceMissingInputsError(
+                f"{self.bundle.__name__}() used {', '.join(strays)}, which is not among its arguments: "
+                "pass it as an argument, or use @bundle(allow_external_dependencies=True) to make it a parent"
+            )
+        self.call = self.call._replace(outside=tuple(outside))
+
+
+def _contents(value: Any) -> list[Any]:
+    return [*value, *value.values()] if isinstance(value, dict) else list(value)
+
+
+class Bundle:
+    """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
+
+    def __init__(
+        self, function: Callable[..., Any], description: str | None = None, **options: Any
+    ) -> None:
+        import inspect
+
+        functools.update_wrapper(self, function)
+        self.fun = function
+        inner = inspect.unwrap(function)
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        self._inner = inner
+        self.__name__ = getattr(inner, "__name__", type(inner).__name__)
+        self.__qualname__ = getattr(inner, "__qualname__", self.__name__).replace("<locals>.", "")
+        self.is_async = inspect.iscoroutinefunction(inner)
+        self.trainable: bool = options["trainable"]
+        self.traceable_code: bool = options["traceable_code"]
+        self.catch_execution_error: bool = options["catch_execution_error"]
+        self.allow_external_dependencies: bool = options["allow_external_dependencies"]
+        self.limits: Limits | None = options["limits"]
+        self._attribute: tuple[type, str] | None = None
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._plan(function)
+        words = description or f"[{self.__qualname__}] {inspect.getdoc(inner) or ''}".strip()
+        named = re.match(r"\s*\[([^\]]+)\]\s*", words)
+        name = named.group(1) if named else self.__qualname__
+        words = words[named.end() :] if named else words
+        self.parameter: ParameterNode[str] | None = None
+        if self.trainable:
+            self._train(inner, options["source"], options["projections"])
+            name, words = "eval", f"{name}: {words}" if words else f"{name}, by the code in __code"
+        names = ("__code",) * self.trainable + self._positional + self._keyword_only
+        self.op = _Operator(
+            name,
+            words,
+            names,
+            self._evaluate if self.trainable else function,
+            options["effects"],
+            len(self._positional) + self.trainable,
+            self,
+        )
+
+    def _plan(self, function: Callable[..., Any]) -> None:
+        """Read the signature once, so that a call need not."""
+        import inspect
+
+        try:
+            self.signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some functions written in C have none
+            self.signature = inspect.signature(lambda *args, **kwargs: None)
+        parameters = list(self.signature.parameters.values())
+        by_kind = lambda *kinds: tuple(p.name for p in parameters if p.kind in kinds)  # noqa: E731
+        P = inspect.Parameter
+        self._positional = by_kind(P.POSITIONAL_ONLY, P.POSITIONAL_OR_KEYWORD)
+        self._keyword_only = by_kind(P.KEYWORD_ONLY)
+        self._positional_only = frozenset(by_kind(P.POSITIONAL_ONLY))
+        self._rest = next(iter(by_kind(P.VAR_POSITIONAL)), None)
+        self._keywords = bool(by_kind(P.VAR_KEYWORD))
+        self._defaults = {
+            p.name: _wrap(p.default, p.name) for p in parameters if p.default is not p.empty
+        }
+        self._simple = len(self._positional) == len(parameters)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """The call with a name for every argument, defaults included; `TypeError` if it does not fit."""
+        positional = self._positional
+        if self._simple and not kwargs and len(args) == len(positional):
+            return _Call(positional, tuple(map(_wrap, args, positional)), len(args))
+        left = dict(kwargs)
+
+        def take(name: str) -> Any:
+            given = name in left and name not in self._positional_only
+            return left.pop(name) if given else self._defaults[name]
+
+        try:
+            values = [*args, *map(take, positional[len(args) :])]
+            last = [*map(take, self._keyword_only)]
+        except KeyError:
+            raise self._misfit(args, kwargs) from None
+        extra = len(values) - len(positional)
+        if (extra and not self._rest) or (left and not self._keywords):
+            raise self._misfit(args, kwargs)
+        names = (
+            *positional,
+            *(f"{self._rest}_{i}" for i in range(extra)),
+            *self._keyword_only,
+            *left,
+        )
+        wrapped = tuple(map(_wrap, (*values, *last, *left.values()), names))
+        return _Call(names, wrapped, len(values))
+
+    def _misfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            return TypeError(f"{self.__name__}() {error}")
+        return TypeError(f"{self.__name__}() does not take these arguments")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        scope = _scope.get()
+        parameter = self.parameter and self.code_of(args[0] if args else None)
+        key = parameter or self
+        if self.traceable_code or (scope is not None and scope.runs(key)):
+            function = functools.partial(self._evaluate, parameter.data) if parameter else self.fun
+            result = function(*args, **kwargs)
+            return node(result) if self.traceable_code and not self.is_async else result
+        call = self._bind(args, kwargs)
+        if parameter is not None:
+            call = _Call(("__code", *call.names), (parameter, *call.values), call.positional + 1)
+        return (self._later if self.is_async else self._now)(_Body(self, call, key))
+
+    def _now(self, body: _Body) -> MessageNode[Any]:
+        with body as (args, kwargs):
+            body.data = to_data(self.op.function(*args, **kwargs))  # type: ignore[misc]
+        return _record(self.op, body.call, body.data)
+
+    async def _later(self, body: _Body) -> MessageNode[Any]:
+        with body as (args, kwargs):
+            body.data = to_data(await self.op.function(*args, **kwargs))  # type: ignore[misc]
+        return _record(self.op, body.call, body.data)
+
+    def catches(self, error: Exception) -> bool:
+        """Is this failure the program's, to be recorded, or the library's own or its user's?"""
+        own = isinstance(error, MinitraceError) and not isinstance(
+            error, (ExecutionError, LimitError)
+        )
+        return self.catch_execution_error and not own
+
+    # Trainable code.
+    def _train(
+        self, inner: Any, source: str | None, projections: Iterable[Callable[[Any], Any]]
+    ) -> None:
+        """Make the function's source a parameter."""
+        if self.__name__ == "<lambda>":
+            raise TypeError("a lambda cannot be trainable: its source has no name; use def")
+        self.source = textwrap.dedent(source).strip("\n") if source else _source_of(inner)
+        self.parameter = ParameterNode(
+            self.source,
+            "__code",
+            f"The source code of {self.__name__}.",
+            constraint=f"It must define: {_signature(self.source, self.__name__)}",
+            projections=projections or (),
+            check=functools.partial(
+                check_code, name=self.__name__, signature=self.source, limits=self.limits
+            ),
+        )
+
+    def code_of(self, instance: Any) -> ParameterNode[str]:
+        """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
+        shared = cast("ParameterNode[str]", self.parameter)
+        state = getattr(instance, "__dict__", None)
+        if (
+            self._attribute is None
+            or not isinstance(instance, self._attribute[0])
+            or type(state) is not dict
+        ):
+            return shared
+        own = state.get(self._attribute[1])
+        if not isinstance(own, ParameterNode):
+            own = state[self._attribute[1]] = shared._root(shared._data, "__code")
+        return own
+
+    def _evaluate(self, code: str, *args: Any, **kwargs: Any) -> Any:
+        """Run the code that the parameter holds now."""
+        if self.limits is not None:
+            return self.limits.run(code, self.__name__, args, kwargs)
+        function = self.fun if code == self.source else self._functions.get(code)
+        if function is None:
+            function = self._functions[code] = _function_from(code, self.__name__, self._inner)
+            while len(self._functions) > 16:
+                self._functions.pop(next(iter(self._functions)))
+        return function(*args, **kwargs)
+
+    def parameters(self) -> list[ParameterNode[Any]]:
+        """Its code, if that is trainable."""
+        return [self.parameter] if self.parameter else []
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The function's name, documentation, signature and file."""
+        code = getattr(self.fun, "__code__", None)
+        place = {"file": code.co_filename, "line": code.co_firstlineno} if code else {}
+        return {
+            "fun_name": self.__qualname__,
+            "fun": self.fun,
+            "signature": str(self.signature),
+            **place,
+        }
+
+    # As an attribute of a class it is a method. It stands before the instance's dictionary, where the
+    # instance's own code parameter lies under the same name.
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = owner, name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        state = getattr(instance, "__dict__", {})
+        found = state.get(self._attribute[1], self) if self._attribute else self
+        return (
+            _Bound(self, instance) if found is self or isinstance(found, ParameterNode) else found
+        )
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[cast(Any, self._attribute)[1]] = value
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        return f"<bundle {self.__qualname__}{self.signature}>"
+
+
+class _Bound:
+    """A bundle seen through an instance, which becomes its first argument."""
+
+    def __init__(self, bundle: Bundle, instance: Any) -> None:
+        self.__func__, self.__self__ = bundle, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__, name)
+
+    @property
+    def parameter(self) -> ParameterNode[str] | None:
+        """The instance's own code parameter."""
+        return self.__func__.code_of(self.__self__) if self.__func__.trainable else None
+
+    def parameters(self) -> list[ParameterNode[Any]]:
+        """The instance's own code parameter, in a list."""
+        return [self.parameter] if self.parameter else []
+
+    def __repr__(self) -> str:
+        return f"{self.__func__!r} of {type(self.__self__).__name__}"
+
+
+def _bundle(function: Any, description: str | None, options: dict[str, Any]) -> Any:
+    """Bundle a function, or the one inside a staticmethod, a classmethod or a property."""
+    if isinstance(function, (staticmethod, classmethod)):
+        return type(function)(_bundle(function.__func__, description, options))
+    if isinstance(function, property):
+        return property(_bundle(function.fget, description, options), function.fset, function.fdel)
+    if not callable(function):
+        raise TypeError(f"@bundle marks a function, not {_text(function, 60)}")
+    return Bundle(function, description, **options)
+
+
+def bundle(
+    description: Any = None,
+    *,
+    trainable: bool = False,
+    traceable_code: bool = False,
+    catch_execution_error: bool = True,
+    allow_external_dependencies: bool = False,
+    overwrite_python_recursion: bool = False,
+    projections: Iterable[Callable[[str], str]] | None = None,
+    source: str | None = None,
+    limits: Limits | None = None,
+    effects: bool = False,
+) -> Any:
+    """Mark a function: each call becomes one node, whose parents are the arguments.
+
+    Use it with or without parentheses, on functions, methods and `async def`. The body works on plain
+    values; a container that holds nodes is unwrapped, and each of them is a parent.
+
+    Args:
+        description: `"[op_name] what it does"`; the function's name and docstring by default.
+        trainable: make the function's source a parameter, which an optimizer may rewrite.
+        traceable_code: run the body on nodes, as if it were not bundled.
+        catch_execution_error: make a node of a failure and raise `ExecutionError`.
+        allow_external_dependencies: let the body use nodes that are no arguments; they become parents.
+        overwrite_python_recursion: accepted for programs written for Trace; recursion is one node.
+        projections: functions that move new code to code that is allowed.
+        source: the source, where Python keeps none (`python -c`, `exec`).
+        limits: run the code in a child process under these `Limits`.
+        effects: it does more than compute (asks a model, writes a file): `rerun` leaves it alone.
+
+    Raises: when called, `ExecutionError`, `TraceMissingInputsError`; `TypeError` for wrong arguments.
+
+    >>> @bundle(trainable=True)
+    ... def greet(name):
+    ...     "Greet somebody."
+    ...     return "Hello " + name
+    >>> greeting = greet(node("Ada", name="name"))
+    >>> greeting.data, list(greeting.inputs)
+    ('Hello Ada', ['__code', 'name'])
+    >>> greet.parameter.set("def greet(name):\\n    return 'Hi, ' + name + '!'")
+    >>> greet("Ada").data
+    'Hi, Ada!'
+
+    Source: Trace, arXiv:2406.16218, where it is `trace.bundle`.
+    """
+    options = {
+        "trainable": trainable,
+        "traceable_code": traceable_code,
+        "catch_execution_error": catch_execution_error,
+        "allow_external_dependencies": allow_external_dependencies,
+        "projections": projections,
+        "source": source,
+        "limits": limits,
+        "effects": effects,
+    }
+    if description is None or isinstance(description, str):
+        return functools.partial(_bundle, description=description, options=options)
+    return _bundle(description, None, options)
+
+
+def _source_of(function: Any) -> str:
+    """The source of a function as its author wrote it, dedented, without its bundle decorator.
+
+    Decorators above `@bundle` wrap the bundle, not the function, and go too; those below stay.
+    """
+    import ast
+    import linecache
+
+    code = getattr(function, "__code__", None)
+    lines = linecache.getlines(code.co_filename, function.__globals__) if code else []
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back:
+        frame = frame.f_back
+    try:
+        for found in ast.walk(ast.parse("".join(lines))):
+            if (
+                isinstance(found, (ast.FunctionDef, ast.AsyncFunctionDef))
+                and found.name == code.co_name
+            ):
+                if min(d.lineno for d in [*found.decorator_list, found]) == code.co_firstlineno:
+                    return _cut_out(found, lines, {**function.__globals__, **frame.f_locals})
+    except SyntaxError:
+        pass
+    raise ValueError(
+        f"the source of {function.__qualname__} cannot be read (from {code and code.co_filename}): "
+        "write the function in a file, or give it as bundle(trainable=True, source=text)"
+    )
+
+
+def _cut_out(found: Any, lines: list[str], namespace: dict[str, Any]) -> str:
+    """The lines of a function definition from below its bundle decorator, dedented."""
+    import ast
+
+    marks = [n for n, d in enumerate(found.decorator_list) if _names_bundle(d, namespace)]
+    kept = found.decorator_list[marks[0] + 1 :] if marks else found.decorator_list
+    first = kept[0].lineno if kept else found.lineno
+    margin = found.col_offset
+    inside = {
+        line  # of a text that runs over several lines: its own white space is part of its value
+        for part in ast.walk(found)
+        if isinstance(part, (ast.Constant, ast.JoinedStr))
+        and part is not getattr(found.body[0], "value", None)
+        for line in range(part.lineno + 1, cast(int, part.end_lineno) + 1)
+    }
+    rows = ((n, lines[n - 1]) for n in range(first, found.end_lineno + 1))
+    bare = (row if n in inside or row[:margin].strip() else row[margin:] or "\n" for n, row in rows)
+    return "".join(bare).rstrip()
+
+
+def _names_bundle(decorator: Any, namespace: dict[str, Any]) -> bool:
+    """Is this decorator `bundle`, whatever it is called here?"""
+    import ast
+
+    def value(part: Any) -> Any:
+        if isinstance(part, ast.Attribute):
+            return getattr(value(part.value), part.attr, None)
+        return namespace.get(part.id) if isinstance(part, ast.Name) else None
+
+    named = (value(part) for part in ast.walk(decorator))
+    return any(v is bundle or getattr(v, "func", None) in (bundle, _bundle) for v in named)
+
+
+def _signature(text: str, name: str) -> str:
+    """The line that defines the function `name` in a text of code."""
+    import ast
+
+    for part in ast.parse(text).body:
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.name == name:
+            returns = f" -> {ast.unparse(part.returns)}" if part.returns else ""
+            word = "async def" if isinstance(part, ast.AsyncFunctionDef) else "def"
+            return f"{word} {name}({ast.unparse(part.args)}){returns}:"
+    raise ValueError(f"the source does not define {name}()")
+
+
+@functools.lru_cache(maxsize=256)
+def _maker(text: str, free: tuple[str, ...], name: str) -> CodeType:
+    """The code of a function that, called, defines what the text defines and returns `name`.
+
+    It lies inside another that holds the free names, so that it can be given the living cells of a
+    closure; its globals are those of whoever calls it, and nothing is written there.
+    """
+    import __future__
+    import ast
+    import linecache
+
+    filename = f"<code of {name}, {zlib.crc32(text.encode()):08x}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    _texts[filename] = None
+    while len(_texts) > 512:
+        linecache.cache.pop(_texts.popitem(last=False)[0], None)
+    nest = "def outer():\n {}\n def maker():\n  pass\n return maker"
+    tree = ast.parse(nest.format(" = ".join([*free, "None"])))
+    outer: Any = tree.body[0]
+    outer.body[1].body = [*ast.parse(text, filename).body, ast.parse(f"return {name}").body[0]]
+    code = compile(tree, filename, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    for _ in "outer", "maker":
+        code = next(part for part in code.co_consts if isinstance(part, CodeType))
+    return code
+
+
+_texts: OrderedDict[str, None] = OrderedDict()
+
+
+def _function_from(text: str, name: str, original: Any) -> Callable[..., Any]:
+    """The function that the text defines, in the place of `original`: its globals, closure, defaults."""
+    original = original if isinstance(original, FunctionType) else _function_from
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or ()))
+    code = _maker(text, tuple(sorted(cells)), name)
+    maker = FunctionType(
+        code, original.__globals__, name, None, tuple(cells[n] for n in code.co_freevars)
+    )
+    function: Any = maker()
+    if isinstance(function, FunctionType):
+        function.__defaults__, function.__kwdefaults__ = (
+            original.__defaults__,
+            original.__kwdefaults__,
+        )
+        function.__qualname__, function.__module__ = original.__qualname__, original.__module__
+    return cast("Callable[..., Any]", function)
+
+
+def _encode(value: Any, place: str = "value", as_text: bool = False) -> Any:
+    """The value as JSON, with tags for what JSON lacks: `{"$tuple": [1, 2]}`, `{"$float": "inf"}`.
+
+    What cannot be written is its text, `{"$text": ...}`, if `as_text`; else a `TypeError` names the place.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
+    if isinstance(value, bytes):
+        return {"$bytes": value.hex()}
+    if isinstance(value, dict):
+        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        pairs = [(k, _encode(v, f"{place}[{_text(k, 60)}]", as_text)) for k, v in value.items()]
+        return (
+            dict(pairs) if plain else {"$dict": [[_encode(k, place, as_text), v] for k, v in pairs]}
+        )
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = sorted(value, key=_text) if isinstance(value, (set, frozenset)) else value
+        coded = [_encode(item, f"{place}[{n}]", as_text) for n, item in enumerate(items)]
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        return coded if kind is list else {f"${kind.__name__}": coded}
+    if as_text:
+        return {"$text": _text(value)}
+    raise TypeError(f"{place}: a {type(value).__name__} cannot be written as JSON")
+
+
+_TAGS: dict[str, Callable[[Any], Any]] = {
+    "$tuple": lambda items: tuple(map(_decode, items)),
+    "$set": lambda items: set(map(_decode, items)),
+    "$frozenset": lambda items: frozenset(map(_decode, items)),
+    "$dict": lambda pairs: {_decode(key): _decode(value) for key, value in pairs},
+    "$bytes": bytes.fromhex,
+    "$float": float,
+    "$text": str,
+}
+
+
+def _decode(value: Any) -> Any:
+    """The value that `_encode` wrote."""
+    if isinstance(value, list):
+        return [*map(_decode, value)]
+    if not isinstance(value, dict):
+        return value
+    tag = next(iter(value), "")
+    if len(value) == 1 and tag in _TAGS:
+        return _TAGS[tag](value[tag])
+    return {key: _decode(item) for key, item in value.items()}
+
+
+def _write(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file whole: under another name first, then in place of the old one."""
+    import tempfile
+
+    handle, name = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)), suffix=".tmp")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+class Module:
+    """An object with parameters: what `torch.nn.Module` is to tensors.
+
+    Parameters are found in attributes that are parameters, trainable bundles, modules, or lists, tuples
+    and dicts of these at any depth; a property is never run. Calling a module runs `forward`.
+
+    >>> class Greeter(Module):
+    ...     def __init__(self):
+    ...         self.words = [node("Hello", name="word", trainable=True)]
+    ...     def forward(self, name):
+    ...         return self.words[0] + ", " + name
+    >>> greeter = Greeter()
+    >>> greeter("Ada").data, list(greeter.parameters_dict())
+    ('Hello, Ada', ['words.0'])
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What a call runs: yours to write."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def parameters(self) -> list[ParameterNode[Any]]:
+        """Every parameter, each once."""
+        return list(self.parameters_dict().values())
+
+    def parameters_dict(self) -> dict[str, ParameterNode[Any]]:
+        """Every parameter by the dotted path of attributes that leads to it first."""
+        found: dict[str, ParameterNode[Any]] = {}
+        known: set[int] = set()
+        for path, parameter in _parameters_in("", self, set()):
+            if parameter._number not in known:
+                known.add(parameter._number)
+                found[path] = parameter
+        return found
+
+    def copy(self) -> Any:
+        """A new object of the same class that shares every attribute, parameters too."""
+        return copy.copy(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters' values to a file as JSON, whole or not at all."""
+        values = {name: _encode(each._data, name) for name, each in self.parameters_dict().items()}
+        _write(path, json.dumps({"minitrace": 1, "parameters": values}, indent=1, allow_nan=False))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read values that `save` wrote. All are checked, code too, before any is set.
+
+        Raises: `ValueError` that lists what is missing and what is extra, or says which value is wrong.
+        """
+        with open(path, encoding="utf-8") as file:
+            saved = json.load(file)
+        if not isinstance(saved, dict) or not isinstance(saved.get("parameters"), dict):
+            raise ValueError(f"{os.fspath(path)} is not a saved module")
+        own, values = self.parameters_dict(), saved["parameters"]
+        missing, extra = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
+        if missing or extra:
+            raise ValueError(
+                f"{os.fspath(path)} is of another module: missing {missing}, extra {extra}"
+            )
+        good = {name: own[name].checked(_decode(value)) for name, value in values.items()}
+        for name, value in good.items():
+            own[name].set(value)
+
+
+def _parameters_in(
+    path: str, value: Any, seen: set[int]
+) -> Iterator[tuple[str, ParameterNode[Any]]]:
+    """The parameters in a value, each with its path. What was seen is not entered again."""
+    if isinstance(value, ParameterNode):
+        yield path, value
+    elif isinstance(value, (Bundle, _Bound)):
+        yield from ((path, parameter) for parameter in value.parameters())
+    elif isinstance(value, (Module, list, tuple, dict)) and id(value) not in seen:
+        seen.add(id(value))
+        for name, item in _attributes(value):
+            yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
+
+
+def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The items of a container, or the attributes of a module: its own, then those of its classes."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    own = dict(vars(value))
+    for kind in type(value).__mro__:
+        for name, item in vars(kind).items():
+            item = getattr(item, "__wrapped__", item) if not isinstance(item, Bundle) else item
+            item = item.__get__(value) if isinstance(item, Bundle) and item._attribute else item
+            if isinstance(item, (Bundle, _Bound)) or name not in own:
+                own[name] = own[name] if isinstance(own.get(name), (Bundle, _Bound)) else item
+    return list(own.items())
+
+
+def model(cls: type[Any]) -> type[Any]:
+    """Make a plain class a `Module`; its name, docstring and `isinstance` stay.
+
+    >>> @model
+    ... class Counter:
+    ...     "It counts."
+    ...     def __init__(self):
+    ...         self.step = node(1, name="step", trainable=True)
+    >>> Counter.__name__, Counter.__doc__, len(Counter().parameters())
+    ('Counter', 'It counts.', 1)
+    """
+    facts = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls, Module), facts)
+
+
+class LimitError(MinitraceError):
+    pass
+
+
+class Limits:
+    pass
+
+
+def check_code(source, name, signature=None, limits=None):
+    import ast
+
+    ast.parse(source)
+
+
+# ---- 3. Backward ---------------------------------------------------------------------------------
+#
+# How does feedback reach what may change?  From the output to the parents, the last made first.
+#
+#       x:0 ──┐                           output.backward("too small")
+#             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then x:0 and y:0,
+#       y:0 ──┘                           each once, after all that it fed
+#
+# A propagator says how feedback starts, how several merge, and what each parent receives. With sums it
+# is a gradient; with one growing TraceGraph it is Trace. The graph is never changed by the walk.
+# Left out: what the parameters should become (section 4).
+
+
+class GraphError(MinitraceError):
+    """A trace graph that cannot be read or used: it says what is wrong, and at which node.
+
+    >>> TraceGraph.from_json('{"format": "minitrace-graph", "version": "1.0", "nodes": [{"id": "x"}, {"id": "x"}]}')
+    Traceback (most recent call last):
+    minitrace.GraphError: nodes[1]: the id 'x' is used twice
+    """
+
+
+class Propagator:
+    """How feedback flows: three small duties, which a subclass may redefine.
+
+    `init_feedback` says how it starts, `aggregate` how several that reach one node merge, `propagate`
+    what each parent receives. `register` overrides `propagate` for one operator.
+
+    The derivative of a sum and of a product are enough for a first gradient:
+
+    >>> gradients = SumPropagator()
+    >>> gradients.register("multiply", lambda node, g: [g * node.parents[1].data, g * node.parents[0].data])
+    >>> x, y = node(3.0, name="x", trainable=True), node(4.0, name="y", trainable=True)
+    >>> found = backward(x * y + x, 1.0, gradients)
+    >>> found[x], found[y]
+    (5.0, 3.0)
+    """
+
+    def __init__(self) -> None:
+        self._rules: dict[str, Callable[[Node[Any], Any], Sequence[Any]]] = {}
+
+    def register(self, op_name: str, function: Callable[[Node[Any], Any], Sequence[Any]]) -> None:
+        """Let `function(node, feedback)` say what the parents of this operator's nodes receive: a list
+        with one feedback for each of `node.parents`."""
+        self._rules[op_name] = function
+
+    def init_feedback(self, node: Node[Any], feedback: Any) -> Any:
+        """What an output itself receives."""
+        return feedback
+
+    def start(self, outputs: Sequence[Output]) -> list[Any]:
+        """What each of several outputs receives: `init_feedback` of each, unless they share it."""
+        return [self.init_feedback(each.node, each.feedback) for each in outputs]
+
+    def aggregate(self, feedbacks: list[Any]) -> Any:
+        """One feedback from those that the children of a node sent, the first child's first."""
+        raise NotImplementedError(f"{type(self).__name__} has no aggregate()")
+
+    def propagate(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
+        """What each of `node.parents` receives: the same, unless told otherwise."""
+        return [feedback] * len(node.parents)
+
+    def __call__(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
+        """`propagate`, or what was registered for the node's operator."""
+        sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
+        if len(sent) != len(node.parents):
+            raise ValueError(
+                f"{node.op_name} at {node.name}: {len(sent)} feedbacks for {len(node.parents)} parents"
+            )
+        return sent
+
+
+class _Texts(str):
+    """Several texts joined, each once, that remembers them."""
+
+    pieces: tuple[str, ...]
+
+
+class SumPropagator(Propagator):
+    """Feedback that adds up: numbers are summed, texts are joined, each text once.
+
+    `None` says nothing and adds nothing.
+
+    >>> x = node(1, name="x", trainable=True)
+    >>> backward(x + x, 1, SumPropagator())[x], backward(x + x, "too small", SumPropagator())[x]
+    (2, 'too small')
+    """
+
+    def aggregate(self, feedbacks: list[Any]) -> Any:
+        """The sum of numbers, or the distinct texts in lines of their own."""
+        said = [feedback for feedback in feedbacks if feedback is not None]
+        if len(said) < 2 or not all(isinstance(feedback, str) for feedback in said):
+            return functools.reduce(operator.add, said) if said else None
+        pieces = tuple(dict.fromkeys(p for text in said for p in getattr(text, "pieces", (text,))))
+        joined = _Texts("\n".join(pieces))
+        joined.pieces = pieces
+        return joined
+
+
+class GraphPropagator(Propagator):
+    """Feedback that carries the graph along: every node it passes joins one `TraceGraph`.
+
+    One backward makes one graph, shared by all the parameters it reaches.
+
+    >>> x = node(1, name="x", trainable=True)
+    >>> (x + 1).backward("too small")
+    >>> graph = x.feedback[0]
+    >>> [record.kind for record in graph], graph.feedback
+    (['parameter', 'input', 'operator'], ['too small'])
+
+    Source: Trace, arXiv:2406.16218, where it is the minimal subgraph propagator.
+    """
+
+    def start(self, outputs: Sequence[Output]) -> list[Any]:
+        """One new graph for all the outputs, with what was said of each."""
+        graph = TraceGraph()
+        graph.outputs = [each._replace(node=each.node._number) for each in outputs]
+        return [graph] * len(outputs)
+
+    def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
+        """The one graph that they all are."""
+        return feedbacks[0]
+
+    def propagate(self, node: Node[Any], feedback: TraceGraph) -> Sequence[Any]:
+        """The graph, with this node in it."""
+        feedback.add(node)
+        return [feedback] * len(node.parents)
+
+
+class Output(NamedTuple):
+    """An output, what was said of it, and its score if there was one (higher is better).
+
+    `node` is the node itself for a propagator; in a `TraceGraph`, its number there.
+    """
+
+    node: Any
+    feedback: Any
+    score: float | None = None
+
+
+def backward(
+    output: Node[Any] | Sequence[Node[Any]],
+    feedback: Any = "",
+    propagator: Propagator | None = None,
+    *,
+    score: Any = None,
+) -> dict[Node[Any], Any]:
+    """Carry feedback from an output to every node that lies between it and a parameter.
+
+    Nodes are visited in the reverse of their creation, so each has heard from all its children before
+    it is its turn. Takes time linear in the graph, a sort aside, and leaves the graph as it was.
+
+    Args:
+        output: a node, or a list of nodes with a list of feedback.
+        feedback: any object, often words; `None` is allowed.
+        propagator: how it flows; a `GraphPropagator` by default.
+        score: a number, higher is better; for several outputs a list.
+
+    Returns: what each node reached received, merged: a dict from node to feedback. Nothing is stored;
+        `node.backward` does that. If no parameter is reached there is a warning, and it is empty.
+
+    >>> GRAPH.clear()
+    >>> x, y = node(2, name="x", trainable=True), node(3, name="y")
+    >>> found = backward(x + y, "too small", SumPropagator())
+    >>> [(each.py_name, words) for each, words in found.items()]
+    [('add0', 'too small'), ('x0', 'too small')]
+
+    Source: reverse mode differentiation; the order by counting is Kahn's, 1962, found once at creation.
+    """
+    propagator = propagator or GraphPropagator()
+    several = not isinstance(output, Node)
+    outputs = list(output) if several else [output]  # type: ignore[arg-type,list-item]
+    words = (
+        list(feedback)
+        if several and isinstance(feedback, (list, tuple))
+        else [feedback] * len(outputs)
+    )
+    scores = list(score) if isinstance(score, (list, tuple)) else [score] * len(outputs)
+    if not len(outputs) == len(words) == len(scores):
+        raise ValueError(
+            f"backward(): {len(outputs)} outputs, {len(words)} feedbacks, {len(scores)} scores"
+        )
+    waiting: dict[int, list[Any]] = defaultdict(list)
+    for each, start in zip(outputs, propagator.start([*map(Output, outputs, words, scores)])):
+        waiting[each._number].append(start)
+    reached = {}
+    for each in reversed(_ancestors(outputs, tracked=True)):
+        reached[each] = merged = propagator.aggregate(waiting.pop(each._number)[::-1])
+        for parent, sent in zip(each.parents, propagator(each, merged)):
+            if parent._tracked:
+                waiting[parent._number].append(sent)
+    if not reached:
+        names = ", ".join(each.name for each in outputs)
+        warnings.warn(
+            f"backward from {names} reaches no parameter: a trace ends where a value is read plainly, by ==, "
+            "bool, int(), an f-string or .data, and in stop_tracing",
+            stacklevel=2,
+        )
+    return reached
+
+
+def _backward_method(
+    output: Node[Any],
+    feedback: Any,
+    propagator: Propagator | None,
+    retain_graph: bool = False,
+    visualize: bool = False,
+    score: float | None = None,
+) -> Any:
+    """`Node.backward`: propagate, then store on the parameters what reached them."""
+    for each, received in backward(output, feedback, propagator, score=score).items():
+        if isinstance(each, ParameterNode):
+            each.feedback.append(received)
+    return TraceGraph.of(output).tree() if visualize else None
+
+
+class Record:
+    """A node as a trace graph keeps it: plain values, and other nodes by their numbers.
+
+    `kind` is parameter, input, operator or exception; `arguments` and `parents` go in pairs; `extra`
+    holds what a JSON form said beyond what is known here.
+    """
+
+    __slots__ = ("arguments", "base", "data", "description", "extra", "id", "kind", "number", "operator",
+                 "parameter", "parents", "type")  # fmt: skip
+
+    def __init__(self, number: int, base: str, kind: str, data: Any, **fields: Any) -> None:
+        self.number, self.base, self.kind, self.data = number, base, kind, data
+        self.type: str = fields.get("type") or type(data).__name__
+        self.description: str = fields.get("description", "")
+        self.operator: str | None = fields.get("operator")
+        self.arguments: tuple[str, ...] = fields.get("arguments", ())
+        self.parents: tuple[int, ...] = fields.get("parents", ())
+        self.parameter: ParameterNode[Any] | None = fields.get("parameter")
+        self.id: Any = fields.get("id")
+        self.extra: dict[str, Any] = fields.get("extra", {})
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.id or self.base} = {_text(self.data, 60)}>"
+
+
+class TraceGraph:
+    """The part of a graph between parameters and outputs, with the feedback: what an optimizer reads.
+
+    It holds plain records of the values as they were at backward, in topological order, and no live
+    node except the parameters that it can update. Iterating gives the records.
+
+    >>> GRAPH.clear()
+    >>> x = node(3, name="x", trainable=True)
+    >>> (x * 2).backward("too small", score=0.5)
+    >>> graph = x.feedback[0]
+    >>> [(graph.names[record.number], record.kind, record.data) for record in graph]
+    [('x0', 'parameter', 3), ('int0', 'input', 2), ('multiply0', 'operator', 6)]
+    >>> graph.feedback, graph.score
+    (['too small'], 0.5)
+    >>> TraceGraph.from_json(graph.to_json()).to_json() == graph.to_json()
+    True
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[int, Record] = {}
+        self._order: list[int] | None = None
+        self._names: dict[int, str] | None = None
+        self._children: dict[int, list[Record]] | None = None
+        self.outputs: list[Output] = []
+        self.extra: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, *nodes: Node[Any]) -> TraceGraph:
+        """The whole graph above some nodes, also where no parameter is."""
+        graph = cls()
+        graph.outputs = [Output(each._number, None) for each in nodes]
+        for each in _ancestors(nodes):
+            graph.add(each)
+        return graph
+
+    def add(self, node: Node[Any]) -> None:
+        """Take in a node, and as fixed inputs those of its parents that depend on no parameter."""
+        if isinstance(node, ParameterNode):
+            self._put(Record(node._number, node._base, "parameter", node._data,
+                             description=node.description, parameter=node))  # fmt: skip
+        elif node._op is None or not node.parents:
+            self._put(_input(node))
+        else:
+            kind = "exception" if isinstance(node, ExceptionNode) else "operator"
+            names = node._op.names if node._call is None else tuple(node.inputs)
+            parents = tuple(parent._number for parent in node.parents)
+            for parent in node.parents:
+                if not parent._tracked and parent._number not in self._records:
+                    self._put(_input(parent))
+            self._put(Record(node._number, node._base, kind, node._data, arguments=names, parents=parents,
+                             operator=node._op.name, description=node._op.description))  # fmt: skip
+
+    def _put(self, record: Record) -> None:
+        self._records[record.number] = record
+        self._order = self._names = self._children = None
+
+    @classmethod
+    def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
+        """One graph of several: shared nodes once, all the outputs."""
+        whole = cls()
+        for graph in graphs:
+            whole._records.update(graph._records)
+            whole.outputs += graph.outputs
+            whole.extra.update(graph.extra)
+        return whole
+
+    def __iter__(self) -> Iterator[Record]:
+        if self._order is None:
+            self._order = sorted(self._records)
+        return (self._records[number] for number in self._order)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: int) -> Record:
+        return self._records[number]
+
+    @property
+    def parameters(self) -> list[ParameterNode[Any]]:
+        """The parameters it can update."""
+        return [record.parameter for record in self if record.parameter is not None]
+
+    @property
+    def feedback(self) -> list[Any]:
+        """What was said of each output."""
+        return [output.feedback for output in self.outputs]
+
+    @property
+    def score(self) -> float | None:
+        """The mean of the scores that were given."""
+        scores = [output.score for output in self.outputs if output.score is not None]
+        return sum(scores) / len(scores) if scores else None
+
+    @property
+    def names(self) -> dict[int, str]:
+        """A name for each record, by its number: an identifier that nothing else here has.
+
+        Parameters keep their own. The others are counted in the order of this graph, so that what ran
+        before, or beside it in another thread, changes nothing.
+        """
+        if self._names is None:
+            fixed = {
+                r.number: r.parameter.py_name if r.parameter else str(r.id)
+                for r in self
+                if r.parameter or r.id
+            }
+            taken, counts = set(fixed.values()), defaultdict(itertools.count)  # type: ignore[var-annotated]
+            for record in self:
+                while record.number not in fixed:
+                    name = _identifier(f"{record.base}{next(counts[record.base])}")
+                    if name not in taken:
+                        fixed[record.number] = name
+                        taken.add(name)
+            self._names = fixed
+        return self._names
+
+    def children(self, node: Node[Any] | Record) -> list[Record]:
+        """The records computed from this one, in topological order."""
+        if self._children is None:
+            self._children = defaultdict(list)
+            for record in self:
+                for parent in dict.fromkeys(record.parents):
+                    self._children[parent].append(record)
+        number = node.number if isinstance(node, Record) else node._number
+        return self._children.get(number, [])
+
+    def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
+        """The graph as a text tree: see section 6."""
+        return _tree(self, ascii, lines)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The graph as JSON, in the format that tutorial chapter 9 documents."""
+        names = self.names
+        operators: dict[str, str] = {}
+        for record in self:
+            if record.operator:
+                operators.setdefault(record.operator, record.description)
+        nodes = [_node_json(record, names, operators) for record in self]
+        outputs = [
+            _known(
+                {
+                    "id": names[o.node],
+                    "feedback": _encode(o.feedback, as_text=True),
+                    "score": o.score,
+                }
+            )
+            for o in self.outputs
+        ]
+        form = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "nodes": nodes,
+            "operators": operators,
+            "outputs": outputs,
+        }
+        return json.dumps({**form, **self.extra}, indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> TraceGraph:
+        """Read a graph. Trainable nodes become new parameters, which an optimizer can update.
+
+        Raises: `GraphError` with the place of what is wrong: not JSON, not a trace graph, a newer major
+            version, an id used twice, an input that is no node, a cycle.
+        """
+        return _graph_from(_graph_form(text))
+
+
+_FORMAT, _VERSION = "minitrace-graph", "1.0"
+_NODE_FIELDS = {"id", "name", "kind", "operator", "inputs", "type", "value", "description", "constraint",
+                "choices", "bounds", "trainable"}  # fmt: skip
+
+
+def _known(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None and value != ""}
+
+
+def _input(node: Node[Any]) -> Record:
+    return Record(node._number, node._base, "input", node._data, description=node.description)
+
+
+def _node_json(record: Record, names: dict[int, str], operators: dict[str, str]) -> dict[str, Any]:
+    """One node of the JSON form."""
+    parameter = record.parameter
+    said = operators.get(record.operator or "") == record.description
+    form = {
+        "id": names[record.number],
+        "name": record.base,
+        "kind": record.kind,
+        "operator": record.operator,
+        "inputs": dict(zip(record.arguments, map(names.__getitem__, record.parents))) or None,
+        "type": record.type,
+        "description": "" if said else record.description,
+    }
+    if parameter is not None:
+        form["constraint"], form["trainable"] = parameter.constraint, True
+        form["choices"] = parameter.choices and _encode(parameter.choices, as_text=True)
+        form["bounds"] = parameter.bounds and [*map(_encode, parameter.bounds)]
+    return {**_known(form), "value": _encode(record.data, as_text=True), **record.extra}
+
+
+def _graph_form(text: str) -> dict[str, Any]:
+    """The JSON of a trace graph, its outside checked."""
+    try:
+        form = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"not JSON: {error}") from None
+    if not isinstance(form, dict) or not isinstance(form.get("nodes"), list):
+        raise GraphError(
+            f"not a trace graph: an object with format {_FORMAT!r} and a list of nodes is expected"
+        )
+    version = str(form.get("version", _VERSION))
+    if form.get("format", _FORMAT) != _FORMAT or not re.fullmatch(r"\d+(\.\d+)*", version):
+        raise GraphError(f"not a trace graph: format {form.get('format')!r}, version {version!r}")
+    if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
+        raise GraphError(
+            f"version {version} is newer than {_VERSION}, which is what this file reads"
+        )
+    return form
+
+
+def _graph_from(form: dict[str, Any]) -> TraceGraph:
+    """The graph of a JSON form."""
+    graph, numbers = TraceGraph(), {}
+    docs = form.get("operators", {}) if isinstance(form.get("operators"), dict) else {}
+    for place, spec in _sorted_specs(form["nodes"]):
+        try:
+            record = _record_from(spec, numbers, docs)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise GraphError(f"{place} ({spec['id']}): {error}") from None
+        numbers[str(spec["id"])] = record.number
+        graph._put(record)
+    for n, spec in enumerate(form.get("outputs") or []):
+        if not isinstance(spec, dict) or str(spec.get("id")) not in numbers:
+            raise GraphError(f"outputs[{n}]: it must be an object whose id is that of a node")
+        graph.outputs.append(
+            Output(numbers[str(spec["id"])], _decode(spec.get("feedback")), spec.get("score"))
+        )
+    outside = {"format", "version", "nodes", "operators", "outputs"}
+    graph.extra = {key: value for key, value in form.items() if key not in outside}
+    return graph
+
+
+def _sorted_specs(specs: list[Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The nodes of a JSON form, parents first, each with its place; ids and inputs checked."""
+    import graphlib
+
+    places: dict[str, tuple[str, dict[str, Any]]] = {}
+    for n, spec in enumerate(specs):
+        if not isinstance(spec, dict) or not isinstance(spec.get("id"), (str, int)):
+            raise GraphError(f"nodes[{n}]: it must be an object with an id")
+        if str(spec["id"]) in places:
+            raise GraphError(f"nodes[{n}]: the id {spec['id']!r} is used twice")
+        if not isinstance(spec.get("inputs") or {}, dict):
+            raise GraphError(
+                f"nodes[{n}] ({spec['id']}): inputs must be an object from argument to id"
+            )
+        places[str(spec["id"])] = f"nodes[{n}]", spec
+    parents = {
+        key: [*map(str, (spec.get("inputs") or {}).values())] for key, (_, spec) in places.items()
+    }
+    for key, names in parents.items():
+        for name in names:
+            if name not in places:
+                raise GraphError(f"{places[key][0]} ({key}): its input {name!r} is no node")
+    try:
+        order = graphlib.TopologicalSorter(parents).static_order()
+        return [places[key] for key in order]
+    except graphlib.CycleError as error:
+        raise GraphError(f"a cycle: {' -> '.join(error.args[1])}") from None
+
+
+def _record_from(spec: dict[str, Any], numbers: dict[str, int], docs: dict[str, str]) -> Record:
+    """One record of a JSON form, with a new parameter for a trainable node."""
+    value, inputs = _decode(spec.get("value")), spec.get("inputs") or {}
+    base = str(spec.get("name") or spec["id"])
+    trainable = spec.get("trainable", spec.get("kind") == "parameter")
+    fields = {key: spec[key] for key in ("type", "operator") if spec.get(key)}
+    fields["description"] = spec.get("description") or docs.get(spec.get("operator") or "", "")
+    fields["extra"] = {key: item for key, item in spec.items() if key not in _NODE_FIELDS}
+    if not trainable:
+        kind = spec.get("kind") or ("operator" if inputs else "input")
+        parents = tuple(numbers[str(parent)] for parent in inputs.values())
+        return Record(next(_numbers), base, kind, value, id=spec["id"],
+                      arguments=tuple(inputs), parents=parents, **fields)  # fmt: skip
+    if inputs:
+        raise ValueError("a trainable node is a root and has no inputs")
+    checks = {"choices": _decode(spec.get("choices")), "bounds": spec.get("bounds")}
+    bounds = checks["bounds"] and tuple(map(_decode, checks["bounds"]))
+    parameter = ParameterNode(value, base, fields["description"], constraint=spec.get("constraint"),
+                              choices=checks["choices"], bounds=bounds)  # fmt: skip
+    parameter._base, parameter._index = str(spec["id"]), ""  # type: ignore[assignment]
+    return Record(
+        parameter._number, base, "parameter", value, id=spec["id"], parameter=parameter, **fields
+    )
+
+
+def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node[Any]:
+    """The output as it would be if some nodes had other values, as the end of a new graph.
+
+    Only what depends on a changed node is computed again. A bundle marked with `effects`, and a call
+    of a language model, keeps its recorded value unless `effects` is true.
+
+    >>> x, y = node(3, name="x", trainable=True), node(4, name="y")
+    >>> (x * y + 1).rerun({x: 5}).data, x.data
+    (21, 3)
+    """
+    nodes = _ancestors([output])
+    strays = [each for each in changes if not any(each is known for known in nodes)]
+    if strays:
+        raise GraphError(f"rerun: {', '.join(map(_text, strays))} has no part in {output.name}")
+    values = {each._number: value for each, value in changes.items()}
+    new: dict[int, Node[Any]] = {}
+    for each in nodes:
+        if each._number in values:
+            new[each._number] = each._root(values[each._number], each._base)
+        elif any(p._number in new for p in each.parents) and (
+            effects or not cast(Any, each._op).effects
+        ):
+            new[each._number] = _again(each, new)
+    return new[output._number] if output._number in new else output
+
+
+def _again(each: Node[Any], new: dict[int, Node[Any]]) -> Node[Any]:
+    """A node computed again from new parents."""
+    import asyncio
+
+    op: Any = each._op
+    if op.function is None:
+        raise GraphError(
+            f"rerun: the function of {each.name} ({op.name}) is not known in this process"
+        )
+    call = each._call or _Call(op.names, each.parents, op.positional)
+    values = tuple(
+        _replace(value, lambda leaf: new.get(leaf._number, leaf)) for value in call.values
+    )
+    call = _Call(call.names, values, call.positional)
+    scope = _Scope(_scope.get(), tracing=True)
+    scope.values = {number: node._data for number, node in new.items()}
+    token = _scope.set(scope)
+    try:
+        if op.bundle is None:
+            return _run(op, call)
+        body = _Body(op.bundle, call, op.bundle)
+        return asyncio.run(op.bundle._later(body)) if op.bundle.is_async else op.bundle._now(body)
+    finally:
+        _scope.reset(token)
+
+
+# ---- 4. Optimize ---------------------------------------------------------------------------------
+#
+# What should the parameters become?  Four steps, each with its own name:
+#
+#       describe ──── the trace graph as a text that fits a budget          prompt()
+#       ask ───────── any callable from messages to text                    propose()
+#       check ─────── the reply is untrusted: type, choices, bounds, code
+#       apply ─────── all of it or none of it                               update()
+#
+# A refused reply changes nothing, and the reason goes back to whoever wrote it.
+# Left out: keys and wires (section 5). A language model is here any callable.
+
+
+class ReplyError(MinitraceError):
+    """The language model's replies could not be used, however often it was asked.
+
+    Nothing was changed. `replies` holds what it said, `problems` what was wrong with the last.
+
+    >>> x = node(1, name="x", trainable=True)
+    >>> optimizer = OptoPrime([x], llm=lambda messages: "banana", retries=0)
+    >>> optimizer.backward(x + 1, "too small")
+    >>> optimizer.step()
+    Traceback (most recent call last):
+    minitrace.ReplyError: no usable reply in 1 attempt: No answer was found in the reply, neither as \
+JSON nor in tags.
+    """
+
+    def __init__(
+        self, message: str, replies: Sequence[str] = (), problems: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.replies, self.problems = list(replies), list(problems)
+
+
+# What a reply may weigh: characters, and brackets inside brackets. More is refused, not tried.
+MAX_REPLY, MAX_DEPTH = 200_000, 64
+
+
+class Reading(NamedTuple):
+    """What a language model answered: raw values by variable name, or problems and no values.
+
+    A problem is a sentence that can go back to the language model. The values are as they were
+    written: `coerce_value` turns each into the type of its parameter.
+    """
+
+    reasoning: str
+    answer: str
+    values: dict[str, Any]
+    problems: list[str]
+
+
+def read_reply(text: str, names: Collection[str]) -> Reading:
+    """Read the new values of the variables `names` from a reply, as JSON or as tags.
+
+    Whatever can mean only one thing is read: JSON or a Python dict, in prose or a fence, with
+    comments, trailing commas and raw newlines; or tags, so that code needs no escaping. The last
+    complete answer counts. Whatever is cut short, said twice or addressed to nobody is a problem,
+    and then there are no values at all: a refusal costs a question more, a misreading a parameter.
+
+    Args:
+        text: the reply, at most MAX_REPLY characters; read in one pass, in linear time.
+        names: the variables' names as the prompt shows them, such as `x0` or `__code0`.
+
+    Returns: a Reading; never raises, whatever the text.
+
+    >>> read_reply('Sure! {"reasoning": "too low", "suggestion": {"x:0": 7,}}', ["x0"])
+    Reading(reasoning='too low', answer='', values={'x0': 7}, problems=[])
+    >>> read_reply('<variable name="x0"> 7 </variable>', ["x0"]).values
+    {'x0': ' 7 '}
+    >>> read_reply('{"suggestion": {"y0": 7}}', ["x0", "x1"]).problems
+    ["The reply sets 'y0', which is not a variable; the variables are x0, x1."]
+    >>> read_reply('{"suggestion": {"x0": 7', ["x0"]).problems
+    ['The reply cannot be read: it is cut short.']
+    """
+    if len(text) > MAX_REPLY:
+        long = f"The reply has {len(text):,} characters; at most {MAX_REPLY:,} are read."
+        return Reading("", "", {}, [long])
+    return _ReplyReader(text, names).read()
+
+
+# What a parameter of each type takes. A bool is no number here, and a set no list: it has no order.
+_NUMBER, _ITEMS = (int, float), (list, tuple)
+_TAKES: dict[type, tuple[type, ...]] = {bool: (bool,), int: _NUMBER, float: _NUMBER, dict: (dict,)}
+_TAKES |= {str: (str, *_NUMBER), list: _ITEMS, tuple: _ITEMS}
+_TAKES |= dict.fromkeys((set, frozenset), (set, *_ITEMS))
+
+
+def coerce_value(value: Any, like: Any) -> Any:
+    """Read a reply's raw value as the type of `like`, the value that a parameter has now.
+
+    Nothing is guessed: 7, 7.0 and "7" are the integer 7; 7.5, true and "banana" are none. Text is
+    read as a literal where something else than text is wanted ("false" is False, "[1]" a list), and
+    a number as its digits where text is wanted. 1, 0 and "yes" are no bools. Of lists, tuples, sets
+    and dicts only the outer type must match. `like=None` takes anything.
+
+    Raises: ValueError with a sentence that says what was expected and what came.
+
+    >>> coerce_value("7", like=1), coerce_value("false", like=True), coerce_value([1, 2], like=())
+    (7, False, (1, 2))
+    >>> coerce_value("banana", like=1)
+    Traceback (most recent call last):
+    ValueError: A value of type int is expected, not 'banana'.
+    """
+    if like is None:
+        return value
+    kind = next((kind for kind in _TAKES if isinstance(like, kind)), type(like))
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        literal = isinstance(value, str) and kind is not str
+        given, end = _read_literal(value) if literal else (value, 0)
+        taken = isinstance(given, _TAKES.get(kind, kind)) and not (literal and value[end:].strip())
+        if taken and isinstance(given, bool) is (kind is bool):
+            made: Any = kind(given) if kind in _TAKES else given
+            if made == given if kind is int else kind is not float or math.isfinite(made):
+                return made
+    wanted = "finite float" if kind is float else kind.__name__
+    raise ValueError(f"A value of type {wanted} is expected, not {_text(value, 80)}.")
+
+
+class _Unread(ValueError):
+    """Text that is no literal: `args` are what is wrong, and how far the text was read."""
+
+
+_TOKEN = re.compile(
+    r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<mark> [][(){},:])
+    | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:\\.|(?!(?P=quote))[^\\])*) (?P<end>(?P=quote))?
+    | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.]))
+    | (?P<word> [\w.]{1,99}) (?P<key>(?=\s*:))? | ."""
+)
+_ESCAPE = re.compile(r"(?s)\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5})|(.))")
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
+_ESCAPES |= {mark: mark for mark in "\\/\"'`"}
+_WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+
+
+def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
+    """Read one literal at `pos`, in JSON, Python or anything between, and say where it ends.
+
+        literal := string | number | word | "{" items "}" | "[" items "]" | "(" items ")"
+        items   := [literal [":" literal] {"," literal [":" literal]} [","]]
+        string  := text between two of ", ', `, three of " or three of '; newlines as they are
+        word    := true | false | null | none, in any case; before a colon any word
+
+    Space and comments (# // /* */) may stand between tokens. Each token is respelled as Python, and
+    Python's own reader does the rest. It gets brackets no deeper than MAX_DEPTH, and a value only
+    after a bracket, comma or colon: no chain of operators, calls or indices, which can crash it.
+    """
+    import ast
+
+    written, depth = [""], 0
+    for token in _TOKEN.finditer(text, pos):
+        spelled, pos = _spell(token), token.end()
+        depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
+        opens = spelled not in ")]},:"
+        if spelled == "?" or depth > MAX_DEPTH or (opens and written[-1] not in "([{,:"):
+            raise _Unread(f"it breaks off at {text[token.start() :][:40]!r}", pos)
+        written += [spelled] if spelled else []
+        if not depth and written[-1]:
+            break
+    else:
+        raise _Unread("it is cut short", len(text))
+    try:
+        tree = ast.parse("".join(written), mode="eval")
+        for part in ast.walk(tree):
+            keys = [key.value for key in getattr(part, "keys", ()) if isinstance(key, ast.Constant)]
+            if len(set(keys)) < len(keys):
+                raise _Unread("it has the same key twice", pos)
+        return ast.literal_eval(tree), pos
+    except (SyntaxError, TypeError):
+        raise _Unread("its commas, colons and brackets do not fit together", pos) from None
+
+
+def _spell(token: re.Match[str]) -> str:
+    """A token as Python spells it: space and comments as nothing, what is none as a question mark."""
+    if token["end"]:
+        plain = _ESCAPE.sub(_unescape, token["inside"])
+        return repr(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    if token["word"]:
+        word: str = token["word"]
+        return repr(word) if token["key"] is not None else _WORDS.get(word.lower(), "?")
+    return "" if token["space"] else token["mark"] or token["number"] or "?"
+
+
+def _unescape(found: re.Match[str]) -> str:
+    """The character that an escape stands for; one that Python does not know stands for itself."""
+    digits = found[1] or found[2] or found[3]
+    return chr(int(digits, 16)) if digits else _ESCAPES.get(found[4], found[0])
+
+
+_THOUGHT = re.compile(r"(?is)\s*<(think\w*|thoughts?|reflection|scratchpad)>(?:.*?</\1>|.*)")
+_NAMED = r"""<\s*(?:variable|var|parameter|param)\b
+    (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
+      | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )
+    (?P<wrapped>\s*<\s*value\s*>)?"""
+_KEY = r"""(?=\s*(?:(?P<key>["'`][\w:. -]{1,99}["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
+_OPENING = re.compile(rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | <(?P<tag>[\w:]{{1,99}})\s*>")
+_FIELDS = ("reasoning", "answer", "suggestion")
+_BARE, _TAGS, _WHOLE = 1, 2, 3
+
+
+class _ReplyReader:
+    """Reads a reply from left to right and keeps the last complete answer.
+
+        reply    := [thought] {object | variable | reasoning | any other character}
+        thought  := "<think>" text "</think>"
+        object   := a literal with the keys reasoning, answer, suggestion, or with names as keys
+        variable := "<x0>" value "</x0>" | "<variable name='x0'>" value "</variable>"
+                  | "<variable><name>x0</name><value>" value "</value></variable>"
+
+    A whole object, one with a reasoning or a suggestion, outranks tags, and tags outrank a bare
+    object such as `{"x0": 5}`: examples in the prose change nothing. What is meant as an answer but
+    is broken or cut short ranks as if it were not: it is a problem until another answer comes.
+    """
+
+    def __init__(self, text: str, names: Collection[str]) -> None:
+        self.text, self.names = text, names
+        folded = {name.casefold(): name for name in names}
+        self.known = (folded if len(folded) == len(names) else {}) | {name: name for name in names}
+        self.rank, self.reasoning, self.answer = 0, "", ""
+        self.values: dict[str, Any] = {}
+        self.problems: list[str] = []
+
+    def read(self) -> Reading:
+        """Read the whole text."""
+        thought = _THOUGHT.match(self.text)
+        pos = thought.end() if thought else 0
+        while opening := _OPENING.search(self.text, pos):
+            pos = self.read_object(opening) if opening[0] == "{" else self.read_tag(opening)
+        if re.match(r"</?[a-zA-Z_][^<>]*\Z", self.text[self.text.rfind("<") :]):
+            self.fail(_TAGS, "The reply is cut short inside a tag.")
+        if not (self.rank or self.reasoning):
+            self.fail(_BARE, "No answer was found in the reply, neither as JSON nor in tags.")
+        return Reading(
+            self.reasoning, self.answer, {} if self.problems else self.values, self.problems
+        )
+
+    def begin(self, rank: int) -> bool:
+        """Say whether an item of this rank counts; unless it joins other tags, it begins anew."""
+        if rank > self.rank or rank == self.rank != _TAGS:
+            self.rank, self.values, self.problems = rank, {}, []
+        return rank == self.rank
+
+    def fail(self, rank: int, problem: str) -> None:
+        """Note a problem with an item of this rank, if it counts."""
+        if self.begin(rank):
+            self.problems.append(problem)
+
+    def name(self, given: Any) -> str:
+        """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
+        plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
+        return self.known.get(plain) or self.known.get(plain.casefold(), "")
+
+    def assign(self, given: Any, value: Any) -> None:
+        """Note a value for a variable, or what is wrong with it."""
+        if not (name := self.name(given)):
+            known = f"the variables are {', '.join(self.names)}"
+            self.problems += [
+                f"The reply sets {_text(given, 80)}, which is not a variable; {known}."
+            ]
+        elif repr(self.values.setdefault(name, value)) != repr(value):
+            self.problems += [f"The reply gives {name} twice, with different values."]
+        del self.problems[8:]
+
+    def read_object(self, opening: re.Match[str]) -> int:
+        """Read the object that begins here, if it is one, and say where to go on."""
+        try:
+            found, pos = _read_literal(self.text, opening.start())
+            self.take(found if isinstance(found, dict) else {})
+        except _Unread as error:
+            problem, pos = error.args
+            key = opening["key"] or ""
+            meant = key[:1] in "\"'`" and (self.name(key) or key[1:-1] in _FIELDS)
+            if pos >= len(self.text) or meant:
+                self.fail(_WHOLE, f"The reply cannot be read: {problem}.")
+        return max(pos, opening.end())
+
+    def take(self, made: dict[Any, Any]) -> None:
+        """Take an answer from an object, if it has one of its fields or a variable's name."""
+        said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
+        form = {key: value for key, value in said if key in _FIELDS}
+        loose = [(key, value) for key, value in said if key not in _FIELDS]
+        ours = form or any(self.name(key) for key, _ in loose)
+        if not ours or not self.begin(_WHOLE if form.keys() - {"answer"} else _BARE):
+            return
+        self.reasoning = str(form.get("reasoning") or self.reasoning)
+        self.answer = str(form.get("answer") or "")
+        given = form.get("suggestion") or {}
+        if not isinstance(given, dict):
+            self.fail(_WHOLE, "The suggestion is not an object of names and values.")
+            return
+        if "suggestion" in form:
+            loose = [pair for pair in loose if self.name(pair[0])]
+        for key, value in [*given.items(), *loose]:
+            code = isinstance(value, str) and self.name(key).startswith("__code")
+            self.assign(key, _unfence(value) if code else value)
+
+    def read_tag(self, opening: re.Match[str]) -> int:
+        """Read what a tag holds, if it is one of ours, and say where to go on.
+
+        It ends at its last end before the next such tag, since a value may hold such an end.
+        """
+        tag = (opening["attribute"] or opening["child"] or opening["tag"]).strip().lower()
+        if not (opening["named"] or tag == "reasoning" or self.name(tag)):
+            return opening.end()
+        same = _NAMED if opening["named"] else rf"<{tag}\s*>"
+        after = re.compile(f"(?xi){same}").search(self.text, opening.end())
+        stop = after.start() if after else len(self.text)
+        words = r"variable|var|parameter|param" if opening["named"] else tag
+        ends = re.compile(rf"(?i)</\s*(?:{words})\s*>").finditer(self.text, opening.end(), stop)
+        *_, end = [None, *ends]
+        if not end:
+            rank = _WHOLE if tag == "reasoning" else _TAGS
+            self.fail(rank, f"The reply is cut short: the tag of {_text80(tag)} has no end.")
+            return opening.end()
+        body = self.text[opening.end() : end.start()]
+        if tag == "reasoning":
+            self.reasoning = body.strip()
+        elif self.begin(_TAGS):
+            body = body.rstrip().removesuffix("</value>") if opening["wrapped"] else body
+            self.assign(tag, _untag(body))
+        return end.end()
+
+
+def _unfence(text: str) -> str:
+    """What stands inside a fence of ``` or ~~~, if the text is one fence and nothing else."""
+    lines = text.strip().split("\n")
+    fence = re.match("`{3,}|~{3,}", lines[0])
+    mark = fence[0] if fence and lines[1:] and lines[-1].strip() == fence[0] else None
+    inner = [line.strip() for line in lines[1:-1] if mark and line.strip().startswith(mark)]
+    return "\n".join(lines[1:-1]) if mark and inner[:1] != [mark] else text
+
+
+def _untag(body: str) -> str:
+    """What stands between two tags, less what stands there for the tags' sake only.
+
+    That is: a line break at either end, a fence or a CDATA section around all of it, and entities
+    where there is a `&lt;` and no `<` shows that signs stand for themselves.
+    """
+    body = _unfence(re.sub(r"\A[ \t]*\r?\n|\r?\n[ \t]*\Z", "", body))
+    body = re.sub(r"(?s)\A\s*<!\[CDATA\[(.*)\]\]>\s*\Z", r"\1", body)
+    return html.unescape(body) if "&lt;" in body and "<" not in body else body
+
+
+_SYSTEM = """\
+You improve a program by changing its variables. It ran once: Code has a line for each call, in the \
+order they ran, with the value it gave after #. Feedback says how good the outputs were; work back from \
+it to the variables that caused them.
+Answer with one JSON object and nothing else:
+{"reasoning": "what caused the feedback, and which change would mend it", "answer": "if the instruction \
+or the feedback asks a question, its answer; else empty", "suggestion": {"variable name": new value}}
+In suggestion give each variable that should change, whole and in its own type. One that should stay is \
+left out; if nothing should change, suggestion is {}. A variable of type code is Python source in a JSON \
+string: it starts at the margin and keeps the name and the signature of its function."""
+
+_OBJECTIVE = "Change the variables so that the feedback becomes as good as it can."
+
+
+class Prompt(list[dict[str, str]]):
+    """The messages that an optimizer sends, with `stats` on what they show.
+
+    `stats` counts `characters`, `nodes`, `shown`, `left_out`, and says `why` some are left out.
+    """
+
+    stats: dict[str, Any]
+
+
+class Proposal(dict[ParameterNode[Any], Any]):
+    """New values by parameter, checked but not applied, and how they came about."""
+
+    prompt: Sequence[dict[str, str]] = ()
+    replies: Sequence[str] = ()
+    refused: Sequence[str] = ()
+    reasoning = answer = ""
+    usage: Any = None
+    seconds = 0.0
+
+    def diff(self) -> str:
+        """The changes as a unified diff."""
+        import difflib
+
+        rows: list[str] = []
+        for parameter, value in self.items():
+            old, new = (_lines(each) for each in (parameter._data, value))
+            rows += difflib.unified_diff(
+                old, new, parameter.py_name, f"{parameter.py_name} (new)", lineterm=""
+            )
+        return "\n".join(rows)
+
+
+def _lines(value: Any) -> list[str]:
+    return value.splitlines() if isinstance(value, str) else [_text(value)]
+
+
+class Attempt(NamedTuple):
+    """A step as an optimizer's history keeps it: the values that were tried, by name, what was said of
+    them, and the proposal that followed."""
+
+    values: dict[str, Any]
+    feedback: list[Any]
+    score: float | None
+    proposal: Proposal | None = None
+    diff: str = ""
+    reason: str = ""
+
+
+class Optimizer:
+    """What optimizers share: feedback in, checked proposals out, all of an update or none of it.
+
+    A subclass says how to make a proposal: by a prompt (`describe`, what it puts before the language
+    model) or, with `propose` redefined, in any way it likes.
+
+    Args:
+        parameters: parameters, or a module or bundle that has some.
+        llm: any callable from messages to text; what `MINITRACE_MODEL` names, or else a `StubLLM`.
+        propagator: how feedback flows; a `GraphPropagator`.
+        objective: the instruction, in words.
+        memory_size: how many past attempts a prompt shows.
+        max_tokens: passed on to the language model if given.
+        max_chars: what a prompt may take at most, in characters.
+        retries: how often it is asked again after a reply that cannot be used.
+        on_refusal: then "raise" a `ReplyError`, or "keep" the values as they are.
+        include_example: accepted for programs written for Trace; the prompt shows the form of a reply.
+
+    >>> GRAPH.clear()
+    >>> class Increment(Optimizer):
+    ...     def propose(self):
+    ...         return Proposal({parameter: parameter.data + 1 for parameter in self.parameters})
+    >>> x = node(1, name="x", trainable=True)
+    >>> Increment([x]).step(), x.data
+    ({<ParameterNode x:0 = 2>: 2}, 2)
+    """
+
+    def __init__(
+        self,
+        parameters: Any,
+        llm: Any = None,
+        propagator: Propagator | None = None,
+        *,
+        objective: str | None = None,
+        memory_size: int = 8,
+        max_tokens: int | None = None,
+        max_chars: int = 12_000,
+        retries: int = 2,
+        on_refusal: str = "raise",
+        include_example: bool = False,
+    ) -> None:
+        found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
+        self.parameters: list[ParameterNode[Any]] = list({id(p): p for p in found}.values())
+        self.llm, self.propagator = llm, propagator or GraphPropagator()
+        self.objective = objective or _OBJECTIVE
+        self.memory_size, self.max_tokens, self.max_chars = memory_size, max_tokens, max_chars
+        self.retries, self.on_refusal = retries, on_refusal
+        self.history: list[Attempt] = []
+        self.names = _distinct_names(self.parameters)
+
+    def zero_feedback(self) -> None:
+        """Forget the feedback of every parameter."""
+        for parameter in self.parameters:
+            parameter.zero_feedback()
+
+    def backward(self, output: Node[Any], feedback: Any = "", score: float | None = None) -> None:
+        """Send feedback from an output to the parameters, by this optimizer's propagator."""
+        for each, received in backward(output, feedback, self.propagator, score=score).items():
+            if isinstance(each, ParameterNode):
+                each.feedback.append(received)
+
+    def step(
+        self,
+        bypassing: bool = False,
+        verbose: bool = False,
+        approve: Callable[[str], Any] | None = None,
+    ) -> dict[ParameterNode[Any], Any]:
+        """Propose new values and set them; return what changed, by parameter.
+
+        Args:
+            bypassing: propose only; set nothing.
+            verbose: print the prompt and the replies.
+            approve: a function of the diff that returns true, or words of refusal.
+        """
+        proposal = self.propose()
+        if verbose:
+            print(
+                *(message["content"] for message in proposal.prompt), *proposal.replies, sep="\n\n"
+            )
+        verdict = approve(proposal.diff()) if approve and proposal else True
+        if bypassing or verdict is not True:
+            reason = "" if verdict is True else str(verdict or "refused")
+            self._remember(proposal, reason or "bypassed")
+            return dict(proposal) if bypassing else {}
+        return self.update(proposal)
+
+    def update(self, update: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
+        """Set new values, by parameter or by name: all of them, or none if one is refused."""
+        known = {**{name: p for p, name in zip(self.parameters, self.names)}}
+        chosen = {
+            known[key] if isinstance(key, str) else key: value for key, value in update.items()
+        }
+        good = {parameter: parameter.checked(value) for parameter, value in chosen.items()}
+        self._remember(
+            update if isinstance(update, Proposal) else Proposal(good), "" if good else "no change"
+        )
+        for parameter, value in good.items():
+            parameter._data = value
+        return good
+
+    def propose(self) -> Proposal:
+        """Ask for new values; nothing is set. Empty if nothing should change."""
+        return self._ask(self.prompt())
+
+    def prompt(self) -> Prompt:
+        """The messages that would be sent, before anything is spent."""
+        text, stats = self.describe(self.max_chars - len(_SYSTEM))
+        prompt = Prompt([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}])
+        prompt.stats = {"characters": len(_SYSTEM) + len(text), **stats}
+        return prompt
+
+    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+        """The problem in words, in at most `room` characters, and what is to be said about it."""
+        raise NotImplementedError(f"{type(self).__name__} has neither describe() nor propose()")
+
+    def graph(self) -> TraceGraph:
+        """All the feedback that the parameters hold, as one graph."""
+        graphs = {
+            id(g): g for p in self.parameters for g in p.feedback if isinstance(g, TraceGraph)
+        }
+        if not graphs:
+            raise MinitraceError(
+                "there is no feedback to learn from: call backward(output, feedback) before step()"
+            )
+        return TraceGraph.merged(graphs.values())
+
+    def _ask(self, prompt: Sequence[dict[str, str]]) -> Proposal:
+        """Ask the language model until a reply can be used, telling it what was wrong with the last."""
+        began, messages, replies, refused = time.monotonic(), list(prompt), [], []
+        llm = self.llm or _default_llm()
+        options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
+        for _ in range(self.retries + 1):
+            answer = llm(list(messages), **options)
+            replies.append(_reply_text(answer))
+            reply = read_reply(replies[-1], self.names)
+            proposal, problems = self._check(reply)
+            if not problems:
+                break
+            refused += problems
+            again = (
+                "That reply was refused and changed nothing:\n- "
+                + "\n- ".join(problems)
+                + "\nAnswer again, whole."
+            )
+            messages += [
+                {"role": "assistant", "content": replies[-1]},
+                {"role": "user", "content": again},
+            ]
+        if problems and self.on_refusal == "raise":
+            times = f"{len(replies)} attempt{'s' * (len(replies) > 1)}"
+            raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, problems)
+        proposal.prompt, proposal.replies, proposal.refused = prompt, replies, refused
+        proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
+        proposal.usage, proposal.seconds = getattr(answer, "usage", None), time.monotonic() - began
+        return proposal
+
+    def _check(self, reply: Reading) -> tuple[Proposal, list[str]]:
+        """The values of a reply as the parameters would take them, or why not."""
+        proposal, problems = Proposal(), list(reply.problems)
+        for parameter, name in zip(self.parameters, self.names):
+            if name in reply.values:
+                try:
+                    proposal[parameter] = parameter.checked(
+                        coerce_value(reply.values[name], parameter._data)
+                    )
+                except ValueError as error:
+                    problems.append(f"{name}: {error}")
+        changed = Proposal({p: v for p, v in proposal.items() if _text(v) != _text(p._data)})
+        return (Proposal(), problems) if problems else (changed, [])
+
+    def _remember(self, proposal: Proposal, reason: str = "") -> None:
+        feedback, score = [], None
+        with contextlib.suppress(MinitraceError):
+            graph = self.graph()
+            feedback, score = graph.feedback, graph.score
+        values = dict(zip(self.names, [p._data for p in self.parameters]))
+        self.history.append(Attempt(values, feedback, score, proposal, proposal.diff(), reason))
+
+
+def _distinct_names(parameters: list[Any]) -> list[str]:
+    """The parameters' names as prompts write them, which must differ."""
+    if not parameters:
+        raise ValueError("an optimizer needs at least one parameter: node(value, trainable=True)")
+    names: list[str] = []
+    for parameter in parameters:
+        if not isinstance(parameter, ParameterNode):
+            raise TypeError(f"an optimizer works on parameters; {_text(parameter, 60)} is none")
+        if parameter.py_name in names:
+            raise ValueError(
+                f"two parameters are called {parameter.py_name}: give one of them another name"
+            )
+        names.append(parameter.py_name)
+    return names
+
+
+def _reply_text(answer: Any) -> str:
+    """The text of what a language model returned: text, or a chat completion as object or dict."""
+    if isinstance(answer, str):
+        return answer
+    get: Any = (lambda x, key: x[key]) if isinstance(answer, dict) else getattr
+    try:
+        return str(get(get(get(answer, "choices")[0], "message"), "content") or "")
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise TypeError(f"a language model must return text, not {_text(answer, 80)}") from None
+
+
+_warned_of_stub = False
+
+
+def _default_llm() -> Any:
+    """The language model that the environment names, or the stub, with a warning the first time."""
+    global _warned_of_stub
+    if os.environ.get("MINITRACE_MODEL"):
+        return LLM()
+    if not _warned_of_stub:
+        _warned_of_stub = True
+        warnings.warn(
+            "no language model is configured, so a StubLLM answers: it can search numbers and choices but "
+            "not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's key, or pass llm=",
+            stacklevel=5,
+        )
+    return StubLLM()
+
+
+class OptoPrime(Optimizer):
+    """The optimizer that shows the language model the whole trace graph, as code.
+
+    The prompt has the calls as lines of code with the values they gave, the documentation of the
+    operators, the variables with their rules, the feedback, and past attempts. It obeys `max_chars`
+    on any graph: what is nearest to the outputs, to the parameters and to a failure stays.
+
+    >>> GRAPH.clear()
+    >>> x = node(3, name="x", trainable=True, bounds=(0, 10))
+    >>> optimizer = OptoPrime([x], llm=StubLLM())
+    >>> optimizer.backward(x * 2, "too low")
+    >>> print(optimizer.prompt()[1]["content"])
+    # Instruction
+    Change the variables so that the feedback becomes as good as it can.
+    # Code
+    multiply0 = x0 * 2  # 6
+    # Variables
+    (int) x0 = 3  # at least 0, at most 10
+    # Feedback
+    multiply0: too low
+    >>> optimizer.step()
+    {<ParameterNode x:0 = 6>: 6}
+
+    Source: Trace, arXiv:2406.16218. Its prompt lists every value in sections of its own; here a value
+    stands beside the call that gave it.
+    """
+
+    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+        """The graph as text."""
+        graph = self.graph()
+        fixed = [("Instruction", self.objective), ("Variables", self._variables())]
+        used = sum(len(text) + 20 for _, text in fixed)
+        if used + 400 > room:
+            raise ValueError(
+                f"the prompt's fixed text and the variables' own values take {self.max_chars - room + used:,} "
+                f"characters, and max_chars is {self.max_chars:,}: raise it, or optimize fewer parameters"
+            )
+        feedback = _cut(_feedback_text(graph), (room - used) // 3)
+        past = _cut(self._past(), (room - used) // 3)
+        view = _View(graph, room - used - len(feedback) - len(past) - 120)
+        sections = [
+            fixed[0],
+            ("Code", view.code()),
+            ("Documentation", view.documentation()),
+            fixed[1],
+            ("Inputs", view.inputs()),
+            ("Feedback", feedback),
+            ("Past attempts, the oldest first", past),
+        ]
+        return "\n".join(f"# {title}\n{text}" for title, text in sections if text), view.stats()
+
+    def _variables(self) -> str:
+        return "\n".join(map(_variable_text, self.parameters, self.names))
+
+    def _past(self) -> str:
+        """Past attempts, what was said of them, and what was refused."""
+        rows = []
+        for number, attempt in enumerate(
+            self.history[-self.memory_size :] if self.memory_size else [], 1
+        ):
+            values = "; ".join(
+                f"{name} = {_text(value, 300)}" for name, value in attempt.values.items()
+            )
+            rows.append(f"{number}. {values}")
+            rows += [f"   feedback: {_cut(str(each), 300)}" for each in attempt.feedback]
+            rows += [f"   score: {attempt.score:g}"] if attempt.score is not None else []
+            refused = attempt.proposal.refused if attempt.proposal else ()
+            rows += [f"   then refused: {_cut(each, 300)}" for each in refused]
+        return "\n".join(rows)
+
+
+def _variable_text(parameter: ParameterNode[Any], name: str) -> str:
+    """A parameter in the prompt: its whole value, and the rules for a new one."""
+    rules = [parameter.description, parameter.constraint or ""]
+    low, high = parameter.bounds or (None, None)
+    rules += [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+    rules += [f"one of {_text(parameter.choices)}"] * (parameter.choices is not None)
+    note = "  # " + ", ".join(filter(None, rules)) if any(rules) else ""
+    if parameter._base.startswith("__code"):
+        return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
+    return f"({type(parameter._data).__name__}) {name} = {_text(parameter._data)}{note}"
+
+
+def _feedback_text(graph: TraceGraph) -> str:
+    rows = []
+    for output in graph.outputs:
+        score = "" if output.score is None else f" (score: {output.score:g})"
+        rows.append(f"{graph.names[output.node]}: {output.feedback}{score}")
+    return "\n".join(rows)
+
+
+_FORMULA = re.compile(r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$")
+
+
+class _View:
+    """The part of a trace graph that fits into so many characters, as text.
+
+    Calls enter in the order of their distance from the outputs, failures first, with what they need:
+    the documentation of the operator, inputs that are too long to stand in the line.
+    """
+
+    def __init__(self, graph: TraceGraph, room: int) -> None:
+        self.graph, self.names = graph, graph.names
+        self.calls = [record for record in graph if record.parents]
+        self.outputs = {output.node for output in graph.outputs}
+        self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))
+        self.lines: dict[int, str] = {}
+        self.docs: dict[str, str] = {}
+        self.folded = self._repeated()
+        self._fill(room)
+
+    def _repeated(self) -> set[int]:
+        """The middle of every run of more than twelve calls of one operator in a row."""
+        folded: set[int] = set()
+        for _, group in itertools.groupby(
+            self.calls, key=lambda record: (record.operator, record.kind)
+        ):
+            run = [record.number for record in group]
+            folded.update(run[4:-4] if len(run) > 12 else ())
+        return folded
+
+    def _by_nearness(self) -> Iterator[Record]:
+        """The calls: failures, the outputs, then outwards from both ends."""
+        yield from (record for record in self.calls if record.kind == "exception")
+        wave, seen = list(self.outputs), set(self.outputs)
+        while wave:
+            records = [self.graph[number] for number in wave]
+            yield from (record for record in records if record.parents)
+            wave = [
+                p
+                for p in dict.fromkeys(itertools.chain(*(r.parents for r in records)))
+                if p not in seen
+            ]
+            seen.update(wave)
+
+    def _fill(self, room: int) -> None:
+        for record in self._by_nearness():
+            if record.number in self.lines or record.number in self.folded:
+                continue
+            line, doc = self._line(record), self._doc(record)
+            inputs = sum(len(self._input_line(p)) + 1 for p in record.parents if self._is_long(p))
+            room -= (
+                len(line)
+                + 1
+                + inputs
+                + (len(doc) + 1 if doc and record.operator not in self.docs else 0)
+            )
+            if room < 80:
+                break
+            self.lines[record.number] = line
+            if doc:
+                self.docs[cast(str, record.operator)] = doc
+
+    def _is_long(self, number: int) -> bool:
+        """Is this an input that needs a line of its own?"""
+        record = self.graph[number]
+        return record.kind == "input" and len(_text(record.data, 60)) > 40
+
+    def _operand(self, number: int) -> str:
+        record = self.graph[number]
+        plain = record.kind == "input" and not self._is_long(number)
+        return _text(record.data) if plain else self.names[number]
+
+    def _line(self, record: Record) -> str:
+        """A call as a line of code, with its value."""
+        given = dict(zip(record.arguments, map(self._operand, record.parents)))
+        if _FORMULA.match(record.description):
+            call = re.sub(
+                r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), record.description
+            )
+        else:
+            call = f"{record.operator}({', '.join(f'{name}={value}' for name, value in given.items())})"
+        limit = 1500 if record.number in self.outputs else self.limit
+        value = f"raised {record.data}" if record.kind == "exception" else _text(record.data, limit)
+        return f"{self.names[record.number]} = {call}  # {value}"
+
+    def _doc(self, record: Record) -> str:
+        known = _FORMULA.match(record.description)
+        return "" if known else f"{record.operator}: {_cut(record.description, 600)}"
+
+    def _input_line(self, number: int) -> str:
+        return f"{self.names[number]} = {_text(self.graph[number].data, self.limit)}"
+
+    def code(self) -> str:
+        """The lines in the order of the program, and a line for each gap."""
+        rows: list[str] = []
+        for shown, group in itertools.groupby(
+            self.calls, key=lambda record: record.number in self.lines
+        ):
+            records = list(group)
+            kinds = Counter(cast(str, record.operator) for record in records)
+            names = ", ".join(f"{name} {count}" for name, count in kinds.most_common(5))
+            first, last = (self.names[record.number] for record in (records[0], records[-1]))
+            note = f"# {len(records)} calls left out, {first} to {last}: {names}"
+            rows += [self.lines[record.number] for record in records] if shown else [note]
+        return "\n".join(rows)
+
+    def documentation(self) -> str:
+        """A line for each operator that is no formula."""
+        return "\n".join(self.docs.values())
+
+    def inputs(self) -> str:
+        """The inputs that are too long for a line of code, in the order of their first use."""
+        shown = (record for record in self.calls if record.number in self.lines)
+        used = dict.fromkeys(p for record in shown for p in record.parents if self._is_long(p))
+        return "\n".join(map(self._input_line, used))
+
+    def stats(self) -> dict[str, Any]:
+        """How many nodes there are, how many are shown, and why the others are not."""
+        out = len(self.calls) - len(self.lines)
+        folded = len(self.folded - self.lines.keys())
+        why = [f"{folded} repeat their neighbours"] * bool(folded) + [
+            f"{out - folded} for want of room"
+        ] * (out > folded)
+        return {
+            "nodes": len(self.graph),
+            "shown": len(self.graph) - out,
+            "left_out": out,
+            "why": ", ".join(why),
+        }
+
+
+# ---- 5. Language models ---------------------------------------------------------------------------
+#
+# How does text go out to a language model and come back, whoever serves it?
+#
+#     messages --> counted by every Budget --> LLM     --> POST, retries, one deadline --> Reply
+#                                              Replay  --> a line of a cassette        --> Reply
+#                                              Script  --> a canned reply              --> Reply
+#
+# A language model is any callable from messages to text; these are the ones we bring. A message is
+# {"role": ..., "content": ...}; a plain text is one message of the user. Left out, on purpose: streaming,
+# tools, images, and connection reuse (a reply takes seconds, a handshake does not).
+
+_Messages = list[dict[str, Any]]
+
+
+class LLMError(MinitraceError):
+    """A language model gave no usable answer.
+
+    The message says who was asked, where, what came back in the server's own words, and what to do.
+    It never holds a key.
+
+    Attributes:
+        kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (the server
+            answered with an error), `unreadable`, `empty`, `refused`, `filtered`, `cut off` (a limit
+            came before any text), `miss` (a `Replay` or `Script` has no such reply).
+        status: the HTTP status, 0 if there was none.
+        provider, model, url: who was asked, and where, without the query string.
+
+    >>> try:
+    ...     Script(["only one"]).map(["first", "second"], workers=1)
+    ... except LLMError as error:
+    ...     print(error.kind, "-", error)
+    miss - the script has no reply for call 2: 'second'
+    """
+
+    kind, status, provider, model, url, words = "setup", 0, "", "", "", ""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(facts)
+
+
+class BudgetError(MinitraceError):
+    """A call was stopped before it was made, because it would pass a limit of a `Budget`.
+
+    >>> with Budget(calls=2):
+    ...     Script(["yes"] * 3).map(["a", "b", "c"], workers=1)
+    Traceback (most recent call last):
+        ...
+    minitrace.BudgetError: this call would pass 2 calls; spent so far: 2 calls of 2, 4 tokens
+    """
+
+
+class Reply(str):
+    """The text that a language model gave, with what is known about it.
+
+    Attributes:
+        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
+        finish_reason: `"stop"`, or `"length"` for a text cut off by a limit, or the server's own word.
+        model: the language model that answered, in the server's words.
+
+    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
+    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
+    ('42', 1, 'stop')
+    """
+
+    usage: dict[str, int] | None
+    finish_reason: str
+    model: str
+
+    def __new__(
+        cls, text: str = "", usage: Any = None, finish_reason: str = "stop", model: str = ""
+    ) -> Reply:
+        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
+        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        self.usage, self.finish_reason, self.model = usage, finish_reason, model
+        return self
+
+
+def _dig(data: Any, *path: str | int) -> Any:
+    """The value at a path inside data that we do not trust, or None."""
+    for step in path:
+        try:
+            data = data[step]
+        except (LookupError, TypeError):
+            return None
+    return data
+
+
+def _content(content: Any) -> str:
+    """The text of a message's content: a string, or the text parts of a list."""
+    if isinstance(content, list):
+        return "".join(_content(_dig(p, "text")) for p in content if _dig(p, "type") == "text")
+    return content if isinstance(content, str) else ""
+
+
+def _prompt(messages: _Messages) -> str:
+    """A conversation as one text."""
+    return "\n".join(_content(message["content"]) for message in messages)
+
+
+def _tokens(text: str) -> int:
+    """Tokens in a text, roughly: four bytes each."""
+    return len(text.encode("utf-8", "replace")) // 4 + 1
+
+
+def _in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run `work` in this context, in a daemon thread: it never keeps a program from ending."""
+    from concurrent.futures import Future
+
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    return future
+
+
+class _LanguageModel:
+    """A callable from messages to `Reply`, counted by budgets; a subclass says how, in `_ask`."""
+
+    model: str | None = None
+    options: Mapping[str, Any] = {}
+
+    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        raise NotImplementedError
+
+    def __call__(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
+        """Ask once. Options go over those of the constructor; None takes one away."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": str(messages)}]
+        if not messages or any(not {"role", "content"} <= set(m) for m in messages):
+            raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
+        merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
+        return _counted(self, [dict(m) for m in messages], merged)
+
+    def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
+        """Ask all prompts, up to `workers` at a time; replies come in the order of the prompts.
+
+        The first failure is raised when the calls in flight have ended, and no other is started.
+        """
+        from concurrent.futures import FIRST_EXCEPTION, wait
+
+        asked = list(prompts)
+        replies, jobs = [Reply()] * len(asked), iter(list(enumerate(asked)))
+
+        def work() -> None:
+            for place, prompt in jobs:  # one iterator, shared: each job goes to one thread
+                replies[place] = self(prompt, **options)
+
+        threads = [_in_thread(work) for _ in range(max(1, min(workers, len(asked))))]
+        try:
+            wait(threads, return_when=FIRST_EXCEPTION)
+        finally:
+            list(jobs)
+        for thread in threads:
+            thread.result()
+        return replies
+
+    async def acall(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
+        """Ask without blocking the event loop; a cancelled call is left to its own deadline."""
+        from asyncio import wrap_future
+
+        return await wrap_future(_in_thread(lambda: self(messages, **options)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LanguageModel:
+        return self  # a connection, not a value: copies of its owner share it, key and all
+
+
+# ---- Budgets: a call reserves what it may cost, and settles when it is known what it did cost.
+
+_budgets: contextvars.ContextVar[tuple[Budget, ...]] = contextvars.ContextVar("budgets", default=())
+_ledger = threading.Lock()
+
+
+class Budget:
+    """A `with` block that stops the call that would pass a limit, before it is made.
+
+    Every call to a language model of ours counts once, whether it is live, replayed or scripted (a
+    `Replay` that asks a live one is one call), in each budget around it, threads and tasks included.
+    Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
+    length, the reply as long as the longest so far) and corrected after it, so that they pass a limit
+    by the calls in flight at most. A call that the server refused costs no tokens; one that ended
+    without an answer keeps its estimate.
+
+    Args:
+        calls, tokens, usd, seconds: the limits; seconds count from the first `with`.
+        prices: US dollars per million tokens, `{model: (input, output)}`, with `"*"` for any other.
+
+    Raises:
+        BudgetError: from the call that would pass a limit, or has no price under a limit in `usd`.
+
+    >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
+    ...     replies = Script(["Paris."] * 9).map(["Capital of France?"] * 2)
+    >>> print(budget.report())
+    2 calls of 5, 14 tokens, $0.0001 of 0.01
+    >>> budget.spent["calls"]
+    2
+    """
+
+    def __init__(
+        self,
+        calls: int | None = None,
+        tokens: int | None = None,
+        usd: float | None = None,
+        seconds: float | None = None,
+        *,
+        prices: Mapping[str, tuple[float, float]] = {},
+    ) -> None:
+        self.limits = {"calls": calls, "tokens": tokens, "usd": usd, "seconds": seconds}
+        self.prices, self._started, self._longest = prices, 0.0, 256
+        self.spent: dict[str, float] = dict.fromkeys(self.limits, 0)
+
+    def __enter__(self) -> Budget:
+        self._started = self._started or time.monotonic()
+        _budgets.set((*_budgets.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _budgets.set(_budgets.get()[:-1])
+
+    def report(self) -> str:
+        """What was spent, of which limits, in one line; calls in flight count by their estimate."""
+        self.spent["seconds"] = time.monotonic() - self._started if self._started else 0
+        forms = ("{:,} calls", "{:,} tokens", "${:.4f}", "{:.1f} s")
+        return ", ".join(
+            form.format(self.spent[kind]) + ("" if limit is None else f" of {limit:,}")
+            for (kind, limit), form in zip(self.limits.items(), forms)
+            if limit is not None or kind in ("calls", "tokens") or (kind == "usd" and self.prices)
+        )
+
+    def _cost(self, model: str, tokens_in: int, tokens_out: int) -> dict[str, float]:
+        price = self.prices.get(model, self.prices.get("*"))
+        if price is None and self.limits["usd"] is not None:
+            raise BudgetError(f"no price for {model!r}: add it, or '*' for any, to prices=")
+        usd = sum(n * rate for n, rate in zip((tokens_in, tokens_out), price or ())) / 1e6
+        return {"calls": 1, "tokens": tokens_in + tokens_out, "usd": usd}
+
+    def _check(self, cost: dict[str, float]) -> None:
+        report = self.report()
+        for kind, limit in self.limits.items():
+            if limit is not None and self.spent[kind] + cost.get(kind, 0) > limit + 1e-12:
+                raise BudgetError(f"this call would pass {limit:,} {kind}; spent so far: {report}")
+
+    def _add(self, cost: dict[str, float], sign: int) -> None:
+        for kind, amount in cost.items():
+            self.spent[kind] += sign * amount
+
+
+def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) -> Reply:
+    """Make one call, counted in every budget around it; calls that it makes in turn are part of it."""
+    name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), _budgets.get()
+    tokens_in, used = _tokens(_prompt(messages)), None
+    with _ledger:  # one lock for all budgets: each of them lets a call pass, or none counts it
+        guess = min(max([256, *(b._longest for b in budgets)]), options.get("max_tokens", 1 << 30))
+        costs = [budget._cost(name, tokens_in, guess) for budget in budgets]
+        for budget, cost in zip(budgets, costs):
+            budget._check(cost)
+        for budget, cost in zip(budgets, costs):
+            budget._add(cost, 1)
+    scope = _budgets.set(())
+    try:
+        reply = llm._ask(messages, options)
+        used = reply.usage or {"input_tokens": tokens_in, "output_tokens": _tokens(reply)}
+        return reply
+    except LLMError as error:
+        used = {"input_tokens": 0, "output_tokens": 0} if error.status >= 400 else None
+        raise
+    finally:
+        _budgets.reset(scope)
+        with _ledger:
+            for budget, cost in zip(budgets, costs) if used else ():
+                budget._longest = max(budget._longest, used["output_tokens"])
+                budget._add(budget._cost(name, *used.values()), 1)
+                budget._add(cost, -1)
+
+
+# ---- Two tables say how to talk to everybody: a protocol is how, a provider is where.
+
+
+class _Protocol(NamedTuple):
+    """A wire format: where a request goes, what it looks like, how an answer is read."""
+
+    path: str  # what follows the base address
+    headers: dict[str, str]  # those it demands beside the key
+    options: dict[str, str]  # an option's names on the wire; the first that is not refused is sent
+    fields: Callable[[_Messages], dict[str, Any]]  # from messages to the fields it demands
+    read: Callable[[Any], tuple[str, str | None, list[Any]]]  # to text, its end, tokens in and out
+
+
+class _Provider(NamedTuple):
+    """Who serves language models: a row of `PROVIDERS`, where any tuple in this order will do."""
+
+    protocol: str  # a name in PROTOCOLS
+    base_url: str  # with the /v1 where the provider has one
+    keys: str = ""  # variables that may hold the key; the first that is set wins
+    variable: str = ""  # the variable that moves the address ...
+    adapt: Callable[[str], str] = str  # ... and how to read it
+
+
+def _anthropic_fields(messages: _Messages) -> dict[str, Any]:
+    """The system's words go on top, where every Anthropic language model takes them."""
+    on_top = ("system", "developer")
+    system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
+    turns = [m for m in messages if m["role"] not in on_top]
+    return {"max_tokens": 8192, "messages": turns} | ({"system": system} if system else {})
+
+
+def _read_openai(answer: Any) -> tuple[str, str | None, list[Any]]:
+    choice, usage = _dig(answer["choices"], 0), _dig(answer, "usage")
+    tokens = [_dig(usage, "prompt_tokens"), _dig(usage, "completion_tokens")]
+    refusal = _dig(choice, "message", "refusal")
+    if refusal:
+        return str(refusal), "refusal", tokens
+    return _content(_dig(choice, "message", "content")), _dig(choice, "finish_reason"), tokens
+
+
+def _read_anthropic(answer: Any) -> tuple[str, str | None, list[Any]]:
+    usage, end = _dig(answer, "usage"), answer.get("stop_reason")
+    parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    tokens_in = [_dig(usage, part) or 0 for part in parts]
+    tokens = [sum(tokens_in) if usage else None, _dig(usage, "output_tokens")]
+    return _content(answer["content"]), _ANTHROPIC_ENDS.get(end, end), tokens
+
+
+_ANTHROPIC_ENDS = dict(end_turn="stop", stop_sequence="stop", max_tokens="length")
+
+
+def _ollama_address(host: str) -> str:
+    """OLLAMA_HOST in its forms ("", "1.2.3.4", ":5678", "https://h/path"), as a base address."""
+    from urllib.parse import urlsplit
+
+    scheme, _, rest = host.strip().rpartition("://")
+    parts = urlsplit(f"{scheme or 'http'}://{rest}")
+    name = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+        parts.hostname, parts.hostname
+    )  # a server binds to 0.0.0.0; no client can call it
+    port = parts.port or {"http": 80, "https": 443}.get(scheme, 11434)
+    name = f"[{name}]" if ":" in str(name) else name
+    return f"{parts.scheme}://{name}:{port}{parts.path.rstrip('/')}/v1"
+
+
+PROTOCOLS = {
+    "openai": _Protocol(
+        "/chat/completions",
+        {},
+        {k: k for k in "temperature top_p seed stop reasoning_effort response_format".split()}
+        | {"max_tokens": "max_tokens max_completion_tokens"},
+        lambda messages: {"messages": messages},
+        _read_openai,
+    ),
+    # Since this version the official client sends its key as a bearer token. For a gateway that knows
+    # the older form only: LLM(headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}).
+    "anthropic": _Protocol(
+        "/v1/messages",
+        {"anthropic-version": "2026-10-21"},
+        {k: k for k in "temperature top_p top_k max_tokens".split()} | {"stop": "stop_sequences"},
+        _anthropic_fields,
+        _read_anthropic,
+    ),
+}
+# By the first part of a name such as "groq/llama-3"; "compatible" serves bare names at a `base_url`.
+# fmt: off
+PROVIDERS: dict[str, tuple[Any, ...]] = {
+    "openai": ("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "anthropic": ("anthropic", "https://api.anthropic.com", "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN",
+                  "ANTHROPIC_BASE_URL"),
+    "gemini": ("openai", "https://generativelanguage.googleapis.com/v1beta/openai",
+               "GOOGLE_API_KEY GEMINI_API_KEY", "GOOGLE_GEMINI_BASE_URL",
+               lambda url: url.rstrip("/") + "/v1beta/openai"),
+    "ollama": ("openai", "http://127.0.0.1:11434/v1", "OLLAMA_API_KEY", "OLLAMA_HOST", _ollama_address),
+    "openrouter": ("openai", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "groq": ("openai", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    "mistral": ("openai", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+    "deepseek": ("openai", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+    "together": ("openai", "https://api.together.xyz/v1", "TOGETHER_API_KEY"),
+    "xai": ("openai", "https://api.x.ai/v1", "XAI_API_KEY"),
+    "lmstudio": ("openai", "http://127.0.0.1:1234/v1"),
+    "vllm": ("openai", "http://127.0.0.1:8000/v1", "VLLM_API_KEY"),
+    "llamacpp": ("openai", "http://127.0.0.1:8080/v1", "LLAMA_API_KEY"),
+    "compatible": ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+}
+# fmt: on
+
+
+# ---- The wire: one POST, its answer as plain data, and a deadline that holds.
+
+_LARGEST = 16 << 20  # bytes in an answer, before and after decompression
+
+
+class _Answer(NamedTuple):
+    """What came back; `trouble` says in words why nothing did."""
+
+    status: int = 0
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    trouble: str = ""
+
+
+def _post(url: str, body: bytes, headers: Callable[[], dict[str, str]], seconds: float) -> _Answer:
+    """The answer to one POST, or what kept it from coming within `seconds`.
+
+    The timeout of `urllib` or of a socket is per read: an answer that drips outlives it, and a name
+    look-up has none. So a thread talks, we wait no longer than we may, and then shut its socket down,
+    which must be in our hands for that: hence `http.client`. It follows no redirect either.
+    """
+    import socket
+    from concurrent.futures import wait
+
+    wires: list[socket.socket] = []
+    talk = _in_thread(lambda: _talk(url, body, headers, time.monotonic() + seconds, wires))
+    try:
+        wait([talk], seconds)
+        return talk.result() if talk.done() else _Answer(trouble="deadline")
+    finally:
+        for wire in wires:
+            try:
+                socket.socket.shutdown(wire, socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed already
+
+
+def _talk(
+    url: str, body: bytes, headers: Callable[[], dict[str, str]], deadline: float, wires: list[Any]
+) -> _Answer:
+    # Whatever goes wrong becomes text: a traceback through http.client would show the key.
+    try:
+        connection, target, more = _connection(url, deadline - time.monotonic())
+        connection.connect()
+        wires.append(connection.sock)
+        if time.monotonic() >= deadline:
+            raise TimeoutError("too late to send anything")
+        connection.request("POST", target, body, {**headers(), **more})
+        return _receive(connection)
+    except Exception as error:
+        return _Answer(trouble=f"{type(error).__name__}: {error}")
+    finally:
+        for wire in wires:
+            wire.close()
+
+
+def _receive(connection: HTTPConnection) -> _Answer:
+    """Read an answer whole, but never more than the largest we take."""
+    import zlib
+    from http.client import IncompleteRead
+
+    with connection.getresponse() as response:
+        body, left = response.read(_LARGEST + 1), response.length
+        headers = {k.lower(): v for k, v in response.getheaders()}
+        if len(body) <= _LARGEST and left:  # read(n) is silent about a cut body
+            raise IncompleteRead(body, left)
+    if body[:2] == b"\x1f\x8b":  # gzip, which some send unasked
+        unpack = zlib.decompressobj(wbits=31)
+        body = unpack.decompress(body, _LARGEST + 1)
+        if len(body) <= _LARGEST and not unpack.eof:
+            raise IncompleteRead(body)
+    large = f"the answer is larger than {_LARGEST:,} bytes" if len(body) > _LARGEST else ""
+    return _Answer(response.status, headers, body[: _LARGEST if not large else 0], large)
+
+
+def _connection(url: str, seconds: float) -> tuple[HTTPConnection, str, dict[str, str]]:
+    """A connection not yet open, what to ask of it, and headers for a proxy on the way."""
+    from base64 import b64encode
+    from http.client import HTTPConnection, HTTPSConnection
+    from urllib.parse import unquote, urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    goal = urlsplit(url)
+    scheme, host = goal.scheme, str(goal.hostname)
+    port = goal.port or (443 if scheme == "https" else 80)
+    proxy = None if _is_here(host) or proxy_bypass(goal.netloc) else getproxies().get(scheme)
+    open_ = (
+        functools.partial(HTTPSConnection, context=_tls()) if scheme == "https" else HTTPConnection
+    )
+    if not proxy:
+        return open_(host, port, timeout=seconds), url.partition(goal.netloc)[2], {}
+    via, headers = urlsplit(proxy if "://" in proxy else f"http://{proxy}"), {}
+    if via.scheme != "http":
+        raise OSError(f"a proxy must have an http:// address, not {via.scheme}://")
+    if via.username is not None:
+        pair = f"{unquote(via.username)}:{unquote(via.password or '')}".encode()
+        headers["Proxy-Authorization"] = f"Basic {b64encode(pair).decode()}"
+    connection = open_(via.hostname, via.port or 80, timeout=seconds)
+    if scheme == "http":
+        return connection, url, headers
+    connection.set_tunnel(host, port, headers)
+    return connection, url.partition(goal.netloc)[2], {}
+
+
+def _is_here(host: str) -> bool:
+    """Is it this machine's own loopback, and nothing that only looks like it?"""
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@functools.cache
+def _tls() -> SSLContext:
+    """Certificates are checked; reading the authorities takes long enough to do it once."""
+    import ssl
+
+    return ssl.create_default_context()
+
+
+# ---- Reading an answer: a text, or an error that says what to do.
+
+_ENDS = {"length": "cut off", "refusal": "refused", "content_filter": "filtered"}
+_NEVER_HEALS = re.compile(r"insufficient_quota|billing_error|CERTIFICATE|is larger than")
+_REFUSES_BY_NAME = re.compile(
+    r"unsupported|not support|unknown|unrecognized|unexpected|permitted|not allowed|extra_forbidden"
+    r"|deprecated",
+    re.I,
+)
+_ADVICE = [  # the first row whose pattern is found in "kind status words"
+    (
+        r"insufficient_quota|billing|credit",
+        "the account has nothing left: top it up or use another",
+    ),
+    (r"context.?(length|window)|maximum context|too long|status 413", "shorten the prompt"),
+    (r"status 40[13]|api.?key", "check the key: api_key= or {keys}"),
+    (
+        r"status 404|model.{{0,80}}not (found|exist)",
+        "check the language model's name and base_url=",
+    ),
+    (
+        r"status 3",
+        "redirects are not followed, the key would travel: set base_url= to the new address",
+    ),
+    (r"status (4[02]|5)[^0]", "asking again did not help: try later, or with more retries="),
+    (r"^status", "see its words, and the options and extra= of the call"),
+    (r"^timeout", "raise timeout=, or ask for less with max_tokens="),
+    (
+        r"CERTIFICATE",
+        "its certificate is not trusted here; SSL_CERT_FILE can name who vouches for it",
+    ),
+    (r"^network", "is the server running, and its address right?"),
+    (r"^unreadable", "does base_url= point at the API of a language model?"),
+    (r"^cut off", "raise max_tokens="),
+    (r"^(refused|filtered)", "change the prompt"),
+    (r"", "ask again"),
+]
+
+
+def _words(answer: Any, body: bytes) -> str:
+    """A server's own words for an error, in whichever of the many shapes they come."""
+    answer = answer[0] if isinstance(answer, list) and answer else answer
+    paths = (("error", "message"), ("error",), ("detail",), ("message",))
+    words = next(filter(None, (_dig(answer, *path) for path in paths)), None)
+    if words is None:
+        words = re.sub(r"<[^>]*>|\s+", " ", body[:2000].decode("utf-8", "replace")).strip()
+    codes = (_dig(answer, "error", field) for field in ("code", "type"))
+    text = words if isinstance(words, str) else json.dumps(words)
+    return " ".join([text[:500], *(f"[{code:.80}]" for code in codes if isinstance(code, str))])
+
+
+def _asked_pause(answer: _Answer) -> float | None:
+    """The seconds a server asks us to wait: milliseconds, seconds, a date or Google's RetryInfo."""
+    from email.utils import parsedate_to_datetime
+
+    asked = answer.headers.get("retry-after", "")
+    info = re.search(rb'"retryDelay":\s*"([\d.]+)s"', answer.body) or [b"", b""]
+    for read in (
+        lambda: float(answer.headers.get("retry-after-ms", "")) / 1000,
+        lambda: float(asked),
+        lambda: parsedate_to_datetime(asked).timestamp() - time.time(),
+        lambda: float(info[1]),
+    ):
+        try:
+            seconds = read()
+        except (TypeError, ValueError, OverflowError, IndexError):
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None
+
+
+def _may_heal(answer: _Answer, error: LLMError) -> bool:
+    """Is it worth asking again?"""
+    said = answer.headers.get("x-should-retry")
+    if _NEVER_HEALS.search(str(error)) or said == "false":
+        return False
+    busy = error.status in (408, 409, 429) or error.status >= 500
+    # A body cut where no length tells shows as bad JSON; a page for people, which begins with "<", stays.
+    cut = error.kind == "unreadable" and answer.body.strip()[:1] in (b"{", b"")
+    return said == "true" or busy or cut or error.kind == "network"
+
+
+class _Route(NamedTuple):
+    """Where a language model is and how it is spoken to; only the two functions know the key."""
+
+    provider: str
+    model: str
+    protocol: _Protocol
+    url: str
+    keys: str
+    headers: Callable[[], dict[str, str]]
+    redact: Callable[[str], str]
+
+    def error(self, kind: str, words: str, status: int = 0) -> LLMError:
+        """What went wrong, where, and what to do."""
+        where, said = self.url.partition("?")[0], f"{kind} {status or ''} {words}"
+        advice = next(advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I))
+        message = f"{self.provider}/{self.model} at {where}: {said}. To do: {advice.format(keys=self.keys)}."
+        facts = dict(kind=kind, status=status, provider=self.provider, model=self.model, url=where)
+        return LLMError(self.redact(message), **facts, words=self.redact(words))
+
+    def read(self, answer: _Answer) -> Reply | LLMError:
+        """The reply in an answer, or what is wrong with it."""
+        if answer.trouble:
+            kind = "timeout" if answer.trouble == "deadline" else "network"
+            return self.error(
+                "unreadable" if answer.status else kind, answer.trouble, answer.status
+            )
+        try:
+            data = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            data = None
+        words, status = _words(data, answer.body), answer.status
+        if _dig(data, "error") and status < 300:  # some gateways put an error into a success
+            code = str(_dig(data, "error", "code"))
+            return self.error(
+                "status", words, int(code) if re.fullmatch(r"[45]\d\d", code) else 200
+            )
+        if not 200 <= status < 300:
+            moved = answer.headers.get("location", "")
+            return self.error("status", f"{words} {moved}".strip(), status)
+        try:
+            text, end, tokens = self.protocol.read(data)
+        except (LookupError, TypeError, AttributeError):
+            return self.error("unreadable", words, status)
+        text, end = self.redact(text), str(end or "stop")
+        if not text.strip() or end in ("refusal", "content_filter"):
+            return self.error(_ENDS.get(end, "empty"), f"{text} (finish reason {end})", status)
+        counted = all(isinstance(n, int) for n in tokens)
+        usage = dict(zip(("input_tokens", "output_tokens"), tokens)) if counted else None
+        return Reply(text, usage, end, self.redact(str(_dig(data, "model") or self.model)))
+
+
+class LLM(_LanguageModel):
+    """A language model behind HTTP: `llm("question")` or `llm(messages)` gives a `Reply`.
+
+    A call is one POST, repeated while that may help (overload, resets, cut answers) after growing
+    pauses or those that the server asks for, all inside one deadline. A parameter that a server
+    refuses by name is renamed or, with a warning, left out from then on. Nothing is read from the
+    environment or sent before the first call. One object serves any number of threads. A key (of 8
+    characters or more) shows in no repr, error, traceback, pickle or recording, and is cut from answers.
+
+    Args:
+        model: "provider/name", the provider from `PROVIDERS` and the rest verbatim, or a bare name for
+            the OpenAI-compatible server at `base_url`; by default the variable MINITRACE_MODEL.
+        base_url: by default the provider's own address, or that in its variable (OPENAI_BASE_URL, ...).
+        api_key: by default the provider's variable (OPENAI_API_KEY, ...).
+        headers: more headers; one with a credential (api-key, ...) takes the place of a key.
+        timeout: seconds for one call, its repeats and pauses included.
+        retries: how often to ask again.
+        allow_http: let a key travel over plain http to another machine.
+        extra: fields of the request that this server alone knows.
+        sleep: what waits between repeats.
+        options: temperature, top_p, top_k, max_tokens, stop, seed, reasoning_effort, response_format;
+            a call may give its own, and `extra` too.
+
+    Raises:
+        LLMError: from a call without a usable text; its `kind` tells the cases apart.
+        TypeError: an option that no protocol knows, or not the one in use.
+        ValueError: a timeout that is none.
+
+    >>> LLM("ollama/llama3", temperature=0)
+    LLM('ollama/llama3', temperature=0)
+    >>> LLM("ollama/llama3", heat=1)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    TypeError: no option 'heat': known are max_tokens, ...; what one server alone knows goes into extra
+
+    Your own provider is a row: protocol, base address, variable of the key.
+
+    >>> PROVIDERS["mine"] = ("openai", "https://llm.example.org/v1", "MY_KEY")
+    >>> LLM("mine/small")("Hello?")
+    Traceback (most recent call last):
+        ...
+    minitrace.LLMError: mine/small: there is no key: pass api_key= or set MY_KEY
+    >>> del PROVIDERS["mine"]
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] = {},
+        timeout: float = 300.0,
+        retries: int = 4,
+        allow_http: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        **options: Any,
+    ) -> None:
+        self._secrets = _hide(api_key, headers)
+        del api_key, headers  # a traceback shows the variables of this frame
+        self.model, self.base_url, self.timeout, self.retries = model, base_url, timeout, retries
+        self.allow_http, self.sleep, self.options = allow_http, sleep, {**options, "extra": extra}
+        self._refused: set[str] = set()
+        self._found: _Route | None = None
+        self._known(options, {k for p in PROTOCOLS.values() for k in p.options})
+        if not 0 < timeout <= 1e6:
+            raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
+
+    def __repr__(self) -> str:
+        given = {k: v for k, v in self.options.items() if v is not None}
+        return f"LLM({', '.join([repr(self.model), *(f'{k}={v!r}' for k, v in given.items())])})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_secrets": None, "_found": None}
+
+    @staticmethod
+    def _known(options: Iterable[str], known: Iterable[str]) -> None:
+        for name in sorted(set(options) - {*known, "extra"}):
+            raise TypeError(
+                f"no option {name!r}: known are {', '.join(sorted(known))};"
+                " what one server alone knows goes into extra"
+            )
+
+    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        deadline = time.monotonic() + self.timeout
+        route = self._found = self._found or self._route()
+        self._known(options, route.protocol.options)
+        for attempt in itertools.count():
+            sent = self._request(route, messages, options)
+            body = json.dumps(sent, allow_nan=False).encode()
+            answer = _post(route.url, body, route.headers, deadline - time.monotonic())
+            result = route.read(answer)
+            if isinstance(result, Reply):
+                return result
+            if self._learns(route, sent, result):
+                continue
+            pause = _asked_pause(answer)
+            if pause is None:
+                pause = 0.5 * 2 ** min(attempt, 4) * random.uniform(0.75, 1)
+            late = time.monotonic() + pause >= deadline
+            if late or attempt >= self.retries or not _may_heal(answer, result):
+                raise result
+            self.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _request(
+        self, route: _Route, messages: _Messages, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The body of a request, without what the server has refused by name."""
+        body = {"model": route.model, **route.protocol.fields(messages)}
+        for option in options.keys() - {"extra"}:
+            names = [n for n in route.protocol.options[option].split() if n not in self._refused]
+            value = options[option]
+            if names:
+                body[names[0]] = [value] if option == "stop" and isinstance(value, str) else value
+        return {**body, **options.get("extra", {})}
+
+    def _learns(self, route: _Route, sent: dict[str, Any], error: LLMError) -> bool:
+        """Was it a parameter, refused by name? Then its other name is used, or none, from now on."""
+        if error.status not in (400, 422) or not _REFUSES_BY_NAME.search(error.words):
+            return False
+        for names in (names.split() for names in route.protocol.options.values()):
+            for name in names:
+                if name in sent and re.search(rf"\b{name}\b", error.words):
+                    if not {*names} - self._refused - {name}:
+                        warnings.warn(
+                            f"{route.provider}/{route.model} refuses {name!r}: left out from now on"
+                        )
+                    self._refused.add(name)
+                    return True
+        return False
+
+    def _route(self) -> _Route:
+        """Where the language model is: the environment is read here, and the key sealed."""
+        name = self.model or os.environ.get("MINITRACE_MODEL", "")
+        if not name:
+            raise LLMError(
+                "no language model is configured: pass LLM('provider/name') or set MINITRACE_MODEL to"
+                f" it, and set the provider's key. Providers: {', '.join(PROVIDERS)}"
+            )
+        first, _, rest = name.partition("/")
+        provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
+        row = _Provider(*PROVIDERS[provider])
+        moved = os.environ.get(row.variable, "") if row.variable else ""
+        base = self.base_url or (row.adapt(moved) if moved else row.base_url)
+        protocol = PROTOCOLS[row.protocol]
+        url, here = _address(base, protocol.path)
+        safe = here or self.allow_http or url.startswith("https:")
+        needed = base == row.base_url and not here
+        headers, redact, trouble = _seal(self._secrets, row, protocol.headers, safe, needed)
+        if not url:
+            trouble = (
+                "base_url must be http://... or https://..., with no user, password or blank in it"
+            )
+        if trouble:
+            raise LLMError(f"{provider}/{model}: {trouble}", provider=provider, model=model)
+        if "//api.openai.com/" in url:
+            self._refused.add("max_tokens")
+        return _Route(provider, model, protocol, url, row.keys, headers, redact)
+
+
+def _address(base: str, path: str) -> tuple[str, bool]:
+    """The address of a request and whether it is on this machine; "" if the base address is none."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(base.strip())
+        good = parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        return "", False
+    if (
+        not good
+        or parts.scheme not in ("http", "https")
+        or not re.fullmatch("[!-~]+", base.strip())
+    ):
+        return "", False
+    trunk = parts.path.rstrip("/").removesuffix(path)
+    trunk = trunk.removesuffix("/v1") if path.startswith("/v1/") else trunk
+    return parts._replace(path=trunk + path, fragment="").geturl(), _is_here(str(parts.hostname))
+
+
+def _hide(*values: Any) -> Callable[[], Any]:
+    """A function that gives the values: unlike them it shows nothing in `vars` or a traceback."""
+    return lambda: values
+
+
+def _seal(
+    secrets: Callable[[], Any] | None,
+    row: _Provider,
+    headers: dict[str, str],
+    safe: bool,
+    needed: bool,
+) -> tuple[Callable[[], dict[str, str]], Callable[[str], str], str]:
+    """The headers of a request and what cuts keys from a text, as functions, and what is wrong.
+
+    Functions, because everything else that holds a key shows it: `vars`, a repr, a traceback with
+    local variables. For the same reason nothing is raised here.
+    """
+    key, given = secrets() if secrets else (None, {})
+    env, prefix = os.environ, row.variable.partition("_BASE")[0]
+    lines = env.get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
+    if prefix == "OPENAI":
+        names = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
+        lines += [f"{name}:{env.get(variable, '')}" for name, variable in names.items()]
+    pairs = [*(line.split(":", 1) for line in lines if ":" in line), *given.items()]
+    own = {name.strip().lower(): value.strip() for name, value in pairs if value.strip()}
+    if key is None and not own.keys() & {"authorization", "x-api-key", "api-key", "x-goog-api-key"}:
+        key = next(filter(None, map(env.get, row.keys.split())), None)
+    if key and key.strip():
+        own.setdefault("authorization", f"Bearer {key.strip()}")
+    secret = [own[name] for name in own if re.search("auth|key|token|secret|cookie", name)]
+    words = sorted(
+        (w for value in secret for w in value.split() if len(w) > 7), key=len, reverse=True
+    )
+    trouble = ""
+    if any(
+        not re.fullmatch(r"[!-9;-~]+", k) or not re.fullmatch(r"[ -~]+", v) for k, v in own.items()
+    ):
+        trouble = "the key, or another header, holds a line break or what else no header can carry"
+    elif secret and not safe:
+        trouble = (
+            "the key would travel over plain http: use https, or allow_http=True, or api_key=''"
+        )
+    elif not secret and needed:
+        trouble = f"there is no key: pass api_key= or set {' or '.join(row.keys.split())}"
+
+    def redact(text: str) -> str:
+        return functools.reduce(lambda text, word: text.replace(word, "[key]"), words, text)
+
+    return lambda: {**headers, **own}, redact, trouble
+
+
+class Replay(_LanguageModel):
+    """A cassette: replies recorded in a file, one JSON line each, that a person can read and commit.
+
+    A reply is found by the messages and the options of the call; the n-th time the same is asked, its
+    n-th record answers. What was never recorded is asked of `live` and added to the file, or, without
+    one, raises with the closest recorded prompt. Safe for many threads; a last line torn by a crash is
+    passed over, and cut off when the next is written.
+
+    Args:
+        path: the file; it may not exist yet if there is a `live`.
+        live: any callable from messages to text, such as an `LLM`.
+
+    Raises:
+        LLMError: nothing recorded (`kind` is `miss`), or a line that is no record.
+
+    >>> import os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "lesson.jsonl")
+    ...     first = Replay(path, live=Script(["Paris.", "Still Paris."]))
+    ...     print(first("Capital of France?"), first("Capital of France?"))
+    ...     again = Replay(path)
+    ...     print(again("Capital of France?"), again("Capital of France?"))
+    Paris. Still Paris.
+    Paris. Still Paris.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], live: Callable[..., str] | None = None
+    ) -> None:
+        self.path, self.live = os.fspath(path), live
+        self.model = getattr(live, "model", None) or "replay"
+        self._records: dict[str, list[dict[str, Any]]] | None = None
+        self._turns: dict[str, int] = {}
+
+    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        with _cassettes:
+            if self._records is None:
+                self._records = _read_cassette(self.path)
+            key = _key(messages, options)
+            records, turn = self._records.get(key, []), self._turns.get(key, 0)
+            self._turns[key] = turn + 1
+        if turn < len(records):
+            return Reply(*(records[turn].get(field) for field in _REPLY))
+        if self.live is None:
+            closest = _closest(messages, options, [r[0] for r in self._records.values()])
+            words = (
+                f"{self.path} has no record {turn + 1} of this call. Closest to it is:\n{closest}"
+            )
+            raise LLMError(words, kind="miss")
+        reply = self.live(messages, **options)
+        reply = reply if isinstance(reply, Reply) else Reply(reply)
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        said = dict(zip(_REPLY, (str(reply), reply.usage, reply.finish_reason, reply.model)))
+        _append(self.path, {"time": when, "messages": messages, "options": options, **said})
+        return reply
+
+
+_REPLY = ("reply", "usage", "finish_reason", "model")
+_cassettes = threading.Lock()
+
+
+def _key(messages: _Messages, options: dict[str, Any]) -> str:
+    return json.dumps([messages, options], sort_keys=True)
+
+
+def _read_cassette(path: str) -> dict[str, list[dict[str, Any]]]:
+    """The records of a cassette, by what was asked; no file is an empty one."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return records
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            records.setdefault(_key(record["messages"], record["options"]), []).append(record)
+        except (ValueError, LookupError, TypeError):
+            if line.strip() and number < len(lines):  # the last line may be torn
+                raise LLMError(f"{path}, line {number}: not the record of a call") from None
+    return records
+
+
+def _append(path: str, record: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, whole or not at all; a line torn by a crash is cut off first."""
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    with _cassettes, open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) not in (b"", b"\n"):
+            file.seek(0)
+            written = file.read()
+            size = written.rfind(b"\n") + 1
+            try:
+                json.loads(written[size:])
+                line = b"\n" + line
+                size = len(written)
+            except ValueError:
+                file.truncate(size)
+        if file.write(line) != len(line):
+            file.truncate(size)
+            raise OSError(f"{path}: no room for another record")
+
+
+def _closest(messages: _Messages, options: dict[str, Any], records: list[dict[str, Any]]) -> str:
+    """How a call differs from the recorded one that is most like it."""
+    from difflib import SequenceMatcher, unified_diff
+
+    def show(messages: _Messages, options: dict[str, Any]) -> str:
+        turns = [f"{m['role']}: {_content(m['content'])}" for m in messages]
+        return "\n".join([*turns, f"options: {json.dumps(options, sort_keys=True)}"])
+
+    asked, shown = show(messages, options), [show(r["messages"], r["options"]) for r in records]
+    words = asked.split()
+    best = max(
+        shown,
+        key=lambda s: SequenceMatcher(None, s.split(), words).quick_ratio(),
+        default="nothing",
+    )
+    lines = unified_diff(best.splitlines(), asked.splitlines(), "recorded", "asked", "", "", 1, "")
+    return "\n".join(itertools.islice(lines, 40)) or "the same call, recorded fewer times"
+
+
+class Script(_LanguageModel):
+    """Canned replies, for tests and lessons: texts in order, or (pattern, reply) pairs, or both.
+
+    The first pattern found in the conversation (a regular expression, `re.search`) answers, however
+    often; what fits no pattern gets the next text. `asked` keeps the messages of every call.
+
+    Raises:
+        LLMError: no reply is left and no pattern fits (`kind` is `miss`).
+
+    >>> ask = Script([("capital of (France|Italy)", "I know that one."), "First.", "Second."])
+    >>> ask("Hello"), ask("The capital of Italy?"), ask("Bye")
+    ('First.', 'I know that one.', 'Second.')
+    >>> ask.asked[1]
+    [{'role': 'user', 'content': 'The capital of Italy?'}]
+    """
+
+    model = "script"
+
+    def __init__(self, replies: Iterable[str | tuple[str, str]]) -> None:
+        self.replies, self.asked = list(replies), list[_Messages]()
+        self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
+
+    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        self.asked.append(messages)
+        prompt = _prompt(messages)
+        pairs = (pair for pair in self.replies if not isinstance(pair, str))
+        fits = (
+            Reply(reply, model="script") for pattern, reply in pairs if re.search(pattern, prompt)
+        )
+        reply = next(fits, None) or next(self._texts, None)
+        if reply is None:
+            raise LLMError(
+                f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}", kind="miss"
+            )
+        return Reply(reply, model="script")
+
+
+def _call_llm(*prompts: Any) -> MessageNode[Any]:
+    """Ask a language model as a step of the program: `call_llm(llm, system, *user)`, or without `llm`."""
+    llm, words = (prompts[0], prompts[1:]) if callable(to_data(prompts[0])) else (None, prompts)
+    ask = functools.partial(_asked, to_data(llm))
+    op = _Operator(
+        "call_llm", "the reply of a language model to the prompts", ("system",), ask, effects=True
+    )
+    return _apply(op, words)
+
+
+def _asked(llm: Any, system: str, *prompts: str) -> str:
+    messages = [
+        {"role": "system", "content": system},
+        *({"role": "user", "content": p} for p in prompts),
+    ]
+    return _reply_text((llm or _default_llm())(messages))
+
+
+operators.call_llm = _call_llm
+
+
+class StubLLM:
+    """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
+
+    It reads the same prompt that a language model would get, past attempts included, and answers in the
+    same form; a pure function of its seed and the prompt. Numbers follow the words of the feedback
+    ("too low", "higher") by doubling and then bisection, or climb its score, inside their bounds.
+    Booleans and choices: one not tried yet. Text and code it leaves as they are, and says so.
+
+    Args:
+        seed: which of several equal guesses it makes.
+
+    >>> prompt = "# Variables\\n(int) x0 = 3  # at least 0, at most 10\\n# Feedback\\nadd0: too low"
+    >>> StubLLM()(prompt)
+    '{"reasoning": "x0: up from 3.", "answer": "", "suggestion": {"x0": 6}}'
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, messages: Any, **options: Any) -> str:
+        """The reply to a prompt, as JSON."""
+        asked = (
+            [messages]
+            if isinstance(messages, str)
+            else [m["content"] for m in messages if m["role"] == "user"]
+        )
+        text = "\n" + asked[0]
+        rng = random.Random(f"{self.seed}\n{asked}")
+        past = [
+            _attempt_read(block)
+            for block in re.split(r"\n\d+\. ", _section(text, "Past attempts"))[1:]
+        ]
+        reasons, suggestion = [], {}
+        said = _section(text, "Feedback")
+        rows = re.findall(
+            r"^\((\w+)\) (\w+)(?: = (.*?))?(?:  # (.*))?$", _section(text, "Variables"), re.M
+        )
+        now = {name: value for _, name, value, _ in rows}
+        tried = [*past, (now, *_judged(said))]
+        for place, (kind, name, value, rules) in enumerate(rows):
+            seen = [(values[name], way, score) for values, way, score in tried if name in values]
+            choices = re.search(r"one of (\[.*\])", rules)
+            if kind == "bool" or choices:
+                options_left = _untried(
+                    choices[1] if choices else "[False, True]", [v for v, _, _ in seen], rng
+                )
+                new, why = (
+                    (options_left, "not tried yet")
+                    if options_left is not None
+                    else (None, "all were tried")
+                )
+            elif kind in ("int", "float"):
+                new, why = _next_number(
+                    [(float(v), w, s) for v, w, s in seen], rules, kind, (place, len(rows)), rng
+                )
+            else:
+                new, why = None, "a stub cannot write"
+            reasons.append(f"{name}: {why}")
+            if new is not None:
+                suggestion[name] = new
+        return json.dumps(
+            {"reasoning": "; ".join(reasons) + ".", "answer": "", "suggestion": suggestion}
+        )
+
+
+def _section(text: str, title: str) -> str:
+    """What stands under a heading of a prompt."""
+    found = re.search(rf"\n# {title}[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)", text, re.S)
+    return found[1] if found else ""
+
+
+_MORE = "low small cold little few short below under increase higher more larger bigger raise up".split()
+_LESS = (
+    "high big large hot warm long above over decrease lower less fewer smaller reduce down".split()
+)
+
+
+def _judged(said: str) -> tuple[int, float | None]:
+    """Which way the words of a feedback point, 1 up or -1 down, and its score."""
+    words = re.findall(r"[a-z]+", re.sub(r"too (much|many)", "over", said.lower()))
+    way = sum(word in _MORE for word in words) - sum(word in _LESS for word in words)
+    score = re.search(r"score:? *(-?[\d.]+(?:e[-+]?\d+)?)", said)
+    return (way > 0) - (way < 0), float(score[1]) if score else None
+
+
+def _attempt_read(block: str) -> tuple[dict[str, str], int, float | None]:
+    """One past attempt of a prompt: the values as text, the way its feedback points, its score."""
+    values, _, said = block.partition("\n")
+    return dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values)), *_judged(said)
+
+
+def _untried(choices: str, tried: list[str], rng: random.Random) -> Any:
+    """A choice that no attempt had, or None."""
+    import ast
+
+    left = [choice for choice in ast.literal_eval(choices) if repr(choice) not in tried]
+    return rng.choice(left) if left else None
+
+
+def _next_number(
+    seen: list[tuple[float, int, float | None]],
+    rules: str,
+    kind: str,
+    place: tuple[int, int],
+    rng: random.Random,
+) -> tuple[Any, str]:
+    """The next number to try, and why; None to stay."""
+    low, high = (
+        float(found[1]) if (found := re.search(rf"at {word} (-?[\d.e+-]+)", rules)) else end
+        for word, end in (("least", -math.inf), ("most", math.inf))
+    )
+    value, way, score = seen[-1]
+    if way:
+        new = _bisected(value, [s for s in seen if s[1]], rng)
+    elif score is not None:
+        new = _climbed([(v, s) for v, _, s in seen if s is not None], place)
+    else:
+        return None, "the feedback does not say which way"
+    new = min(max(round(new) if kind == "int" else new, low), high)
+    new = int(new) if kind == "int" else new
+    if new == value:
+        return None, f"it stays at {value:g}"
+    return new, f"{'up' if new > value else 'down'} from {value:g}"
+
+
+def _bisected(
+    value: float, seen: list[tuple[float, int, float | None]], rng: random.Random
+) -> float:
+    """Twice as far while only one side is known, then the middle between the nearest of both."""
+    way = seen[-1][1]
+    other = [v for v, w, _ in seen if w == -way and (v - value) * way > 0]
+    if not other:
+        return value + way * max(abs(value), 1)
+    return (value + min(other, key=lambda v: abs(v - value))) / 2
+
+
+def _climbed(seen: list[tuple[float, float]], place: tuple[int, int]) -> float:
+    """A step from the best value so far: on after a success, else back and by half, a variable a turn."""
+    scores = [score for _, score in seen]
+    at = max(range(len(seen)), key=lambda n: (scores[n], n))
+    best, failures, (turn, variables) = seen[at][0], len(seen) - 1 - at, place
+    before = [v for v, s in seen[:at] if v != best]
+    stride = 2 * (best - before[-1]) if before else max(abs(best), 1) / 2
+    if failures // 2 % variables != turn:
+        return best
+    return best + stride * (-0.5 if failures % 2 else 0.5 if failures else 1) / 2 ** (
+        failures // (2 * variables)
+    )
+
+
+# ---- 6. Looking ----------------------------------------------------------------------------------
+#
+# What happened?  Functions of a TraceGraph that return text; nothing here knows of live nodes,
+# the network or files.
+
+
+def _tree(graph: TraceGraph, ascii: bool | None = None, lines: int = 200) -> str:
+    """The graph as a text tree, outputs first; a shared node is drawn once and referred to."""
+    if ascii is None:
+        ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
+    branch, corner, bar = ("|- ", "`- ", "|  ") if ascii else ("├─ ", "└─ ", "│  ")
+    said = {output.node: output.feedback for output in graph.outputs if output.feedback is not None}
+    stack = [("", "", output.node) for output in reversed(graph.outputs)]
+    rows: list[str] = []
+    drawn: set[int] = set()
+    while stack and len(rows) < lines:
+        margin, mark, number = stack.pop()
+        record = graph[number]
+        rows.append(margin + mark + _tree_line(graph, record, number in drawn, said.get(number)))
+        if number in drawn or len(margin) > 120:
+            continue
+        drawn.add(number)
+        inside = margin + {branch: bar, corner: "   ", "": ""}[mark]
+        parents = record.parents
+        stack += [
+            (inside, corner if n == len(parents) - 1 else branch, p)
+            for n, p in reversed([*enumerate(parents)])
+        ]
+    left = len(graph) - len(drawn)
+    return "\n".join(rows + [f"... {left} more nodes"] * (left > 0))
+
+
+def _tree_line(graph: TraceGraph, record: Record, drawn: bool, feedback: Any) -> str:
+    """One node of the tree."""
+    name = graph.names[record.number]
+    if drawn and record.parents:
+        return f"{name} (see above)"
+    mark = "  [parameter]" if record.kind == "parameter" else ""
+    words = f"  <- {_cut(str(feedback), 60)}" if feedback is not None else ""
+    return f"{name} = {_text(record.data, 60)}{mark}{words}"
+
+
+# ---- 7. Demo and command line --------------------------------------------------------------------
+#
+# What does it look like when it runs?  `python3 minitrace.py` tells two stories with no key, no network
+# and no package; with `--live` a language model of yours plays its part.
+
+
+def _tell_of_a_number(llm: Any) -> None:
+    """The first story: a number found through words."""
+
+    @bundle("[comfort] Say how a room feels.")
+    def comfort(degrees: Any) -> Any:
+        return "too cold" if degrees < 23 else "too warm" if degrees > 23 else "just right"
+
+    GRAPH.clear()
+    degrees = node(20, name="degrees", trainable=True, bounds=(0, 40))
+    optimizer = OptoPrime([degrees], llm=llm)
+    print("1. A number, found through words\n\nDeclare\n")
+    print('    degrees = node(20, name="degrees", trainable=True, bounds=(0, 40))\n')
+    _show(comfort.fun)
+    for step in range(1, 11):
+        feeling = comfort(degrees)
+        if step == 1:
+            print("\nForward\n")
+            print(textwrap.indent(feeling.tree(), "    "))
+            print("\nOptimize: the output is the feedback\n")
+        print(f"    {degrees.data} degrees: {feeling.data}")
+        if feeling == "just right":
+            break
+        optimizer.zero_feedback()
+        optimizer.backward(feeling, feeling.data)
+        optimizer.step()
+
+
+def _sales_agent(llm: Any) -> Any:
+    """The program of the second story."""
+
+    @model
+    class SalesAgent:
+        """Greet a customer by name, in the customer's own language."""
+
+        def __init__(self) -> None:
+            self.instruct1 = node("Decide the language.", name="instruct1", trainable=True)
+            self.instruct2 = node("Extract the name.", name="instruct2", trainable=True)
+
+        def forward(self, message: str) -> Any:
+            reply = operators.call_llm(llm, self.instruct1, message)
+            name = operators.call_llm(llm, self.instruct2, message)
+            return self.greet(self.language(reply), name)
+
+        @bundle("[language] Name the language, en or es.", trainable=True)
+        def language(self, reply: str) -> Any:
+            return "en"
+
+        @bundle("[greet] Write the greeting.", trainable=True)
+        def greet(self, language: str, name: str) -> Any:
+            return f"Hello, {name}!"
+
+    return SalesAgent()
+
+
+_AGENT_SCRIPT = [
+    ("en or es only", "es"),
+    ("name only", "Juan"),
+    ("Decide the language", "This message is in Spanish."),
+    ("Extract the name", "The name is Juan."),
+]
+_SUGGESTION = {
+    "instruct1": "In which language is this? Answer with en or es only.",
+    "instruct2": "What is the customer's name? Answer with the name only.",
+    "language": 'def language(self, reply):\n    return "es" if "es" in reply.lower() else "en"',
+    "greet": "def greet(self, language, name):\n    hello = {'en': 'Hello', 'es': 'Hola'}[language]\n"
+    "    return f'{hello}, {name}!'",
+}
+_REASONING = (
+    "language() never looks at the reply and greet() never at the language; both prompts bring \
+back a sentence where one word is wanted."
+)
+
+
+def _tell_of_an_agent(llm: Any) -> None:
+    """The second story: prompts and code improved together."""
+    GRAPH.clear()
+    agent = _sales_agent(llm or Script(_AGENT_SCRIPT))
+    names = {path: parameter.py_name for path, parameter in agent.parameters_dict().items()}
+    canned = {
+        "reasoning": _REASONING,
+        "answer": "",
+        "suggestion": {names[k]: v for k, v in _SUGGESTION.items()},
+    }
+    optimizer = OptoPrime(agent, llm=llm or Script([json.dumps(canned)]))
+    print("\n2. A sales agent: two prompts and two functions that may change")
+    print(
+        "   (a language model of yours answers)\n"
+        if llm
+        else "   (every reply of a language model here is canned)\n"
+    )
+    _show(_sales_agent, "    @model", "    return SalesAgent()")
+    message, wanted = "Hola, soy Juan.", "Hola, Juan!"
+    for _ in range(5):
+        greeting = agent(message)
+        print(f"\nForward: {message!r} is answered {greeting.data!r}\n")
+        if greeting == wanted:
+            break
+        feedback = f"It should be {wanted!r}: the customer's language, and the bare name."
+        optimizer.zero_feedback()
+        optimizer.backward(greeting, feedback)
+        print(textwrap.indent(optimizer.graph().tree(), "    "))
+        prompt = optimizer.prompt()
+        print(f"\nOptimize: asked with {prompt.stats['characters']:,} characters, among them\n")
+        print(textwrap.indent(_section("\n" + prompt[1]["content"], "Code").strip(), "    "))
+        update = optimizer.step()
+        print("\nwhat came back\n")
+        print(
+            textwrap.indent(
+                textwrap.fill(cast(Any, optimizer.history[-1].proposal).reasoning, 90), "    # "
+            )
+        )
+        for parameter, value in update.items():
+            print(textwrap.indent(f"{parameter.py_name} = {value}", "    "))
+
+
+def _show(function: Any, start: str = "", end: str = "") -> None:
+    """Print the source of a function, or what stands in it from one line to another."""
+    import inspect
+
+    source = inspect.getsource(function)
+    inside = source[source.find(start) : source.find(end) if end else None]
+    print(textwrap.indent(textwrap.dedent(inside).strip(), "    "))
+
+
+def _demo(live: bool) -> int:
+    if live and not os.environ.get("MINITRACE_MODEL"):
+        print(f"demo --live: {_NOT_CONFIGURED}", file=sys.stderr)
+        return 2
+    _tell_of_a_number(LLM() if live else StubLLM())
+    _tell_of_an_agent(LLM() if live else None)
+    return 0
+
+
+_NOT_CONFIGURED = (
+    "set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables (such as OPENAI_API_KEY, and "
+    "OPENAI_BASE_URL for another server that speaks the same protocol)"
+)
+
+
+def _suggest(path: str) -> int:
+    """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
+    try:
+        with open(0 if path == "-" else path, encoding="utf-8") as file:
+            graph = TraceGraph.from_json(file.read())
+        if not graph.parameters:
+            raise GraphError("it has no trainable node, so there is nothing to suggest")
+        if not graph.outputs:
+            raise GraphError("it has no outputs with feedback, so there is nothing to learn from")
+        optimizer = OptoPrime(
+            graph.parameters, llm=LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
+        )
+    except (OSError, UnicodeDecodeError, GraphError, ValueError) as error:
+        place = "standard input" if path == "-" else path
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"suggest: {place}: {' '.join(words.split())}", file=sys.stderr)
+        return 2
+    if isinstance(optimizer.llm, StubLLM):
+        print(
+            f"suggest: a StubLLM answers; for a language model {_NOT_CONFIGURED}", file=sys.stderr
+        )
+    for parameter in graph.parameters:
+        parameter.feedback.append(graph)
+    ids = {record.parameter: record.id for record in graph if record.parameter}
+    print(json.dumps({ids[p]: _encode(v) for p, v in optimizer.propose().items()}, indent=1))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: `demo`, `suggest GRAPH.json`, `llm QUESTION`, `--version`; returns the exit code.
+
+    >>> main(["--version"])
+    minitrace 0.1.0
+    0
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        "minitrace.py", description="Autograd for AI systems, in one file."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command")
+    demo = commands.add_parser(
+        "demo", help="two short stories: declare, forward, optimize (the default)"
+    )
+    demo.add_argument(
+        "--live", action="store_true", help="ask the language model that MINITRACE_MODEL names"
+    )
+    suggest = commands.add_parser(
+        "suggest", help="read a trace graph as JSON, print better values as JSON"
+    )
+    suggest.add_argument("graph", help="a file, or - for standard input")
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        print(f"minitrace {__version__}")
+        return 0
+    try:
+        if arguments.command == "suggest":
+            return _suggest(arguments.graph)
+        return _demo(getattr(arguments, "live", False))
+    except MinitraceError as error:
+        print(f"minitrace: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
