@@ -4409,7 +4409,7 @@ def _bisected(
 
 
 def _climbed(seen: list[tuple[float, float]], place: tuple[int, int]) -> float:
-    """A step from the best value so far: on after a success, else back and by half, a variable a turn."""
+    """A step from the best value so far: on after a success, else back and shorter, a variable a turn."""
     scores = [score for _, score in seen]
     at = max(range(len(seen)), key=lambda n: (scores[n], n))
     best, failures, (turn, variables) = seen[at][0], len(seen) - 1 - at, place
@@ -4417,9 +4417,8 @@ def _climbed(seen: list[tuple[float, float]], place: tuple[int, int]) -> float:
     stride = 2 * (best - before[-1]) if before else max(abs(best), 1) / 2
     if failures // 2 % variables != turn:
         return best
-    return best + stride * (-0.5 if failures % 2 else 0.5 if failures else 1) / 2 ** (
-        failures // (2 * variables)
-    )
+    part = -0.5 if failures % 2 else 0.5 if failures else 1
+    return best + stride * part / 3 ** (failures // (2 * variables))
 
 
 # ---- 6. Looking ----------------------------------------------------------------------------------
