@@ -95,11 +95,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 # fmt: off
 __all__ = [
-    "GRAPH", "LLM", "Budget", "BudgetError", "ExceptionNode", "ExecutionError", "GraphError",
+    "GRAPH", "LLM", "OPRO", "Budget", "BudgetError", "ExceptionNode", "ExecutionError", "GraphError",
     "GraphPropagator", "LLMError", "LimitError", "Limits", "MessageNode", "MinitraceError", "Module",
     "Node", "OptoPrime", "Optimizer", "ParameterNode", "Propagator", "Proposal", "Replay", "ReplyError",
-    "Script", "StubLLM", "SumPropagator", "TraceGraph", "TraceMissingInputsError",
-    "backward", "bundle", "model", "node", "operators", "stop_tracing", "to_data",
+    "Script", "StubLLM", "SumPropagator", "TextGrad", "TraceGraph", "TraceMissingInputsError",
+    "ask", "backward", "bundle", "model", "node", "operators", "stop_tracing", "to_data",
 ]
 # fmt: on
 # ---- 1. Declare ----------------------------------------------------------------------------------
@@ -150,14 +150,14 @@ class _Scope:
     some of their data while `rerun` asks what would be if they were different.
     """
 
-    __slots__ = ("bundle", "first", "outer", "reads", "tracing", "values")
+    values: Mapping[int, Any] = {}
 
     def __init__(self, outer: _Scope | None, tracing: bool, bundle: object = None) -> None:
-        self.outer, self.bundle = outer, bundle
-        self.tracing = tracing and (outer is None or outer.tracing)
+        self.outer, self.bundle, self.tracing = outer, bundle, tracing
         self.first = next(_numbers)
         self.reads: dict[int, Node[Any]] = {}
-        self.values: Mapping[int, Any] = outer.values if outer else {}
+        if outer is not None:
+            self.tracing, self.values = tracing and outer.tracing, outer.values
 
     def read(self, node: Node[Any]) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
@@ -167,10 +167,7 @@ class _Scope:
 
     def runs(self, bundle: object) -> bool:
         """Is this bundle's body running here, directly or further out?"""
-        scope: _Scope | None = self
-        while scope is not None and scope.bundle is not bundle:
-            scope = scope.outer
-        return scope is not None
+        return self.bundle is bundle or (self.outer is not None and self.outer.runs(bundle))
 
 
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
@@ -236,12 +233,18 @@ class _Call(NamedTuple):
                 found[path] = item
         return found
 
-    def arguments(self, data: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The plain arguments, `data` having turned each value of nodes into plain ones."""
-        plain = tuple(map(data, self.values))
-        return plain[: self.positional], dict(
-            zip(self.names[self.positional :], plain[self.positional :])
-        )
+    def plain(self) -> list[Any]:
+        """The values without their nodes, read as by whoever calls."""
+        if _scope.get() is not None:
+            return [to_data(value) for value in self.values]
+        return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
+
+    def apply(self, function: Any, plain: Sequence[Any]) -> Any:
+        """Call a function with these values as the arguments."""
+        n = self.positional
+        if n == len(plain):
+            return function(*plain)
+        return function(*plain[:n], **dict(zip(self.names[n:], plain[n:])))
 
 
 def _operator(
@@ -807,9 +810,9 @@ def _apply(
 
 
 def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
-    args, kwargs = call.arguments(to_data)
+    plain = call.plain()
     try:
-        data = cast(Any, op.function)(*args, **kwargs)
+        data = call.apply(op.function, plain)
     except Exception as error:
         raise _execution_error(op, call, error) from _original(error)
     return _record(op, call, data)
@@ -817,17 +820,14 @@ def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
 
 def _record(op: _Operator, call: _Call, data: Any, kind: Any = None) -> Any:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
-    scope = _scope.get()
-    kind = kind or MessageNode
+    scope, parents, simple, tracked = _scope.get(), call.values, call.names == op.names, False
     if scope is not None and not scope.tracing:
-        return kind(data, op, (), False)
-    plain = (
-        call.names == op.names
-        and not call.outside
-        and all(isinstance(v, Node) for v in call.values)
-    )
-    parents = call.values if plain else tuple(call.inputs().values())
-    return kind(data, op, parents, any(p._tracked for p in parents), None if plain else call)
+        return (kind or MessageNode)(data, op, (), False)
+    if not simple or call.outside or not all([isinstance(value, Node) for value in parents]):
+        simple, parents = False, tuple(call.inputs().values())
+    for parent in parents:
+        tracked = tracked or parent._tracked
+    return (kind or MessageNode)(data, op, parents, tracked, None if simple else call)
 
 
 def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[Any]]:
@@ -1099,41 +1099,32 @@ def stop_tracing() -> Iterator[None]:
 class _Body:
     """The body of a bundle as it runs: it opens a scope, and makes a node of how it ends."""
 
-    __slots__ = ("bundle", "call", "data", "key", "scope", "token", "watched")
-
     def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
-        self.data: Any = None
 
-    def __enter__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        plain, keywords = arguments = self.call.arguments(to_data)
-        self.watched = [
-            (name, value, _contents(value))
-            for name, value in zip(self.call.names, (*plain, *keywords.values()))
-            if isinstance(value, (list, dict, set))
-        ]
+    def __enter__(self) -> _Body:
+        self.plain = self.call.plain()
+        self.held = [(v, _contents(v)) for v in self.plain if isinstance(v, (list, dict, set))]
         self.scope = _Scope(_scope.get(), True, self.key)
         self.token = _scope.set(self.scope)
-        return arguments
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         _scope.reset(self.token)
-        for name, value, before in self.watched:
-            now = _contents(value)
-            if len(now) != len(before) or any(map(operator.is_not, now, before)):
+        for value, before in self.held:
+            if [*map(id, before)] != [*map(id, _contents(value))]:
                 warnings.warn(
-                    f"{self.bundle.__name__}() changed its argument {name!r}, a {type(value).__name__}, "
-                    "in place: the graph shows the changed value as its input; work on a copy",
+                    f"{self.bundle.__name__}() changed an argument in place, a {type(value).__name__}: "
+                    "the graph shows the changed value as its input; work on a copy",
                     stacklevel=4,
                 )
-        self._keep_outside()
+        if self.scope.reads:
+            self._keep_outside()
         if isinstance(error, Exception) and self.bundle.catches(error):
             raise _execution_error(self.bundle.op, self.call, error) from _original(error)
 
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which it should not have."""
-        if not self.scope.reads:
-            return
         given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
         outside = [node for number, node in self.scope.reads.items() if number not in given]
         strays = [node.name for node in outside if node._base != "__code"]
@@ -1146,7 +1137,8 @@ class _Body:
 
 
 def _contents(value: Any) -> list[Any]:
-    return [*value, *value.values()] if isinstance(value, dict) else list(value)
+    """What a list, dict or set holds, to see later whether it was changed."""
+    return [*value, *value.values()] if isinstance(value, dict) else [*value]
 
 
 class Bundle:
@@ -1218,7 +1210,9 @@ class Bundle:
         """The call with a name for every argument, defaults included; `TypeError` if it does not fit."""
         positional = self._positional
         if self._simple and not kwargs and len(args) == len(positional):
-            return _Call(positional, tuple(map(_wrap, args, positional)), len(args))
+            pairs = zip(args, positional)
+            values = [v if isinstance(v, Node) else _wrap(v, name) for v, name in pairs]
+            return _Call(positional, tuple(values), len(args))
         left = dict(kwargs)
 
         def take(name: str) -> Any:
@@ -1263,14 +1257,14 @@ class Bundle:
         return (self._later if self.is_async else self._now)(_Body(self, call, key))
 
     def _now(self, body: _Body) -> MessageNode[Any]:
-        with body as (args, kwargs):
-            body.data = to_data(self.op.function(*args, **kwargs))  # type: ignore[misc]
-        return _record(self.op, body.call, body.data)
+        with body:
+            data = to_data(body.call.apply(self.op.function, body.plain))
+        return cast("MessageNode[Any]", _record(self.op, body.call, data))
 
     async def _later(self, body: _Body) -> MessageNode[Any]:
-        with body as (args, kwargs):
-            body.data = to_data(await self.op.function(*args, **kwargs))  # type: ignore[misc]
-        return _record(self.op, body.call, body.data)
+        with body:
+            data = to_data(await body.call.apply(self.op.function, body.plain))
+        return cast("MessageNode[Any]", _record(self.op, body.call, data))
 
     def catches(self, error: Exception) -> bool:
         """Is this failure the program's, to be recorded, or the library's own or its user's?"""
@@ -2865,13 +2859,22 @@ class Optimizer:
             parameter._data = value
         return good
 
-    def propose(self) -> Proposal:
-        """Ask for new values; nothing is set. Empty if nothing should change."""
-        return self._ask(self.prompt())
+    def propose(self, n: int | None = None) -> Any:
+        """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
 
-    def prompt(self) -> Prompt:
+        With `n`, a list of so many, asked for side by side; each prompt says which of them it is.
+        """
+        if n is None:
+            return self._ask(self.prompt())
+        notes = [
+            f" This is candidate {i} of {n}: seek one unlike the others." for i in range(1, n + 1)
+        ]
+        return _side_by_side([functools.partial(self._ask, self.prompt(note)) for note in notes])
+
+    def prompt(self, note: str = "") -> Prompt:
         """The messages that would be sent, before anything is spent."""
-        text, stats = self.describe(self.max_chars - len(_SYSTEM))
+        text, stats = self.describe(self.max_chars - len(_SYSTEM) - len(note))
+        text = text.replace(self.objective, self.objective + note, 1)
         prompt = Prompt([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}])
         prompt.stats = {"characters": len(_SYSTEM) + len(text), **stats}
         return prompt
@@ -2942,6 +2945,77 @@ class Optimizer:
             feedback, score = graph.feedback, graph.score
         values = dict(zip(self.names, [p._data for p in self.parameters]))
         self.history.append(Attempt(values, feedback, score, proposal, proposal.diff(), reason))
+        if len(self.history) > 100:  # of what is older, only values, score and update stay
+            old = self.history[-101]
+            self.history[-101] = Attempt(old.values, [], old.score, Proposal(old.proposal or {}))
+
+    @property
+    def best(self) -> Attempt | None:
+        """The attempt with the highest score, the latest of equals."""
+        scored = [attempt for attempt in self.history if attempt.score is not None]
+        return max(reversed(scored), key=lambda attempt: cast(float, attempt.score), default=None)
+
+    def restore(self, attempt: Attempt) -> None:
+        """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
+        pairs = [(p, attempt.values[name]) for p, name in zip(self.parameters, self.names)]
+        good = [(parameter, parameter.checked(value)) for parameter, value in pairs]
+        for parameter, value in good:
+            parameter._data = value
+
+    def undo(self) -> None:
+        """Put back the values from before the last update that was not undone yet."""
+        for place in reversed(range(len(self.history))):
+            if self.history[place].proposal and not self.history[place].reason:
+                self.restore(self.history[place])
+                self.history[place] = self.history[place]._replace(reason="undone")
+                return
+        raise MinitraceError("there is no update to undo")
+
+    def _past(self, room: int) -> str:
+        """Past attempts with what was said of them, and every rule that a reply ever broke."""
+        rows, refused = [], []
+        for attempt in self.history:
+            refused += [*attempt.proposal.refused] if attempt.proposal else []
+            refused += [attempt.reason] if attempt.reason not in _QUIET else []
+        for number, attempt in enumerate(
+            self.history[-self.memory_size :] if self.memory_size else [], 1
+        ):
+            values = "; ".join(f"{name} = {_text(v, 300)}" for name, v in attempt.values.items())
+            rows.append(f"{number}. {values}")
+            rows += [f"   feedback: {_cut(str(each), 300)}" for each in attempt.feedback]
+            rows += [f"   score: {attempt.score:g}"] if attempt.score is not None else []
+        if refused:
+            rows.append("Refused so far, do not repeat:")
+            rows += [f"- {_cut(words, 300)}" for words in [*dict.fromkeys(refused)][-8:]]
+        return _cut("\n".join(rows), room)
+
+    def _variables(self) -> str:
+        return "\n".join(map(_variable_text, self.parameters, self.names))
+
+
+_QUIET = ("", "no change", "bypassed", "undone")
+
+
+def _side_by_side(jobs: Sequence[Callable[[], T]], workers: int = 8) -> list[T]:
+    """Run functions in threads, each in a copy of this context; their results, in order."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if len(jobs) < 2 or workers < 2:
+        return [job() for job in jobs]
+    with ThreadPoolExecutor(min(workers, len(jobs))) as pool:
+        futures = [pool.submit(contextvars.copy_context().run, job) for job in jobs]
+        return [future.result() for future in futures]
+
+
+def ask(diff: str) -> bool | str:
+    """Show a diff on the terminal and ask a person: true, or words of refusal. For `step(approve=ask)`.
+
+    >>> Optimizer.step.__annotations__["approve"]
+    'Callable[[str], Any] | None'
+    """
+    print(diff, file=sys.stderr)
+    words = input("Accept? Enter, or what is wrong with it: ").strip()
+    return words or True
 
 
 def _distinct_names(parameters: list[Any]) -> list[str]:
@@ -3019,45 +3093,145 @@ class OptoPrime(Optimizer):
     def describe(self, room: int) -> tuple[str, dict[str, Any]]:
         """The graph as text."""
         graph = self.graph()
-        fixed = [("Instruction", self.objective), ("Variables", self._variables())]
-        used = sum(len(text) + 20 for _, text in fixed)
+        used = len(self.objective) + len(self._variables()) + 60
         if used + 400 > room:
             raise ValueError(
                 f"the prompt's fixed text and the variables' own values take {self.max_chars - room + used:,} "
                 f"characters, and max_chars is {self.max_chars:,}: raise it, or optimize fewer parameters"
             )
         feedback = _cut(_feedback_text(graph), (room - used) // 3)
-        past = _cut(self._past(), (room - used) // 3)
+        past = self._past((room - used) // 3)
         view = _View(graph, room - used - len(feedback) - len(past) - 120)
-        sections = [
-            fixed[0],
-            ("Code", view.code()),
-            ("Documentation", view.documentation()),
-            fixed[1],
-            ("Inputs", view.inputs()),
-            ("Feedback", feedback),
-            ("Past attempts, the oldest first", past),
-        ]
-        return "\n".join(f"# {title}\n{text}" for title, text in sections if text), view.stats()
+        sections = {
+            "Instruction": self.objective,
+            "Code": view.code(),
+            "Documentation": view.documentation(),
+            "Variables": self._variables(),
+            "Inputs": view.inputs(),
+            "Feedback": feedback,
+            "Past attempts, the oldest first": past,
+        }
+        return _page(sections), view.stats()
 
-    def _variables(self) -> str:
-        return "\n".join(map(_variable_text, self.parameters, self.names))
 
-    def _past(self) -> str:
-        """Past attempts, what was said of them, and what was refused."""
-        rows = []
-        for number, attempt in enumerate(
-            self.history[-self.memory_size :] if self.memory_size else [], 1
-        ):
-            values = "; ".join(
-                f"{name} = {_text(value, 300)}" for name, value in attempt.values.items()
+def _page(sections: Mapping[str, str]) -> str:
+    """The sections that are not empty, each under its title."""
+    return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
+
+
+class OPRO(Optimizer):
+    """The optimizer that shows past values and what was said of them, and nothing of the program.
+
+    >>> GRAPH.clear()
+    >>> x = node(3, name="x", trainable=True)
+    >>> optimizer = OPRO([x], llm=StubLLM(), objective="Find the number.")
+    >>> for words in "too low", "too high":
+    ...     optimizer.zero_feedback()
+    ...     optimizer.backward(x * 2, words)
+    ...     update = optimizer.step()
+    >>> print(optimizer.prompt()[1]["content"])
+    # Instruction
+    Find the number.
+    # Variables
+    (int) x0 = 4
+    # Feedback
+    multiply0: too high
+    # Past attempts, the oldest first
+    1. x0 = 3
+       feedback: too low
+    2. x0 = 6
+       feedback: too high
+
+    Source: OPRO, arXiv:2309.03409, which sorts its attempts by score; these stay in order of time.
+    """
+
+    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+        """The values, the feedback and the past."""
+        sections = {"Instruction": self.objective, "Variables": self._variables()}
+        sections["Feedback"] = _cut(_feedback_text(self.graph()), room // 4)
+        used = len(_page(sections)) + 60
+        if used + 200 > room:
+            raise ValueError(f"the variables alone take {used:,} characters: raise max_chars")
+        sections["Past attempts, the oldest first"] = self._past(room - used)
+        return _page(sections), {"nodes": len(self.graph()), "shown": len(self.parameters)}
+
+
+class _Critic(SumPropagator):
+    """Feedback that a language model rewrites at every step, for each parent its own."""
+
+    def __init__(self, optimizer: TextGrad) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+
+    def propagate(self, node: Node[Any], feedback: Any) -> list[Any]:
+        """Ask what each parent that depends on a parameter should be like; side by side."""
+        call = ", ".join(f"{name}={_text(p._data, 1000)}" for name, p in node.inputs.items())
+        step = f"{node.op_name}({call}) gave {_text(node._data, 1000)}.\n{node.op_name}: {node.description}"
+
+        def criticism(name: str) -> Any:
+            return self.optimizer._say(
+                f"A step of a program: {_cut(step, 6000)}\nFeedback on what it gave: {_cut(str(feedback), 3000)}"
+                f"\nSay in a few sentences how its input {name} should change for better feedback."
             )
-            rows.append(f"{number}. {values}")
-            rows += [f"   feedback: {_cut(str(each), 300)}" for each in attempt.feedback]
-            rows += [f"   score: {attempt.score:g}"] if attempt.score is not None else []
-            refused = attempt.proposal.refused if attempt.proposal else ()
-            rows += [f"   then refused: {_cut(each, 300)}" for each in refused]
-        return "\n".join(rows)
+
+        names = [name if parent._tracked else "" for name, parent in node.inputs.items()]
+        asked = _side_by_side([functools.partial(criticism, name) for name in names if name])
+        answers = iter(asked)
+        return [next(answers) if name else None for name in names]
+
+
+class TextGrad(Optimizer):
+    """The optimizer that asks for a criticism at every edge on the way back, then for one rewrite of each
+    parameter.
+
+    >>> GRAPH.clear()
+    >>> word = node("Hello", name="word", trainable=True)
+    >>> replies = ["Make word warmer.", '{"suggestion": {"word0": "Hi"}}']
+    >>> optimizer = TextGrad([word], llm=Script(replies))
+    >>> optimizer.backward(word + ", Ada", "too stiff")
+    >>> word.feedback, optimizer.step()
+    (['Make word warmer.'], {<ParameterNode word:0 = 'Hi'>: 'Hi'})
+
+    Source: TextGrad, arXiv:2406.07496.
+    """
+
+    def __init__(self, parameters: Any, llm: Any = None, **options: Any) -> None:
+        super().__init__(
+            parameters, llm, options.pop("propagator", None) or _Critic(self), **options
+        )
+
+    def _say(self, question: str) -> str:
+        llm = self.llm or _default_llm()
+        return _reply_text(llm([{"role": "user", "content": question}]))
+
+    def propose(self, n: int | None = None) -> Any:
+        """One rewrite for each parameter that has feedback, asked for side by side."""
+        if n is not None:
+            return [self.propose() for _ in range(n)]
+        jobs = [functools.partial(self._rewrite, p) for p in self.parameters if p.feedback]
+        whole = Proposal()
+        for part in _side_by_side(jobs):
+            whole.update(part)
+            whole.prompt, whole.reasoning = [*whole.prompt, *part.prompt], part.reasoning
+            whole.replies, whole.refused = (
+                [*whole.replies, *part.replies],
+                [*whole.refused, *part.refused],
+            )
+        return whole
+
+    def _rewrite(self, parameter: ParameterNode[Any]) -> Proposal:
+        name = self.names[[p is parameter for p in self.parameters].index(True)]
+        sections = {
+            "Instruction": self.objective,
+            "Variables": _variable_text(parameter, name),
+            "Feedback": "\n".join(
+                f"{name}: {_cut(str(each), 3000)}" for each in parameter.feedback
+            ),
+            "Past attempts, the oldest first": self._past(3000),
+        }
+        return self._ask(
+            [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _page(sections)}]
+        )
 
 
 def _variable_text(parameter: ParameterNode[Any], name: str) -> str:
