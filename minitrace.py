@@ -132,15 +132,18 @@ _numbers = itertools.count()
 _names: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
-class _Graph:
-    """The names given so far. There is no registry of nodes: a graph nobody holds is freed."""
+class GRAPH:
+    """The names given so far. There is no registry of nodes: a graph nobody holds is freed.
 
-    def clear(self) -> None:
+    >>> GRAPH.clear()
+    >>> node(1, name="x").name
+    'x:0'
+    """
+
+    @staticmethod
+    def clear() -> None:
         """Start every name from zero again: the next `x` is `x:0`."""
         _names.clear()
-
-
-GRAPH = _Graph()
 
 
 class _Scope:
@@ -173,45 +176,34 @@ class _Scope:
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 
 
-class _Operator:
+class _Operator(NamedTuple):
     """A recorded function: its name, what it does in words, and the names of its arguments.
 
-    The first `positional` arguments go by position. One that has `effects` (it asks a language model,
-    writes a file, draws at random) is not run again by `rerun` unless that is asked for.
+    The last `keywords` arguments go by name. One that has `effects` (it asks a language model, writes
+    a file, draws at random) is not run again by `rerun` unless that is asked for.
     """
 
-    __slots__ = ("bundle", "description", "effects", "function", "name", "names", "positional")
+    name: str
+    description: str
+    names: tuple[str, ...]
+    function: Any
+    effects: bool = False
+    keywords: int = 0
+    bundle: Any = None
 
-    def __init__(
-        self,
-        name: str,
-        description: str,
-        names: tuple[str, ...],
-        function: Callable[..., Any] | None,
-        effects: bool = False,
-        positional: int | None = None,
-        bundle: Any = None,
-    ) -> None:
-        self.name, self.description, self.names = name, description, names
-        self.function, self.effects, self.bundle = function, effects, bundle
-        self.positional = len(names) if positional is None else positional
-
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> Any:
         place = (self.bundle.__module__, self.bundle.__qualname__) if self.bundle else ("", "")
-        return _find_operator, (self.name, self.description, self.names, self.positional, place)
+        return _find_operator, (place, self.name, self.description, self.names)
 
 
-def _find_operator(
-    name: str, description: str, names: tuple[str, ...], positional: int, place: tuple[str, str]
-) -> _Operator:
+def _find_operator(place: tuple[str, str], name: str, description: str, names: Any) -> _Operator:
     """An operator as it comes out of a pickle: the living one, or a description that cannot run."""
     found: Any = sys.modules.get(place[0])
     for part in place[1].split("."):
         found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    found = getattr(found, "op", None) or getattr(getattr(operators, name, None), "op", None)
-    if isinstance(found, _Operator) and found.description == description:
-        return found
-    return _Operator(name, description, names, None, positional=positional)
+    found = getattr(found, "op", None) or getattr(vars(operators).get(name), "op", None)
+    same = isinstance(found, _Operator) and found.description == description
+    return cast(_Operator, found) if same else _Operator(name, description, names, None)
 
 
 class _Call(NamedTuple):
@@ -219,7 +211,7 @@ class _Call(NamedTuple):
 
     names: tuple[str, ...]
     values: tuple[Any, ...]
-    positional: int
+    keywords: int = 0
     outside: tuple[Node[Any], ...] = ()
 
     def inputs(self) -> dict[str, Node[Any]]:
@@ -241,9 +233,9 @@ class _Call(NamedTuple):
 
     def apply(self, function: Any, plain: Sequence[Any]) -> Any:
         """Call a function with these values as the arguments."""
-        n = self.positional
-        if n == len(plain):
+        if not self.keywords:
             return function(*plain)
+        n = len(plain) - self.keywords
         return function(*plain[:n], **dict(zip(self.names[n:], plain[n:])))
 
 
@@ -262,6 +254,11 @@ def _traced(op: _Operator) -> Method:
     return method
 
 
+def _plain(function: Callable[..., Any]) -> Any:
+    """A method that reads the data and returns what `function` makes of it, unrecorded."""
+    return lambda self, *others: function(self.data, *map(to_data, others))
+
+
 def _infix(
     name: str, function: Callable[[Any, Any], Any], description: str, *names: str
 ) -> tuple[Method, Method]:
@@ -277,7 +274,7 @@ def _infix(
         try:
             data = function(x._data, y._data)
         except Exception as error:
-            raise _execution_error(op, _Call(op.names, (x, y), 2), error) from _original(error)
+            raise _execution_error(op, _Call(op.names, (x, y)), error) from _original(error)
         return MessageNode(data, op, (x, y), x._tracked or y._tracked)
 
     def reflected(y: Any, x: Any) -> MessageNode[Any]:
@@ -348,7 +345,7 @@ class Node(Generic[T]):
         """The parents by argument name."""
         if self._op is None:
             return {}
-        call = self._call or _Call(self._op.names, self.parents, self._op.positional)
+        call = self._call or _Call(self._op.names, self.parents, self._op.keywords)
         return call.inputs()
 
     @property
@@ -416,37 +413,17 @@ class Node(Generic[T]):
         return Node(data, name, self._description)
 
     # Plain: these read the value, and the trace stops here.
-    def __bool__(self) -> bool:
-        return bool(self.data)
-
-    def __len__(self) -> int:
-        return len(cast(Any, self.data))
-
-    def __contains__(self, item: Any) -> bool:
-        return to_data(item) in cast(Any, self.data)
-
-    def __eq__(self, other: object) -> Any:
-        return self.data == to_data(other)
-
-    def __ne__(self, other: object) -> Any:
-        return self.data != to_data(other)
-
+    __bool__ = _plain(bool)
+    __len__ = _plain(len)
+    __contains__ = _plain(operator.contains)
+    __eq__ = _plain(operator.eq)
+    __ne__ = _plain(operator.ne)
+    __int__ = _plain(int)
+    __float__ = _plain(float)
+    __complex__ = _plain(complex)
+    __index__ = _plain(operator.index)
+    __str__ = _plain(str)
     __hash__ = object.__hash__
-
-    def __int__(self) -> int:
-        return int(cast(Any, self.data))
-
-    def __float__(self) -> float:
-        return float(cast(Any, self.data))
-
-    def __complex__(self) -> complex:
-        return complex(cast(Any, self.data))
-
-    def __index__(self) -> int:
-        return operator.index(cast(Any, self.data))
-
-    def __str__(self) -> str:
-        return str(self.data)
 
     def __format__(self, spec: str) -> str:
         if self._tracked and _scope.get() is None:
@@ -806,7 +783,7 @@ def _apply(
     """Run an operator on nodes and plain values, and record it."""
     rest = (f"args_{i}" for i in range(len(args) - len(op.names)))
     names = (*op.names[: len(args)], *rest, *kwargs)
-    return _run(op, _Call(names, tuple(map(_wrap, (*args, *kwargs.values()))), len(args)))
+    return _run(op, _Call(names, tuple(map(_wrap, (*args, *kwargs.values()))), len(kwargs)))
 
 
 def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
@@ -1175,15 +1152,9 @@ class Bundle:
             self._train(inner, options["source"], options["projections"])
             name, words = "eval", f"{name}: {words}" if words else f"{name}, by the code in __code"
         names = ("__code",) * self.trainable + self._positional + self._keyword_only
-        self.op = _Operator(
-            name,
-            words,
-            names,
-            self._evaluate if self.trainable else function,
-            options["effects"],
-            len(self._positional) + self.trainable,
-            self,
-        )
+        function = self._evaluate if self.trainable else function
+        effects, keywords = options["effects"], len(self._keyword_only)
+        self.op = _Operator(name, words, names, function, effects, keywords, self)
 
     def _plan(self, function: Callable[..., Any]) -> None:
         """Read the signature once, so that a call need not."""
@@ -1212,7 +1183,7 @@ class Bundle:
         if self._simple and not kwargs and len(args) == len(positional):
             pairs = zip(args, positional)
             values = [v if isinstance(v, Node) else _wrap(v, name) for v, name in pairs]
-            return _Call(positional, tuple(values), len(args))
+            return _Call(positional, tuple(values))
         left = dict(kwargs)
 
         def take(name: str) -> Any:
@@ -1234,7 +1205,7 @@ class Bundle:
             *left,
         )
         wrapped = tuple(map(_wrap, (*values, *last, *left.values()), names))
-        return _Call(names, wrapped, len(values))
+        return _Call(names, wrapped, len(last) + len(left))
 
     def _misfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
         try:
@@ -1253,7 +1224,7 @@ class Bundle:
             return node(result) if self.traceable_code and not self.is_async else result
         call = self._bind(args, kwargs)
         if parameter is not None:
-            call = _Call(("__code", *call.names), (parameter, *call.values), call.positional + 1)
+            call = _Call(("__code", *call.names), (parameter, *call.values), call.keywords)
         return (self._later if self.is_async else self._now)(_Body(self, call, key))
 
     def _now(self, body: _Body) -> MessageNode[Any]:
@@ -2338,11 +2309,11 @@ def _again(each: Node[Any], new: dict[int, Node[Any]]) -> Node[Any]:
         raise GraphError(
             f"rerun: the function of {each.name} ({op.name}) is not known in this process"
         )
-    call = each._call or _Call(op.names, each.parents, op.positional)
+    call = each._call or _Call(op.names, each.parents, op.keywords)
     values = tuple(
         _replace(value, lambda leaf: new.get(leaf._number, leaf)) for value in call.values
     )
-    call = _Call(call.names, values, call.positional)
+    call = _Call(call.names, values, call.keywords)
     scope = _Scope(_scope.get(), tracing=True)
     scope.values = {number: node._data for number, node in new.items()}
     token = _scope.set(scope)

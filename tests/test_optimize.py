@@ -1,0 +1,443 @@
+"""Section 4: the prompt says what matters within its budget, and a reply changes all or nothing."""
+
+import json
+import random
+import re
+import string
+import threading
+import types
+
+import pytest
+
+import minitrace
+from minitrace import (
+    OPRO,
+    ExecutionError,
+    MinitraceError,
+    Optimizer,
+    OptoPrime,
+    Proposal,
+    ReplyError,
+    Script,
+    StubLLM,
+    TextGrad,
+    ask,
+    bundle,
+    node,
+    operators,
+)
+
+
+def reply(**suggestion):
+    return json.dumps({"reasoning": "so", "answer": "", "suggestion": suggestion})
+
+
+def problem(*parameters, feedback="too low", score=None, llm=None, kind=OptoPrime, **options):
+    optimizer = kind(parameters, llm=llm or StubLLM(), **options)
+    output = operators.make_list(*parameters)
+    optimizer.backward(output, feedback, score=score)
+    return optimizer
+
+
+def text(optimizer):
+    return optimizer.prompt()[1]["content"]
+
+
+# ---- the prompt
+
+
+def test_the_fixed_part_is_short():
+    optimizer = problem(node(1, name="x", trainable=True))
+    fixed = optimizer.prompt().stats["characters"] - sum(
+        len(part)
+        for part in ("x0 = 1", "make_list0 = make_list(x=x0)  # [1]", "make_list0: too low")
+    )
+    assert fixed < 1200
+
+
+def test_the_prompt_is_deterministic_and_shows_no_address():
+    class Thing:
+        pass
+
+    def once():
+        x = node(1, name="x", trainable=True)
+        noise = [node(n) for n in range(random.randrange(5))]
+        output = operators.make_list(x, node(Thing()), node(print), node({"b", "a", "c"}))
+        output.backward("fine")
+        del noise
+        return x.feedback[0]
+
+    shown = set()
+    for _ in range(3):
+        minitrace.GRAPH.clear()
+        graph = once()
+        optimizer = OptoPrime(graph.parameters, llm=StubLLM())
+        shown.add(text(optimizer))
+    assert len(shown) == 1
+    assert " at 0x" not in shown.pop()
+
+
+def chain(length):
+    x = node(1, name="x", trainable=True)
+    y = x
+    for _ in range(length):
+        y = y + 1
+    return x, y
+
+
+def long_text():
+    x = node("ab" * 10_000, name="long")
+    p = node("c", name="p", trainable=True)
+    y = p
+    for _ in range(10):
+        y = y + x
+    return p, y
+
+
+@pytest.mark.parametrize("make, most", [(lambda: chain(300), 3_000), (long_text, 12_000)])
+def test_prompt_sizes(make, most):
+    x, y = make()
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(y, "too low")
+    prompt = optimizer.prompt()
+    assert sum(len(m["content"]) for m in prompt) == prompt.stats["characters"] < most
+    assert prompt.stats["left_out"] == 0 or "calls left out" in prompt[1]["content"]
+
+
+@pytest.mark.parametrize("budget", [3_000, 12_000])
+def test_a_large_graph_obeys_the_budget_and_few_lines_are_written(budget, monkeypatch):
+    rng = random.Random(1)
+    xs = [node(n, name=f"x{n}_", trainable=True) for n in range(5)]
+    ys = list(xs)
+    for _ in range(20_000):
+        ys.append(
+            getattr(operators, rng.choice(["add", "subtract"]))(
+                rng.choice(ys[-9:]), rng.choice(ys[-9:])
+            )
+        )
+    written = []
+    line = minitrace._View._line
+    monkeypatch.setattr(
+        minitrace._View, "_line", lambda view, record: written.append(1) or line(view, record)
+    )
+    optimizer = OptoPrime(xs, llm=StubLLM(), max_chars=budget)
+    optimizer.backward(ys[-1], "too low")
+    prompt = optimizer.prompt()
+    assert prompt.stats["characters"] <= budget and len(written) < budget / 10
+    names = optimizer.graph().names
+    assert f"{names[ys[-1]._number]} = " in prompt[1]["content"]
+    assert prompt.stats["nodes"] - prompt.stats["shown"] == prompt.stats["left_out"] > 10_000
+    assert "for want of room" in prompt.stats["why"]
+
+
+def test_values_are_cut_in_the_middle_with_their_length_and_parameters_never():
+    long = node("x" * 5_000, name="long")
+    own = node("y" * 4_000, name="own", trainable=True)
+    optimizer = OptoPrime([own], llm=StubLLM())
+    optimizer.backward(operators.join(own, [long, long]), "shorter!")
+    assert "y" * 4_000 in text(optimizer) and "x" * 1_000 not in text(optimizer)
+    assert re.search(r"characters\)", text(optimizer))
+    optimizer.max_chars = 4_500
+    with pytest.raises(ValueError, match=r"take [\d,]+ characters, and max_chars is 4,500"):
+        optimizer.prompt()
+
+
+def test_what_a_reader_needs_to_know_is_there():
+    @bundle()
+    def parse(words):
+        "Read a number from words."
+        return int(words)
+
+    words = node("", name="words", trainable=True, constraint="digits only")
+    optimizer = OptoPrime([words], llm=StubLLM())
+    with pytest.raises(ExecutionError) as caught:
+        parse(words)
+    optimizer.backward(caught.value.exception_node, caught.value.exception_node.create_feedback())
+    shown = text(optimizer)
+    assert "(str) words0 = ''  # digits only" in shown
+    assert "parse: Read a number from words." in shown
+    assert "raised (ValueError) invalid literal" in shown
+
+
+def test_code_is_shown_whole_with_its_signature():
+    @bundle(trainable=True)
+    def shout(words):
+        # louder
+        return words.upper()
+
+    optimizer = OptoPrime(shout, llm=StubLLM())
+    optimizer.backward(shout("hi"), "louder")
+    shown = text(optimizer)
+    assert "```python\ndef shout(words):\n    # louder\n    return words.upper()\n```" in shown
+    assert "def shout(words):" in shown.split("```python")[0]
+    assert "keeps the name and the signature" in optimizer.prompt()[0]["content"]
+
+
+def test_long_inputs_stand_in_the_order_of_their_use():
+    b, a = node("B" * 50, name="b"), node("A" * 50, name="a")
+    p = node("p", name="p", trainable=True)
+    optimizer = OptoPrime([p], llm=StubLLM())
+    optimizer.backward(p + a + b, "hm")
+    inputs = text(optimizer).split("# Inputs\n")[1]
+    assert inputs.index("a0 = ") < inputs.index("b0 = ")
+
+
+# ---- the reply
+
+
+def test_nothing_changes_unless_all_is_good():
+    x = node(1, name="x", trainable=True, bounds=(0, 9))
+    y = node("a", name="y", trainable=True, choices=["a", "b"])
+    optimizer = problem(x, y, llm=Script([reply(x0=5, y0="z"), reply(x0=6, y0="b")]))
+    update = optimizer.step()
+    assert update == {x: 6, y: "b"}
+    asked = optimizer.llm.asked
+    assert asked[1][:2] == asked[0] and "one of ['a', 'b']" in asked[1][-1]["content"]
+    assert any("one of ['a', 'b']" in words for words in optimizer.history[-1].proposal.refused)
+
+
+def test_refusals_end_in_an_error_or_by_choice_in_no_change():
+    x = node(1, name="x", trainable=True)
+    bad = reply(x0="banana")
+    optimizer = problem(x, llm=Script([bad] * 3))
+    with pytest.raises(ReplyError, match="no usable reply in 3 attempts: .*banana") as caught:
+        optimizer.step()
+    assert x.data == 1 and caught.value.replies == [bad] * 3
+    optimizer = problem(x, llm=Script([bad]), retries=0, on_refusal="keep")
+    assert optimizer.step() == {} and x.data == 1
+    assert "banana" in optimizer.history[-1].proposal.refused[0]
+
+
+def test_a_rule_that_was_broken_once_is_shown_in_every_later_prompt():
+    x = node(1, name="x", trainable=True, bounds=(0, 5))
+    optimizer = problem(x, llm=Script([reply(x0=7), reply(x0=2), reply(x0=3)]))
+    optimizer.step()
+    assert "at most 5" in text(optimizer)
+    assert "Refused so far" in text(optimizer) and "cannot take 7" in text(optimizer)
+
+
+def test_update_by_hand_checks_all_before_it_sets_any():
+    x = node(1, name="x", trainable=True)
+    y = node(1.5, name="y", trainable=True, bounds=(0, 2))
+    optimizer = problem(x, y)
+    with pytest.raises(ValueError, match="y:0 cannot take 3"):
+        optimizer.update({x: 2, y: 3})
+    assert (x.data, y.data) == (1, 1.5)
+    optimizer.update({"x0": 2, y: 1})
+    assert (x.data, y.data) == (2, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_comes_back_parameters_stay_valid_and_change_together(seed):
+    rng = random.Random(seed)
+
+    @bundle(trainable=True)
+    def shout(words):
+        return words.upper()
+
+    def fresh():
+        minitrace.GRAPH.clear()
+        made = [
+            node(3, name="i", trainable=True, bounds=(-100, 100)),
+            node(0.5, name="f", trainable=True),
+            node(True, name="b", trainable=True),
+            node("red", name="s", trainable=True, choices=["red", "blue"]),
+            node([1, 2], name="l", trainable=True),
+            node({"a": 1}, name="d", trainable=True),
+            node((1,), name="t", trainable=True),
+        ]
+        return rng.sample(made, rng.randrange(1, 8)) + [shout.parameter] * rng.randrange(2)
+
+    values = [7, 7.5, "7", -3, "banana", True, "false", None, [], [1], {}, {"a": [1]}, "red", "blue", "NaN",
+              1e400, "(1, 2)", "[3]", "TERMINATE", "def shout(words):\n    return words", "def f(): pass"]  # fmt: skip
+
+    def garbage():
+        body = "".join(rng.choice(string.printable) for _ in range(rng.randrange(60)))
+        return rng.choice([body, '{"suggestion": {' + body, "<x0>" + body, body + '"}}'])
+
+    for _ in range(1_000):
+        parameters = fresh()
+        optimizer = OptoPrime(parameters, llm=lambda _: said, retries=0)
+        before = [p.data for p in optimizer.parameters]
+        names = [*optimizer.names, "nobody"]
+        given = {name: rng.choice(values) for name in rng.sample(names, rng.randrange(len(names)))}
+        said = garbage() if rng.random() < 0.3 else json.dumps({"suggestion": given})
+        optimizer.zero_feedback()
+        optimizer.backward(operators.make_list(*parameters), "hm")
+        try:
+            update = optimizer.step()
+        except ReplyError:
+            assert [p.data for p in optimizer.parameters] == before
+            continue
+        for parameter, old in zip(optimizer.parameters, before):
+            assert parameter.checked(parameter.data) == parameter.data
+            assert type(parameter.data) is type(old)
+            assert parameter in update or parameter.data == old
+        assert "nobody" not in given
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda words: words,
+        lambda words: {"choices": [{"message": {"content": words}}]},
+        lambda words: types.SimpleNamespace(
+            choices=[types.SimpleNamespace(message=types.SimpleNamespace(content=words))]
+        ),
+    ],
+)
+def test_a_language_model_may_return_text_or_a_completion(shape):
+    x = node(1, name="x", trainable=True)
+    assert problem(x, llm=lambda messages: shape(reply(x0=4))).step() == {x: 4}
+
+
+def test_anything_else_is_an_error_that_says_so():
+    x = node(1, name="x", trainable=True)
+    with pytest.raises(TypeError, match="a language model must return text, not 7"):
+        problem(x, llm=lambda messages: 7).step()
+
+
+def test_arguments_of_trace_are_accepted(capsys):
+    x = node(1, name="x", trainable=True)
+    seen = []
+
+    def llm(messages, max_tokens=None):
+        seen.append(max_tokens)
+        return reply(x0=2)
+
+    options = dict(objective="Go up.", memory_size=2, max_tokens=99, include_example=True)
+    optimizer = problem(x, llm=llm, **options)
+    assert optimizer.step(bypassing=True) == {x: 2} and x.data == 1
+    assert optimizer.step(verbose=True) == {x: 2} and x.data == 2
+    assert "Go up." in capsys.readouterr().out and seen == [99, 99]
+
+
+# ---- history
+
+
+def test_undo_restore_and_best():
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=Script([reply(x0=5), reply(x0=9)]))
+    for score in (0.1, 0.7):
+        optimizer.zero_feedback()
+        optimizer.backward(x + 1, "hm", score=score)
+        optimizer.step()
+    assert x.data == 9 and optimizer.best.values == {"x0": 5} and optimizer.best.score == 0.7
+    optimizer.undo()
+    assert x.data == 5
+    optimizer.undo()
+    assert x.data == 1
+    with pytest.raises(MinitraceError, match="no update to undo"):
+        optimizer.undo()
+    optimizer.restore(optimizer.best)
+    assert x.data == 5
+
+
+def test_history_is_whole_for_a_hundred_steps_and_light_before():
+    x = node(0, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=lambda messages: reply(x0=x.data + 1))
+    for step in range(120):
+        optimizer.zero_feedback()
+        optimizer.backward(x + 1, "more", score=step)
+        optimizer.step()
+    whole, light = optimizer.history[-1], optimizer.history[0]
+    assert whole.proposal.prompt and whole.feedback == ["more"] and "+120" in whole.diff
+    assert light.score == 0 and light.proposal == {x: 1}
+    assert not (light.proposal.prompt or light.feedback or light.diff)
+    assert len(optimizer.history) == 120
+
+
+def test_a_person_may_refuse_and_the_words_become_feedback(monkeypatch, capsys):
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: reply(x0=4))
+    monkeypatch.setattr("builtins.input", lambda prompt: "four is unlucky")
+    assert optimizer.step(approve=ask) == {} and x.data == 1
+    assert "-1\n+4" in capsys.readouterr().err
+    assert "four is unlucky" in text(optimizer)
+    monkeypatch.setattr("builtins.input", lambda prompt: "")
+    assert optimizer.step(approve=ask) == {x: 4} and x.data == 4
+
+
+# ---- candidates and other optimizers
+
+
+def test_candidates_are_asked_for_side_by_side_and_each_knows_which_it_is():
+    x = node(1, name="x", trainable=True)
+    together = threading.Barrier(4, timeout=5)
+
+    def llm(messages):
+        together.wait()
+        which = re.search(r"candidate (\d) of 4", messages[1]["content"])
+        return reply(x0=10 + int(which[1]))
+
+    proposals = problem(x, llm=llm).propose(n=4)
+    assert [dict(p) for p in proposals] == [{x: 11}, {x: 12}, {x: 13}, {x: 14}]
+    assert x.data == 1
+
+
+def test_opro_shows_values_and_nothing_of_the_program():
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x, kind=OPRO, feedback="too low", score=0.25)
+    optimizer.step()
+    assert "make_list(" not in text(optimizer)
+    assert "1. x0 = 1\n   feedback: too low\n   score: 0.25" in text(optimizer)
+
+
+def test_textgrad_asks_per_edge_then_rewrites_each_parameter():
+    a = node("a", name="a", trainable=True)
+    b = node("b", name="b", trainable=True)
+    replies = [
+        (r"its input x should", "x: be longer"),
+        (r"its input y should", "y: be shorter"),
+        (r"\(str\) a0", reply(a0="aa")),
+        (r"\(str\) b0", reply(b0="")),
+    ]
+    optimizer = TextGrad([a, b], llm=Script(replies))
+    optimizer.backward(a + b, "bad")
+    assert (a.feedback, b.feedback) == (["x: be longer"], ["y: be shorter"])
+    assert optimizer.step() == {a: "aa", b: ""}
+
+
+def test_an_optimizer_of_ones_own_takes_a_method():
+    class Increment(Optimizer):
+        def propose(self):
+            return Proposal({p: p.data + 1 for p in self.parameters})
+
+    x = node(1, name="x", trainable=True)
+    assert Increment([x]).step() == {x: 2} and x.data == 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_stub_solves_random_number_problems(seed):
+    rng = random.Random(seed)
+    start, target = rng.uniform(-10, 10), rng.uniform(-1000, 1000)
+    x = node(start, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM(seed))
+    for _ in range(40):
+        y = x * 2 - 3
+        if abs(y.data - target) < 1e-2 * max(1, abs(target)):
+            return
+        optimizer.zero_feedback()
+        optimizer.backward(y, "too low" if y.data < target else "too high")
+        optimizer.step()
+    raise AssertionError(f"{y.data} for {target}")
+
+
+# ---- misuse
+
+
+def test_names_must_differ_and_parameters_must_be_parameters():
+    a, b = node(1, name="x", trainable=True), node(2, name="x0", trainable=True)
+    minitrace.GRAPH.clear()
+    c = node(1, name="x", trainable=True)
+    with pytest.raises(ValueError, match="two parameters are called x0"):
+        OptoPrime([a, c])
+    with pytest.raises(TypeError, match="7 is none"):
+        OptoPrime([b, 7])
+    with pytest.raises(ValueError, match="at least one parameter"):
+        OptoPrime([])
+
+
+def test_a_step_without_feedback_says_what_to_call():
+    with pytest.raises(MinitraceError, match="call backward"):
+        OptoPrime([node(1, name="x", trainable=True)], llm=StubLLM()).step()
