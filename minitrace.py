@@ -645,7 +645,7 @@ def _fit(value: Any, like: Any) -> Any:
         return int(value)
     if kind is float and number and math.isfinite(value):
         return float(value)
-    if kind in (list, tuple) and type(value) in (list, tuple):
+    if kind in (list, tuple, set, frozenset) and type(value) in (list, tuple):
         return kind(value)
     if kind not in (int, float) and isinstance(value, kind):
         return value
@@ -2396,7 +2396,7 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
     >>> read_reply('<variable name="x0"> 7 </variable>', ["x0"]).values
     {'x0': ' 7 '}
     >>> read_reply('{"suggestion": {"y0": 7}}', ["x0", "x1"]).problems
-    ["The reply sets 'y0', which is not a variable; the variables are x0, x1."]
+    ["There is no variable 'y0', only x0, x1."]
     >>> read_reply('{"suggestion": {"x0": 7', ["x0"]).problems
     ['The reply cannot be read: it is cut short.']
     """
@@ -2404,13 +2404,6 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
         long = f"The reply has {len(text):,} characters; at most {MAX_REPLY:,} are read."
         return Reading("", "", {}, [long])
     return _ReplyReader(text, names).read()
-
-
-# What a parameter of each type takes. A bool is no number here, and a set no list: it has no order.
-_NUMBER, _ITEMS = (int, float), (list, tuple)
-_TAKES: dict[type, tuple[type, ...]] = {bool: (bool,), int: _NUMBER, float: _NUMBER, dict: (dict,)}
-_TAKES |= {str: (str, *_NUMBER), list: _ITEMS, tuple: _ITEMS}
-_TAKES |= dict.fromkeys((set, frozenset), (set, *_ITEMS))
 
 
 def coerce_value(value: Any, like: Any) -> Any:
@@ -2427,21 +2420,18 @@ def coerce_value(value: Any, like: Any) -> Any:
     (7, False, (1, 2))
     >>> coerce_value("banana", like=1)
     Traceback (most recent call last):
-    ValueError: A value of type int is expected, not 'banana'.
+    ValueError: Expected int, not 'banana'.
     """
-    if like is None:
-        return value
-    kind = next((kind for kind in _TAKES if isinstance(like, kind)), type(like))
     with contextlib.suppress(ValueError, TypeError, OverflowError):
-        literal = isinstance(value, str) and kind is not str
-        given, end = _read_literal(value) if literal else (value, 0)
-        taken = isinstance(given, _TAKES.get(kind, kind)) and not (literal and value[end:].strip())
-        if taken and isinstance(given, bool) is (kind is bool):
-            made: Any = kind(given) if kind in _TAKES else given
-            if made == given if kind is int else kind is not float or math.isfinite(made):
-                return made
-    wanted = "finite float" if kind is float else kind.__name__
-    raise ValueError(f"A value of type {wanted} is expected, not {_text(value, 80)}.")
+        given, end = value, 0
+        if isinstance(value, str) and not isinstance(like, (str, type(None))):
+            given, end = _read_literal(value)
+            given = object() if value[end:].strip() or isinstance(given, str) else given
+        elif isinstance(like, str) and type(value) in (int, float):
+            given = str(value)
+        return _fit(given, like)
+    finite = "a finite " * isinstance(like, float)
+    raise ValueError(f"Expected {finite}{type(like).__name__}, not {_text(value, 80)}.")
 
 
 class _Unread(ValueError):
@@ -2450,13 +2440,12 @@ class _Unread(ValueError):
 
 _TOKEN = re.compile(
     r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<mark> [][(){},:])
-    | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:\\.|(?!(?P=quote))[^\\])*) (?P<end>(?P=quote))?
-    | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.]))
-    | (?P<word> [\w.]{1,99}) (?P<key>(?=\s*:))? | ."""
+    | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
+      (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))?
+    | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | ."""
 )
 _ESCAPE = re.compile(r"(?s)\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5})|(.))")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
-_ESCAPES |= {mark: mark for mark in "\\/\"'`"}
+_ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`")) | {"\n": ""}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
@@ -2478,9 +2467,9 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
     for token in _TOKEN.finditer(text, pos):
         spelled, pos = _spell(token), token.end()
         depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
-        opens = spelled not in ")]},:"
-        if spelled == "?" or depth > MAX_DEPTH or (opens and written[-1] not in "([{,:"):
-            raise _Unread(f"it breaks off at {text[token.start() :][:40]!r}", pos)
+        misplaced = spelled not in ")]},:" and written[-1] not in "([{,:"
+        if misplaced or spelled == "?" or depth > MAX_DEPTH:
+            raise _Unread(f"it breaks off at {_text(text[token.start() : pos + 30], 80)}", pos)
         written += [spelled] if spelled else []
         if not depth and written[-1]:
             break
@@ -2498,14 +2487,13 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
 
 
 def _spell(token: re.Match[str]) -> str:
-    """A token as Python spells it: space and comments as nothing, what is none as a question mark."""
+    """A token as Python spells it; nothing for space and text without end, `?` for the rest."""
     if token["end"]:
         plain = _ESCAPE.sub(_unescape, token["inside"])
         return repr(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     if token["word"]:
-        word: str = token["word"]
-        return repr(word) if token["key"] is not None else _WORDS.get(word.lower(), "?")
-    return "" if token["space"] else token["mark"] or token["number"] or "?"
+        return repr(token["word"]) if token["key"] == "" else _WORDS.get(token[0].lower(), "?")
+    return token["mark"] or token["number"] or ("" if token["space"] or token["quote"] else "?")
 
 
 def _unescape(found: re.Match[str]) -> str:
@@ -2514,12 +2502,11 @@ def _unescape(found: re.Match[str]) -> str:
     return chr(int(digits, 16)) if digits else _ESCAPES.get(found[4], found[0])
 
 
-_THOUGHT = re.compile(r"(?is)\s*<(think\w*|thoughts?|reflection|scratchpad)>(?:.*?</\1>|.*)")
-_NAMED = r"""<\s*(?:variable|var|parameter|param)\b
+_THOUGHT = re.compile(r"(?is)\A\s*<(think\w*|thoughts?|reflection|scratchpad)>(?:.*?</\1>|.*)")
+_NAMED = r"""<\s*(?:var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
-      | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )
-    (?P<wrapped>\s*<\s*value\s*>)?"""
-_KEY = r"""(?=\s*(?:(?P<key>["'`][\w:. -]{1,99}["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
+      | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
+_KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = re.compile(rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | <(?P<tag>[\w:]{{1,99}})\s*>")
 _FIELDS = ("reasoning", "answer", "suggestion")
 _BARE, _TAGS, _WHOLE = 1, 2, 3
@@ -2534,59 +2521,54 @@ class _ReplyReader:
         variable := "<x0>" value "</x0>" | "<variable name='x0'>" value "</variable>"
                   | "<variable><name>x0</name><value>" value "</value></variable>"
 
-    A whole object, one with a reasoning or a suggestion, outranks tags, and tags outrank a bare
-    object such as `{"x0": 5}`: examples in the prose change nothing. What is meant as an answer but
-    is broken or cut short ranks as if it were not: it is a problem until another answer comes.
+    An object with a suggestion is whole and replaces the one before. It outranks tags, and tags
+    outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
+    up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
+    nothing inside or after it counts, except another answer that replaces it.
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
-        self.text, self.names = text, names
+        self.text, self.names = _THOUGHT.sub("", text), names
         folded = {name.casefold(): name for name in names}
-        self.known = (folded if len(folded) == len(names) else {}) | {name: name for name in names}
+        self.folded = folded if len(folded) == len(names) else {}
         self.rank, self.reasoning, self.answer = 0, "", ""
         self.values: dict[str, Any] = {}
         self.problems: list[str] = []
 
     def read(self) -> Reading:
         """Read the whole text."""
-        thought = _THOUGHT.match(self.text)
-        pos = thought.end() if thought else 0
+        pos = 0
         while opening := _OPENING.search(self.text, pos):
             pos = self.read_object(opening) if opening[0] == "{" else self.read_tag(opening)
         if re.match(r"</?[a-zA-Z_][^<>]*\Z", self.text[self.text.rfind("<") :]):
-            self.fail(_TAGS, "The reply is cut short inside a tag.")
+            self.begin(_TAGS, "The reply is cut short inside a tag.")
         if not (self.rank or self.reasoning):
-            self.fail(_BARE, "No answer was found in the reply, neither as JSON nor in tags.")
-        return Reading(
-            self.reasoning, self.answer, {} if self.problems else self.values, self.problems
-        )
+            self.begin(_BARE, "No answer was found in the reply, neither as JSON nor in tags.")
+        values = {} if self.problems else self.values
+        return Reading(self.reasoning, self.answer, values, self.problems[:8])
 
-    def begin(self, rank: int) -> bool:
-        """Say whether an item of this rank counts; unless it joins other tags, it begins anew."""
-        if rank > self.rank or rank == self.rank != _TAGS:
+    def begin(self, rank: int, *problems: str) -> bool:
+        """Say whether an item of this rank counts; a whole or higher one drops all before it."""
+        if rank > self.rank or rank == self.rank == _WHOLE:
             self.rank, self.values, self.problems = rank, {}, []
+        self.problems += problems if rank == self.rank else ()
         return rank == self.rank
-
-    def fail(self, rank: int, problem: str) -> None:
-        """Note a problem with an item of this rank, if it counts."""
-        if self.begin(rank):
-            self.problems.append(problem)
 
     def name(self, given: Any) -> str:
         """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
         plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
-        return self.known.get(plain) or self.known.get(plain.casefold(), "")
+        return plain if plain in self.names else self.folded.get(plain.casefold(), "")
 
     def assign(self, given: Any, value: Any) -> None:
         """Note a value for a variable, or what is wrong with it."""
-        if not (name := self.name(given)):
-            known = f"the variables are {', '.join(self.names)}"
+        name = self.name(given)
+        value = _unfence(value) if name[:6] == "__code" and isinstance(value, str) else value
+        if not name:
             self.problems += [
-                f"The reply sets {_text(given, 80)}, which is not a variable; {known}."
+                f"There is no variable {_text(given, 80)}, only {', '.join(self.names)}."
             ]
         elif repr(self.values.setdefault(name, value)) != repr(value):
             self.problems += [f"The reply gives {name} twice, with different values."]
-        del self.problems[8:]
 
     def read_object(self, opening: re.Match[str]) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
@@ -2596,65 +2578,54 @@ class _ReplyReader:
         except _Unread as error:
             problem, pos = error.args
             key = opening["key"] or ""
-            meant = key[:1] in "\"'`" and (self.name(key) or key[1:-1] in _FIELDS)
-            if pos >= len(self.text) or meant:
-                self.fail(_WHOLE, f"The reply cannot be read: {problem}.")
+            if pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS:
+                self.begin(_WHOLE, f"The reply cannot be read: {problem}.")
         return max(pos, opening.end())
 
     def take(self, made: dict[Any, Any]) -> None:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
         said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
         form = {key: value for key, value in said if key in _FIELDS}
-        loose = [(key, value) for key, value in said if key not in _FIELDS]
-        ours = form or any(self.name(key) for key, _ in loose)
-        if not ours or not self.begin(_WHOLE if form.keys() - {"answer"} else _BARE):
-            return
-        self.reasoning = str(form.get("reasoning") or self.reasoning)
-        self.answer = str(form.get("answer") or "")
         given = form.get("suggestion") or {}
         if not isinstance(given, dict):
-            self.fail(_WHOLE, "The suggestion is not an object of names and values.")
-            return
-        if "suggestion" in form:
-            loose = [pair for pair in loose if self.name(pair[0])]
-        for key, value in [*given.items(), *loose]:
-            code = isinstance(value, str) and self.name(key).startswith("__code")
-            self.assign(key, _unfence(value) if code else value)
+            raise _Unread("its suggestion is not an object of names and values", len(self.text))
+        pairs = [(n, v) for n, v in said if n in self.names or not (given or n in _FIELDS)]
+        self.reasoning = str(form.get("reasoning") or self.reasoning)
+        self.answer = str(form.get("answer") or self.answer)
+        ours = "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs)
+        if ours and self.begin(_WHOLE if form.keys() - {"answer"} else _BARE):
+            for name, value in [*given.items(), *pairs]:
+                self.assign(name, value)
 
     def read_tag(self, opening: re.Match[str]) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
-        It ends at its last end before the next such tag, since a value may hold such an end.
+        A value may hold ends of tags itself: the last one before the next such tag counts.
         """
         tag = (opening["attribute"] or opening["child"] or opening["tag"]).strip().lower()
         if not (opening["named"] or tag == "reasoning" or self.name(tag)):
             return opening.end()
-        same = _NAMED if opening["named"] else rf"<{tag}\s*>"
+        same, word = (_NAMED, r"var\w*|param\w*") if opening["named"] else (rf"<{tag}\s*>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, opening.end())
         stop = after.start() if after else len(self.text)
-        words = r"variable|var|parameter|param" if opening["named"] else tag
-        ends = re.compile(rf"(?i)</\s*(?:{words})\s*>").finditer(self.text, opening.end(), stop)
-        *_, end = [None, *ends]
-        if not end:
-            rank = _WHOLE if tag == "reasoning" else _TAGS
-            self.fail(rank, f"The reply is cut short: the tag of {_text80(tag)} has no end.")
-            return opening.end()
+        ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, opening.end(), stop)]
+        if not ends:
+            self.begin(_TAGS, f"The reply is cut short: the tag of {_text(tag, 80)} has no end.")
+            return len(self.text)
+        end = ends[0 if tag == "reasoning" else -1]
         body = self.text[opening.end() : end.start()]
         if tag == "reasoning":
             self.reasoning = body.strip()
         elif self.begin(_TAGS):
-            body = body.rstrip().removesuffix("</value>") if opening["wrapped"] else body
             self.assign(tag, _untag(body))
         return end.end()
 
 
 def _unfence(text: str) -> str:
     """What stands inside a fence of ``` or ~~~, if the text is one fence and nothing else."""
-    lines = text.strip().split("\n")
-    fence = re.match("`{3,}|~{3,}", lines[0])
-    mark = fence[0] if fence and lines[1:] and lines[-1].strip() == fence[0] else None
-    inner = [line.strip() for line in lines[1:-1] if mark and line.strip().startswith(mark)]
-    return "\n".join(lines[1:-1]) if mark and inner[:1] != [mark] else text
+    fence = re.match(r"(?s)\s*(`{3,}|~{3,})[^\n`]*\n(.*)\n[ \t]*\1\s*\Z", text)
+    first = re.search(rf"(?m)^[ \t]*{fence[1]}.*$", fence[2]) if fence else None
+    return text if not fence or (first and first[0].strip() == fence[1]) else fence[2]
 
 
 def _untag(body: str) -> str:
@@ -2663,6 +2634,9 @@ def _untag(body: str) -> str:
     That is: a line break at either end, a fence or a CDATA section around all of it, and entities
     where there is a `&lt;` and no `<` shows that signs stand for themselves.
     """
+    import html
+
+    body = re.sub(r"(?is)\A\s*<\s*value\s*>(.*)</\s*value\s*>\s*\Z", r"\1", body)
     body = _unfence(re.sub(r"\A[ \t]*\r?\n|\r?\n[ \t]*\Z", "", body))
     body = re.sub(r"(?s)\A\s*<!\[CDATA\[(.*)\]\]>\s*\Z", r"\1", body)
     return html.unescape(body) if "&lt;" in body and "<" not in body else body

@@ -1,0 +1,287 @@
+"""Replies of careless language models: a table of cases, then garbage, then hostile texts."""
+
+import json
+import pathlib
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from minitrace import coerce_value, read_reply
+
+CASES = json.loads((pathlib.Path(__file__).parent / "replies.json").read_text(encoding="utf-8"))
+
+
+def update(reply, variables):
+    """The typed update and the problems, as an optimizer would find them."""
+    read, values, problems = read_reply(reply, list(variables)), {}, []
+    for name, raw in read.values.items():
+        try:
+            values[name] = coerce_value(raw, variables[name])
+        except ValueError as error:
+            problems.append(str(error))
+    return read, values, read.problems + problems
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_table(case):
+    read, values, problems = update(case["reply"], case["variables"])
+    if "refuse" in case:
+        assert case["refuse"] in " ".join(problems)
+        assert not read.problems or not read.values
+    else:
+        assert (problems, repr(values)) == ([], repr(case["expect"]))
+    for field in {"reasoning", "answer"} & case.keys():
+        assert getattr(read, field) == case[field]
+
+
+def test_every_problem_is_a_sentence_that_can_be_sent():
+    for case in CASES:
+        for problem in update(case["reply"], case["variables"])[2]:
+            assert problem[0].isupper() and problem.endswith(".") and "\n" not in problem, problem
+            problem.encode("utf-8")
+
+
+TABLE = [  # value, like, result or error
+    (7, 1, 7), (7.0, 1, 7), ("7", 1, 7), (" 7 ", 1, 7), ("7.0", 1, 7), ("-7", 1, -7),
+    (1e22, 1, 10**22), (7.5, 1, ValueError), ("banana", 1, ValueError), (True, 1, ValueError),
+    ("true", 1, ValueError), (None, 1, ValueError), ([7], 1, ValueError), ("", 1, ValueError),
+    ("1e999", 1, ValueError), (float("nan"), 1, ValueError), (float("inf"), 1, ValueError),
+    ("1,000", 1, ValueError), ("7 8", 1, ValueError), ("7] [8", 1, ValueError),
+    ("3 + 4", 1, ValueError), (2, 1.5, 2.0), ("2", 1.5, 2.0), (".5", 1.5, 0.5),
+    ("1e-3", 1.5, 0.001), (True, 1.5, ValueError), (float("nan"), 1.5, ValueError),
+    (float("-inf"), 1.5, ValueError), ("nan", 1.5, ValueError), ("Infinity", 1.5, ValueError),
+    (10**400, 1.5, ValueError), (2**53 + 1, 1.5, float(2**53)), (True, False, True),
+    ("true", False, True), ("True", False, True), ("false", True, False), ("FALSE", True, False),
+    (1, True, ValueError), (0, True, ValueError), ("yes", True, ValueError),
+    ("1", True, ValueError), (1.0, True, ValueError), (None, True, ValueError), ("a", "", "a"),
+    ("  a\n", "", "  a\n"), (5, "", "5"), (7.5, "", "7.5"), ("[1]", "", "[1]"),
+    ({}, "", ValueError), ([], "", ValueError), (None, "", ValueError), (True, "", ValueError),
+    ([1, "a"], [], [1, "a"]), ((1,), [], [1]), ("[1, 2]", [], [1, 2]), ("(1, 2)", [], [1, 2]),
+    ("abc", ["a"], ValueError), ({"a": 1}, [], ValueError), (None, [], ValueError),
+    (5, [], ValueError), ({1}, [], ValueError), ("[1, 2", [], ValueError),
+    ("'abc'", [], ValueError), ([1, 2], (), (1, 2)), ("(1,)", (), (1,)), ("[]", (), ()),
+    ("(1)", (), ValueError), ([1, 2, 1], set(), {1, 2}), ({1}, set(), {1}),
+    ("{1, 2}", set(), {1, 2}), ([[1]], set(), ValueError), ([1], frozenset(), frozenset({1})),
+    ({"a": 1}, set(), ValueError), ({"a": 1}, {}, {"a": 1}), ('{"a": 1}', {}, {"a": 1}),
+    ("{1: (2, 3)}", {}, {1: (2, 3)}), ("{(1, 2): 3}", {}, {(1, 2): 3}),
+    ([("a", 1)], {}, ValueError), ("{1, 2}", {}, ValueError),
+    ("{'a': 1, 'a': 2}", {}, ValueError), ("{[1]: 2}", {}, ValueError), (b"a", b"", b"a"),
+    ("a", b"", ValueError), (5, None, 5), (None, None, None), ("None", None, "None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value, like, result", TABLE, ids=[f"{v!r:.30}-{k!r}" for v, k, _ in TABLE]
+)
+def test_coerce(value, like, result):
+    if result is ValueError:
+        with pytest.raises(ValueError, match=r"^Expected (a finite )?\w+, not .*\.$") as caught:
+            coerce_value(value, like)
+        assert len(str(caught.value)) < 140
+    else:
+        made = coerce_value(value, like)
+        assert (type(made), made) == (type(result), result)
+
+
+PIECES = list("{}[]()\"'`:,<>/#\\=&\n \t") + [
+    "x0", "x:0", "X0", "prompt1", "y9", "__code0", "reasoning", "answer", "suggestion", "true",
+    "None", "7", "-7.5", "1e9", "NaN", '"""', "'''", "```", "```python\n", "/*", "*/", "//",
+    "<think>", "</think>", "<reasoning>", "</reasoning>", "<x0>", "</x0>", '<variable name="x0">',
+    "</variable>", "<variable>", "<name>", "</name>", "<value>", "</value>", '{"suggestion": {',
+    '"x0": ', '"x1": ', "}}", "\\u12", "\\ud800", "\ud800", "\x00", "é", "TERMINATE", "&lt;",
+    "<![CDATA[", "]]>",
+]  # fmt: skip
+
+
+def garbage(rng):
+    """A reply that is either thrown together or a good one with a few cuts, copies and swaps."""
+    if rng.random() < 0.4:
+        return "".join(rng.choice(PIECES) for _ in range(rng.randrange(60)))
+    text = rng.choice(CASES)["reply"]
+    for _ in range(rng.randrange(1, 5)):
+        start, stop = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        stop = min(stop, start + rng.choice([0, 1, 5, 50]))
+        middle = rng.choice(["", rng.choice(PIECES), text[start:stop] * 2])
+        text = text[:start] + middle + text[stop:]
+    return text
+
+
+def test_garbage_never_raises_and_never_sets_what_is_unknown():
+    rng, names = random.Random(0), ["x0", "x1", "prompt0", "__code0", "prompt1"]
+    likes = [1, 1.5, True, "", [], (), {}, set(), None]
+    read = refused = 0
+    for _ in range(10_000):
+        text = garbage(rng)
+        reply = read_reply(text, names)
+        assert set(reply.values) <= set(names), text
+        assert not (reply.problems and reply.values), text
+        assert isinstance(reply.reasoning, str) and isinstance(reply.answer, str), text
+        assert all(isinstance(problem, str) for problem in reply.problems)
+        read, refused = read + bool(reply.values), refused + bool(reply.problems)
+        for value in reply.values.values():
+            like = rng.choice(likes)
+            try:
+                assert like is None or type(coerce_value(value, like)) is type(like), (value, like)
+            except ValueError as error:
+                assert str(error).startswith("Expected ")
+    assert read > 1_000 and refused > 1_000
+
+
+def anything(rng, depth=0):
+    """A random value of the kinds that JSON has."""
+    kind = rng.randrange(9 if depth < 4 else 6)
+    if kind < 2:
+        return "".join(rng.choice(PIECES) for _ in range(rng.randrange(6))).replace("\ud800", "")
+    if kind < 6:
+        return [rng.randrange(-999, 999), rng.uniform(-1e9, 1e9), rng.random() < 0.5, None][
+            kind - 2
+        ]
+    if kind < 8:
+        return [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {f"k{i}": anything(rng, depth + 1) for i in range(rng.randrange(4))}
+
+
+def test_every_value_written_as_json_or_python_comes_back():
+    rng, names = random.Random(1), ["x0", "x1"]
+    writers = [
+        json.dumps,
+        repr,
+        lambda value: json.dumps(value, ensure_ascii=False, indent=2),
+        lambda value: "```json\n" + json.dumps(value, indent=4) + "\n```\nI hope {that} helps.",
+        lambda value: "<think>{x0: 1} and {'suggestion': {</think>Well:\n" + repr(value),
+    ]
+    for _ in range(3_000):
+        values = {name: anything(rng) for name in names}
+        text = rng.choice(writers)({"reasoning": "r", "answer": "", "suggestion": values})
+        assert read_reply(text, names) == ("r", "", values, []), text
+
+
+def test_every_text_between_tags_comes_back():
+    """Any text without a variable's own tags in it, on lines of its own, to the last space."""
+    rng, names = random.Random(2), ["prompt0", "prompt1"]
+    pieces = [
+        piece for piece in PIECES if not re.search("variable|name>|value>|&lt;|CDATA|```", piece)
+    ]
+    forms = [
+        '<variable name="{}">\n{}\n</variable>',
+        "<{0}>\n{1}\n</{0}>",
+        "<variable><name>{}</name>\n<value>\n{}\n</value></variable>",
+    ]
+    for _ in range(3_000):
+        form = rng.choice(forms)
+        values = {
+            name: "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 20))) for name in names
+        }
+        text = "<reasoning>r</reasoning>\n" + "\n".join(
+            form.format(*pair) for pair in values.items()
+        )
+        assert read_reply(text, names) == ("r", "", values, []), text
+
+
+def test_a_reply_cut_anywhere_is_whole_or_refused():
+    """No beginning of a good reply gives an update of its own."""
+    checked = 0
+    for case in CASES:
+        if "expect" not in case or not case["expect"]:
+            continue
+        whole = read_reply(case["reply"], list(case["variables"])).values
+        for stop in range(len(case["reply"])):
+            values = read_reply(case["reply"][:stop], list(case["variables"])).values
+            if values not in ({}, whole) and case["name"] not in SEVERAL:
+                raise AssertionError((case["name"], case["reply"][:stop], values))
+            checked += 1
+    assert checked > 5_000
+
+
+# Where a first part is a whole reply of its own: nothing in it shows that more was to come.
+SEVERAL = {
+    "two bare objects add up", "two variables in tags", "name and value in tags, two of them",
+    "the name as the tag", "other words for variable", "two whole answers: the last wins",
+    "a reasoning block whose opening is lost", "the name of another variable inside a value",
+    "a value that holds the end of its own tag", "ends of tags inside code",
+    "ends of tags inside a value tag",
+}  # fmt: skip
+
+
+HOSTILE = {
+    "brackets": "'{\"x0\": ' + '[' * n",
+    "braces": "'{\"x0\":' * n",
+    "operators": "'{\"x0\": 1' + '+1' * n",
+    "indices": "'{\"x0\": []' + '[0]' * n",
+    "calls": "'{\"x0\": f' + '()' * n",
+    "minuses": "'{\"x0\": ' + '-' * n + '1}'",
+    "nots": "'{\"x0\": ' + 'not ' * n",
+    "strings": "'{\"x0\": ' + '\"\"' * n",
+    "colons": "'{\"x0\"' + ':1' * n",
+    "commas": "'{\"x0\": [' + '1,' * n + ']}'",
+    "keys": "'{\"x0\": {' + ''.join(f'{i}:1,' for i in range(n // 5)) + '}}'",
+    "unknown": "'{\"suggestion\": {' + ''.join(f'\"y{i}\":1,' for i in range(n // 10)) + '}}'",
+    "objects": "'{\"x0\":1}' * n",
+    "open comments": "'{\"x0\":/*' * n",
+    "line comments": "'{\"x0\"://' * n",
+    "hash comments": "'{x0:1#' * n",
+    "open strings": '\'{"x0":"\' * n',
+    "open triples": "'{\"x0\":\\'\\'\\'' * n",
+    "backslashes": "'{\"x0\":\"' + '\\\\' * n",
+    "escaped quotes": '\'{"x0":"\\\\"\' * n',
+    "deep wide": "'{\"a\":' * 60 + '[' + '{\"x0\":1},' * n",
+    "spaces": "'{' + ' ' * n + '\"x0\"' + ' ' * n + ':' + ' ' * n",
+    "spaced braces": "('{' + ' ' * 50) * (n // 50)",
+    "lines": "'<x0>' + '\\n ' * n + '</x0>'",
+    "fences": "'<x0>```' + '\\n```' * n + '</x0>'",
+    "fence of spaces": "'<x0>```\\n' + ' ' * n + '</x0>'",
+    "open tags": "'<x0>' * n",
+    "open variables": "'<variable name=\"x0\">' * n",
+    "open names": "'<variable><name>x0</name><value>' * n",
+    "half variables": "'<variable ' * n",
+    "long attribute": "'<variable ' + 'a' * n + '>'",
+    "attributes": "'<variable ' + ' name' * n",
+    "closing tags": "'<x0>' + '</x1>' * n",
+    "open and close": "'<x0></x1>' * n",
+    "two names": "'<x0><x1>' * n",
+    "reasonings": "'<reasoning>' * n",
+    "thoughts": "'<think>' * n",
+    "thoughts end": "'</think>' * n",
+    "angles": "'<' * n",
+    "values": "'<variable name=\"x0\"><value>' + '</value> ' * n + '</variable>'",
+    "cdata": "'<x0><![CDATA[' + ']]> ' * n + '</x0>'",
+    "entities": "'<x0>' + '&lt;' * n + '</x0>'",
+    "names": "''.join(f'<variable name=\"y{i}\">1</variable>' for i in range(n // 30))",
+    "digits": "'{\"x0\": ' + '9' * n + '}'",
+    "zeros": "'{\"x0\": 1e' + '9' * n + '}'",
+    "words": "'{\"x0\": ' + 'a' * n + '}'",
+    "key": "'{\"' + 'a' * n + '\": 1}'",
+    "quotes": "'{\"x0\": ' + '`' * n",
+    "surrogates": "'{\"x0\": \"' + chr(0xd800) * n + '\"}'",
+    "zeroes": "chr(0) * n",
+}
+
+PROGRAM = """
+import sys, json
+sys.path.insert(0, "..")
+from minitrace import coerce_value, read_reply
+read = {}
+for key, expression in json.loads(sys.argv[1]).items():
+    for size in (45_000, 180_000):
+        text = eval(expression, {"n": size})[:size]
+        reply = read_reply(text, ["x0", "x1", "prompt0"])
+        for value in (*reply.values.values(), text, text.removeprefix('{"x0": ')):
+            for like in (1, 1.5, [], {}, ""):
+                try: coerce_value(value, like)
+                except ValueError: pass
+        read[key] = len(reply.problems)
+assert "characters" in read_reply("[" * 3_000_000, ["x0"]).problems[0]
+print(json.dumps(read))
+"""
+
+
+def test_hostile_texts_never_crash_the_interpreter():
+    """Deep, long and repetitive texts, in a process of their own, each read in several ways."""
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, "-c", PROGRAM, json.dumps(HOSTILE)]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout).keys() == HOSTILE.keys()
