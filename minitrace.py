@@ -67,39 +67,38 @@ import contextlib
 import contextvars
 import copy
 import functools
+import io
 import itertools
 import json
 import math
 import operator
 import os
-import random
 import re
 import sys
-import textwrap
 import threading
 import time
 import warnings
 import weakref
-import zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from types import CodeType, FunctionType, MappingProxyType
+from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from http.client import HTTPConnection
-    from ssl import SSLContext
+    import ast
+    import random
+    import subprocess
 
 __version__ = "0.1.0"
 # fmt: off
 __all__ = [
-    "GRAPH", "LLM", "OPRO", "Budget", "BudgetError", "ExceptionNode", "ExecutionError", "GraphError",
-    "GraphPropagator", "LLMError", "LimitError", "Limits", "MessageNode", "MinitraceError", "Module",
-    "Node", "OptoPrime", "Optimizer", "ParameterNode", "Propagator", "Proposal", "Replay", "ReplyError",
-    "Script", "StubLLM", "SumPropagator", "TextGrad", "TraceGraph", "TraceMissingInputsError",
-    "ask", "backward", "bundle", "model", "node", "operators", "stop_tracing", "to_data",
+    "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS", "Budget", "BudgetError", "CodeError",
+    "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", "LLMError", "LimitError",
+    "Limits", "MessageNode", "MinitraceError", "Module", "Node", "OptoPrime", "Optimizer",
+    "ParameterNode", "Propagator", "Proposal", "Replay", "Reply", "ReplyError", "Script", "StubLLM",
+    "SumPropagator", "TextGrad", "TraceGraph", "TraceMissingInputsError", "ask", "backward", "bundle",
+    "check_code", "model", "node", "operators", "stop_tracing", "to_data",
 ]
 # fmt: on
 # ---- 1. Declare ----------------------------------------------------------------------------------
@@ -212,12 +211,12 @@ class _Call(NamedTuple):
     names: tuple[str, ...]
     values: tuple[Any, ...]
     keywords: int = 0
-    outside: tuple[Node[Any], ...] = ()
+    outside: Mapping[int, Any] = MappingProxyType({})  # nodes read from outside, by their number
 
     def inputs(self) -> dict[str, Node[Any]]:
         """Each node by the argument it stands in: `x`, or `xs[0]` inside a container."""
         found: dict[str, Node[Any]] = {}
-        outside = ((node.py_name, node) for node in self.outside)
+        outside = ((node.py_name, node) for node in self.outside.values())
         for name, value in itertools.chain(zip(self.names, self.values), outside):
             for path, item in _paths(name, value):
                 while path in found:
@@ -438,8 +437,9 @@ class Node(Generic[T]):
         return f"<{type(self).__name__} {self.name} = {_text(self._data, 60)}>"
 
     def __iter__(self) -> Iterator[MessageNode[Any]]:
-        indexable = hasattr(self._data, "__getitem__") and not isinstance(self._data, Mapping)
-        items = self if indexable else operators.to_list(self)
+        data: Any = self._data
+        array = hasattr(data, "shape") and not hasattr(data, "iloc")
+        items = self if array or isinstance(data, Sequence) else operators.to_list(self)
         return (items[i] for i in range(len(cast(Any, items._data))))
 
     def __copy__(self) -> Node[T]:
@@ -486,10 +486,10 @@ class Node(Generic[T]):
     __floor__ = _operator("floor", math.floor, "the largest integer that is not above x")
     __ceil__ = _operator("ceil", math.ceil, "the smallest integer that is not below x")
     __trunc__ = _operator("trunc", math.trunc, "x without its fraction")
-    __call__ = _operator("call", lambda f, *args, **kwargs: f(*args, **kwargs), "call f with the arguments", "f")
+    __call__ = _operator("call", lambda f, /, *args, **kwargs: f(*args, **kwargs), "call f with the arguments", "f")
     len = _operator("len", len, "the length of x")
     getattr = _operator("getattr", getattr, "the attribute of x that has this name", "x", "name", "default")
-    call = _operator("call_method", lambda x, name, *args, **kwargs: getattr(_own(x), name)(*args, **kwargs), "call the method of x that has this name", "x", "name")
+    call = _operator("call_method", lambda x, name, /, *args, **kwargs: getattr(_own(x), name)(*args, **kwargs), "call the method of x that has this name", "x", "name")
     clone = _operator("clone", copy.deepcopy, "a copy of x")
     append = _operator("append", lambda x, item: [*x, item], "a new list: x with item at its end", "x", "item")
     pop = _operator("pop", lambda x, *where: _own(x).pop(*where), "the item of x at index (the last by default)", "x", "index", "default")
@@ -497,8 +497,8 @@ class Node(Generic[T]):
     keys = _operator("keys", lambda x: list(x.keys()), "the keys of x as a list")
     values = _operator("values", lambda x: list(x.values()), "the values of x as a list")
     items = _operator("items", lambda x: list(x.items()), "the (key, value) pairs of x as a list")
-    format = _operator("format", lambda x, *args, **kwargs: x.format(*args, **kwargs), "x with its {} fields filled in", "x")
-    split = _operator("split", lambda x, *how, **options: x.split(*how, **options), "the list of the words in x, cut at sep", "x", "sep", "maxsplit")
+    format = _operator("format", lambda x, /, *args, **kwargs: x.format(*args, **kwargs), "x with its {} fields filled in", "x")
+    split = _operator("split", lambda x, /, *how, **options: x.split(*how, **options), "the list of the words in x, cut at sep", "x", "sep", "maxsplit")
     strip = _operator("strip", lambda x, *chars: x.strip(*chars), "x without chars (white space) at its ends", "x", "chars")
     replace = _operator("replace", lambda x, *how: x.replace(*how), "x with old replaced by new", "x", "old", "new", "count")
     join = _operator("join", lambda x, parts: x.join(parts), "the parts as one text, x between them", "x", "parts")
@@ -539,7 +539,10 @@ class MessageNode(Node[T]):
         self._index = next(_names[base])
 
     def _fields(self) -> tuple[Any, ...]:
-        call = self._call and self._call._replace(values=_replace(self._call.values, _pickled_leaf))
+        call = self._call
+        if call is not None:
+            outside = {number: _pickled(node) for number, node in call.outside.items()}
+            call = call._replace(values=_replace(call.values, _pickled_leaf), outside=outside)
         return self._data, self._op, self._tracked, call
 
 
@@ -616,13 +619,12 @@ class ParameterNode(Node[T]):
         low, high = self.bounds or (None, None)
         if self.choices is not None and value not in self.choices:
             return f"it must be one of {_text(self.choices, 400)}"
-        if not ((low is None or low <= value) and (high is None or value <= high)):
+        if not ((low is None or _all(low <= value)) and (high is None or _all(value <= high))):
             ends = f"between {low} and {high}", f"at least {low}", f"at most {high}"
             return "it must be " + ends[1 if high is None else 2 if low is None else 0]
         verdict = self.check(value) if self.check else None
-        return (
-            verdict if isinstance(verdict, str) else "its check failed" if verdict is False else ""
-        )
+        failed = verdict is not None and not isinstance(verdict, str) and not _all(verdict)
+        return verdict if isinstance(verdict, str) else "its check failed" * failed
 
     def _root(self, data: T, name: str) -> ParameterNode[T]:
         return ParameterNode(data, name, self._description, **self._checks())
@@ -633,6 +635,11 @@ class ParameterNode(Node[T]):
 
     def _fields(self) -> tuple[Any, ...]:
         return *super()._fields(), self._checks()
+
+
+def _all(verdict: Any) -> bool:
+    """Is it true, of an array everywhere?"""
+    return bool(verdict.all() if hasattr(verdict, "all") else verdict)
 
 
 def _fit(value: Any, like: Any) -> Any:
@@ -727,10 +734,9 @@ def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         result = copy.copy(value)
         result.clear()
-        result.update(
-            (_replace(k, leaf) if isinstance(k, Node) else k, _replace(v, leaf))
-            for k, v in value.items()
-        )
+        for key, item in value.items():
+            holds = next(_nodes_in(key), None) is not None
+            result[_replace(key, leaf) if holds else key] = _replace(item, leaf)
         return result
     items = [_replace(item, leaf) for item in _items(value)]
     if isinstance(value, list) and type(value) is not list:
@@ -747,8 +753,7 @@ def _paths(path: str, value: Any) -> Iterator[tuple[str, Node[Any]]]:
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            if isinstance(key, Node):
-                yield f"{path}.key({key.py_name})", key
+            yield from ((f"{path}.key", found) for found in _nodes_in(key))
             yield from _paths(f"{path}[{_text(key, 60)}]", item)
     else:
         for index, item in enumerate(_items(value)):
@@ -797,13 +802,18 @@ def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
 
 def _record(op: _Operator, call: _Call, data: Any, kind: Any = None) -> Any:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
-    scope, parents, simple, tracked = _scope.get(), call.values, call.names == op.names, False
+    scope, parents, tracked = _scope.get(), call.values, False
     if scope is not None and not scope.tracing:
         return (kind or MessageNode)(data, op, (), False)
-    if not simple or call.outside or not all([isinstance(value, Node) for value in parents]):
-        simple, parents = False, tuple(call.inputs().values())
+    simple = call.names == op.names and not call.outside
     for parent in parents:
+        if not isinstance(parent, Node):
+            simple = False
+            break
         tracked = tracked or parent._tracked
+    if not simple:
+        parents = tuple(call.inputs().values())
+        tracked = any(parent._tracked for parent in parents)
     return (kind or MessageNode)(data, op, parents, tracked, None if simple else call)
 
 
@@ -866,8 +876,7 @@ def _own(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
 
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_OBJECT = re.compile(r"<[\w.<>]*?(\w+) object>")
+_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
 
 
 def _text(value: Any, limit: int = 0) -> str:
@@ -879,7 +888,9 @@ def _text(value: Any, limit: int = 0) -> str:
             text = items if type(value) is set else f"frozenset({items})"
     except Exception:
         text = f"<{type(value).__name__}>"
-    return _cut(_OBJECT.sub(r"<\1>", _ADDRESS.sub("", text)), limit)
+    if not isinstance(value, str) and " at 0x" in text:
+        text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
+    return _cut(text, limit)
 
 
 def _cut(text: str, limit: int) -> str:
@@ -904,11 +915,10 @@ class _Operators:
         function = getattr(operator, name, None)
         if function is None or name.startswith("__"):
             raise AttributeError(
-                f"there is no operator {name!r}; see dir(operators), or bundle a function"
+                f"there is no operator {name!r}: see dir(operators), or bundle one"
             )
-        method = _operator(
-            name, function, (function.__doc__ or name).splitlines()[0], "x", "y", "z"
-        )
+        words = (function.__doc__ or name).splitlines()[0]
+        method = _operator(name, lambda x, *more: function(_own(x), *more), words, "x", "y", "z")
         setattr(self, name, method)
         return method
 
@@ -917,6 +927,8 @@ operators: Any = _Operators()
 for _method in list(vars(Node).values()):
     if isinstance(getattr(_method, "op", None), _Operator):
         setattr(operators, _method.op.name, _traced(_method.op))
+for _name, _alias in ("len", "len_"), ("getattr", "node_getattr"), ("divmod", "node_divmod"):
+    setattr(operators, _alias, getattr(operators, _name))
 # fmt: off
 for _method in (
     _operator("identity", lambda x: x, "x itself"),
@@ -1017,8 +1029,11 @@ class ExceptionNode(MessageNode[str]):
 
 def _execution_error(op: _Operator, call: _Call, error: Exception) -> ExecutionError:
     """The error of a failed call; of bundles inside bundles, what the innermost one reported."""
-    inner = getattr(error, "exception_node", None)
-    message = inner.data if inner is not None else f"({type(error).__name__}) {error}".rstrip()
+    inner: Any = getattr(error, "exception_node", None)
+    kind, words = type(error).__name__, str(error)
+    if isinstance(error, CodeError):  # raised in a child process, which told what and where
+        kind, words = error.kind, error.message
+    message = inner.data if inner is not None else f"({kind}) {words}".rstrip()
     exception_node: Any = _record(op, call, message, ExceptionNode)
     exception_node._full = inner._full if inner is not None else message + _marked_source(error)
     return ExecutionError(exception_node)
@@ -1031,10 +1046,11 @@ def _original(error: Exception) -> BaseException:
 def _marked_source(error: Exception) -> str:
     """The source of the user's function that failed, an arrow at the line, and the way further in."""
     import inspect
+    import textwrap
     import traceback
 
-    if hasattr(error, "where"):  # it failed in a child process, which says where
-        return f"\n{error.where}"
+    if isinstance(error, CodeError):
+        return f"\nline {error.line}: {error.text}   <-- {error.kind}"
     text = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_filename == __file__:
@@ -1081,18 +1097,24 @@ class _Body:
 
     def __enter__(self) -> _Body:
         self.plain = self.call.plain()
-        self.held = [(v, _contents(v)) for v in self.plain if isinstance(v, (list, dict, set))]
+        self.held = [
+            (name, data, _contents(data))
+            for name, value, data in zip(self.call.names, self.call.values, self.plain)
+            if isinstance(data, (list, dict, set)) and isinstance(value, Node)
+        ]
         self.scope = _Scope(_scope.get(), True, self.key)
         self.token = _scope.set(self.scope)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         _scope.reset(self.token)
-        for value, before in self.held:
-            if [*map(id, before)] != [*map(id, _contents(value))]:
+        if error is not None and not isinstance(error, Exception):
+            return
+        for name, data, before in self.held:
+            if [*map(id, before)] != [*map(id, _contents(data))]:
                 warnings.warn(
-                    f"{self.bundle.__name__}() changed an argument in place, a {type(value).__name__}: "
-                    "the graph shows the changed value as its input; work on a copy",
+                    f"{self.bundle.__name__}() changed its argument {name}, a {type(data).__name__}, "
+                    "in place: the graph shows the changed value as its input; work on a copy",
                     stacklevel=4,
                 )
         if self.scope.reads:
@@ -1103,14 +1125,21 @@ class _Body:
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which it should not have."""
         given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
-        outside = [node for number, node in self.scope.reads.items() if number not in given]
-        strays = [node.name for node in outside if node._base != "__code"]
+        outside = {n: node for n, node in self.scope.reads.items() if n not in given}
+        strays = [node.name for node in outside.values() if not _is_code(node)]
         if strays and not self.bundle.allow_external_dependencies:
             raise TraceMissingInputsError(
                 f"{self.bundle.__name__}() used {', '.join(strays)}, which is not among its arguments: "
                 "pass it as an argument, or use @bundle(allow_external_dependencies=True) to make it a parent"
             )
-        self.call = self.call._replace(outside=tuple(outside))
+        self.call = self.call._replace(outside=outside)
+        around = _scope.get()
+        if around is not None:
+            around.reads.update(outside)
+
+
+def _is_code(node: Node[Any]) -> bool:
+    return node._base.startswith("__code")
 
 
 def _contents(value: Any) -> list[Any]:
@@ -1134,7 +1163,8 @@ class Bundle:
         self._inner = inner
         self.__name__ = getattr(inner, "__name__", type(inner).__name__)
         self.__qualname__ = getattr(inner, "__qualname__", self.__name__).replace("<locals>.", "")
-        self.is_async = inspect.iscoroutinefunction(inner)
+        called = inner if inspect.isroutine(inner) else getattr(type(inner), "__call__", inner)
+        self.is_async = inspect.iscoroutinefunction(called)
         self.trainable: bool = options["trainable"]
         self.traceable_code: bool = options["traceable_code"]
         self.catch_execution_error: bool = options["catch_execution_error"]
@@ -1196,7 +1226,8 @@ class Bundle:
         except KeyError:
             raise self._misfit(args, kwargs) from None
         extra = len(values) - len(positional)
-        if (extra and not self._rest) or (left and not self._keywords):
+        twice = any(n in left and n not in self._positional_only for n in positional)
+        if twice or (extra and not self._rest) or (left and not self._keywords):
             raise self._misfit(args, kwargs)
         names = (
             *positional,
@@ -1214,16 +1245,20 @@ class Bundle:
             return TypeError(f"{self.__name__}() {error}")
         return TypeError(f"{self.__name__}() does not take these arguments")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         scope = _scope.get()
-        parameter = self.parameter and self.code_of(args[0] if args else None)
-        key = parameter or self
+        parameter = None if self.parameter is None else self.code_of(args[0] if args else None)
+        key = self if parameter is None else parameter
         if self.traceable_code or (scope is not None and scope.runs(key)):
-            function = functools.partial(self._evaluate, parameter.data) if parameter else self.fun
+            function = (
+                self.fun if parameter is None else functools.partial(self._evaluate, parameter.data)
+            )
             result = function(*args, **kwargs)
             return node(result) if self.traceable_code and not self.is_async else result
         call = self._bind(args, kwargs)
         if parameter is not None:
+            if scope is not None and scope.tracing:  # made here or not, it is an input from outside
+                scope.reads[parameter._number] = parameter
             call = _Call(("__code", *call.names), (parameter, *call.values), call.keywords)
         return (self._later if self.is_async else self._now)(_Body(self, call, key))
 
@@ -1239,9 +1274,8 @@ class Bundle:
 
     def catches(self, error: Exception) -> bool:
         """Is this failure the program's, to be recorded, or the library's own or its user's?"""
-        own = isinstance(error, MinitraceError) and not isinstance(
-            error, (ExecutionError, LimitError)
-        )
+        recorded = ExecutionError, LimitError, CodeError
+        own = isinstance(error, MinitraceError) and not isinstance(error, recorded)
         return self.catch_execution_error and not own
 
     # Trainable code.
@@ -1249,33 +1283,43 @@ class Bundle:
         self, inner: Any, source: str | None, projections: Iterable[Callable[[Any], Any]]
     ) -> None:
         """Make the function's source a parameter."""
+        import textwrap
+
         if self.__name__ == "<lambda>":
             raise TypeError("a lambda cannot be trainable: its source has no name; use def")
-        self.source = textwrap.dedent(source).strip("\n") if source else _source_of(inner)
+        given = textwrap.dedent(source).strip("\n") if source else None
+        self.source, self._locals = (given, {}) if given else _source_of(inner)
+        signature = _signature(self.source, self.__name__)
         self.parameter = ParameterNode(
             self.source,
             "__code",
             f"The source code of {self.__name__}.",
-            constraint=f"It must define: {_signature(self.source, self.__name__)}",
+            constraint=f"It must define: {signature.splitlines()[-1]}",
             projections=projections or (),
             check=functools.partial(
-                check_code, name=self.__name__, signature=self.source, limits=self.limits
+                check_code, name=self.__name__, signature=signature, limits=self.limits
             ),
         )
+
+    def key_in(self, instance: Any) -> str | None:
+        """Under which name an instance's dictionary keeps its own code; None if it has none."""
+        state = getattr(instance, "__dict__", None)
+        if self._attribute is None or type(state) is not dict or not self.trainable:
+            return None
+        owner, name = self._attribute
+        if not isinstance(instance, owner):
+            return None
+        return name if getattr(type(instance), name, None) is self else f"{owner.__name__}.{name}"
 
     def code_of(self, instance: Any) -> ParameterNode[str]:
         """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
         shared = cast("ParameterNode[str]", self.parameter)
-        state = getattr(instance, "__dict__", None)
-        if (
-            self._attribute is None
-            or not isinstance(instance, self._attribute[0])
-            or type(state) is not dict
-        ):
+        key = self.key_in(instance)
+        if key is None:
             return shared
-        own = state.get(self._attribute[1])
+        own = vars(instance).get(key)
         if not isinstance(own, ParameterNode):
-            own = state[self._attribute[1]] = shared._root(shared._data, "__code")
+            own = vars(instance)[key] = shared._root(shared._data, "__code")
         return own
 
     def _evaluate(self, code: str, *args: Any, **kwargs: Any) -> Any:
@@ -1284,14 +1328,16 @@ class Bundle:
             return self.limits.run(code, self.__name__, args, kwargs)
         function = self.fun if code == self.source else self._functions.get(code)
         if function is None:
-            function = self._functions[code] = _function_from(code, self.__name__, self._inner)
+            owner = self._attribute[0].__name__ if self._attribute else ""
+            function = _function_from(code, self.__name__, self._inner, self._locals, owner)
+            self._functions[code] = function
             while len(self._functions) > 16:
                 self._functions.pop(next(iter(self._functions)))
         return function(*args, **kwargs)
 
     def parameters(self) -> list[ParameterNode[Any]]:
         """Its code, if that is trainable."""
-        return [self.parameter] if self.parameter else []
+        return [] if self.parameter is None else [self.parameter]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -1322,6 +1368,9 @@ class Bundle:
     def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[cast(Any, self._attribute)[1]] = value
 
+    def __delete__(self, instance: Any) -> None:
+        instance.__dict__.pop(cast(Any, self._attribute)[1], None)
+
     def __reduce__(self) -> str:
         return self.__qualname__
 
@@ -1335,10 +1384,12 @@ class _Bound:
     def __init__(self, bundle: Bundle, instance: Any) -> None:
         self.__func__, self.__self__ = bundle, instance
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.__func__(self.__self__, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("__func__", "__self__"):  # not set yet, while it is copied or unpickled
+            raise AttributeError(name)
         return getattr(self.__func__, name)
 
     @property
@@ -1348,7 +1399,7 @@ class _Bound:
 
     def parameters(self) -> list[ParameterNode[Any]]:
         """The instance's own code parameter, in a list."""
-        return [self.parameter] if self.parameter else []
+        return [] if self.parameter is None else [self.parameter]
 
     def __repr__(self) -> str:
         return f"{self.__func__!r} of {type(self.__self__).__name__}"
@@ -1425,10 +1476,11 @@ def bundle(
     return _bundle(description, None, options)
 
 
-def _source_of(function: Any) -> str:
+def _source_of(function: Any) -> tuple[str, dict[str, Any]]:
     """The source of a function as its author wrote it, dedented, without its bundle decorator.
 
-    Decorators above `@bundle` wrap the bundle, not the function, and go too; those below stay.
+    Decorators above `@bundle` wrap the bundle, not the function, and go too; those below stay. The
+    second result holds the local names that those below need.
     """
     import ast
     import linecache
@@ -1445,11 +1497,12 @@ def _source_of(function: Any) -> str:
                 and found.name == code.co_name
             ):
                 if min(d.lineno for d in [*found.decorator_list, found]) == code.co_firstlineno:
-                    return _cut_out(found, lines, {**function.__globals__, **frame.f_locals})
+                    namespace = {**function.__globals__, **frame.f_locals}
+                    return _cut_out(found, lines, namespace), _local_marks(found, frame)
     except SyntaxError:
         pass
     raise ValueError(
-        f"the source of {function.__qualname__} cannot be read (from {code and code.co_filename}): "
+        f"the source of {getattr(function, '__qualname__', function)} cannot be read (from {code and code.co_filename}): "
         "write the function in a file, or give it as bundle(trainable=True, source=text)"
     )
 
@@ -1474,6 +1527,16 @@ def _cut_out(found: Any, lines: list[str], namespace: dict[str, Any]) -> str:
     return "".join(bare).rstrip()
 
 
+def _local_marks(function: Any, frame: Any) -> dict[str, Any]:
+    """The names in a function's decorators that are local where it is defined."""
+    import ast
+
+    names = [part for mark in function.decorator_list for part in ast.walk(mark)]
+    used = {part.id for part in names if isinstance(part, ast.Name)}
+    known = {} if frame.f_locals is frame.f_globals else frame.f_locals
+    return {name: known[name] for name in used & known.keys()}
+
+
 def _names_bundle(decorator: Any, namespace: dict[str, Any]) -> bool:
     """Is this decorator `bundle`, whatever it is called here?"""
     import ast
@@ -1488,19 +1551,20 @@ def _names_bundle(decorator: Any, namespace: dict[str, Any]) -> bool:
 
 
 def _signature(text: str, name: str) -> str:
-    """The line that defines the function `name` in a text of code."""
+    """The line that defines the function `name` in a text of code, after its decorators."""
     import ast
 
     for part in ast.parse(text).body:
         if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.name == name:
+            marks = "".join(f"@{ast.unparse(mark)}\n" for mark in part.decorator_list)
             returns = f" -> {ast.unparse(part.returns)}" if part.returns else ""
             word = "async def" if isinstance(part, ast.AsyncFunctionDef) else "def"
-            return f"{word} {name}({ast.unparse(part.args)}){returns}:"
+            return f"{marks}{word} {name}({ast.unparse(part.args)}){returns}:"
     raise ValueError(f"the source does not define {name}()")
 
 
 @functools.lru_cache(maxsize=256)
-def _maker(text: str, free: tuple[str, ...], name: str) -> CodeType:
+def _maker(text: str, free: tuple[str, ...], name: str, owner: str) -> CodeType:
     """The code of a function that, called, defines what the text defines and returns `name`.
 
     It lies inside another that holds the free names, so that it can be given the living cells of a
@@ -1510,7 +1574,7 @@ def _maker(text: str, free: tuple[str, ...], name: str) -> CodeType:
     import ast
     import linecache
 
-    filename = f"<code of {name}, {zlib.crc32(text.encode()):08x}>"
+    filename = f"<code of {name}, {next(_numbers)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     _texts[filename] = None
     while len(_texts) > 512:
@@ -1518,7 +1582,13 @@ def _maker(text: str, free: tuple[str, ...], name: str) -> CodeType:
     nest = "def outer():\n {}\n def maker():\n  pass\n return maker"
     tree = ast.parse(nest.format(" = ".join([*free, "None"])))
     outer: Any = tree.body[0]
-    outer.body[1].body = [*ast.parse(text, filename).body, ast.parse(f"return {name}").body[0]]
+    body = ast.parse(text, filename)
+    for part in ast.walk(body):  # private names, as inside the class
+        for field in ("attr", "id"):
+            word = getattr(part, field, "")
+            if owner and word.startswith("__") and not word.endswith("__"):
+                setattr(part, field, f"_{owner.lstrip('_')}{word}")
+    outer.body[1].body = [*body.body, ast.parse(f"return {name}").body[0]]
     code = compile(tree, filename, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
     for _ in "outer", "maker":
         code = next(part for part in code.co_consts if isinstance(part, CodeType))
@@ -1528,15 +1598,16 @@ def _maker(text: str, free: tuple[str, ...], name: str) -> CodeType:
 _texts: OrderedDict[str, None] = OrderedDict()
 
 
-def _function_from(text: str, name: str, original: Any) -> Callable[..., Any]:
+def _function_from(
+    text: str, name: str, original: Any, local: Mapping[str, Any], owner: str
+) -> Callable[..., Any]:
     """The function that the text defines, in the place of `original`: its globals, closure, defaults."""
     original = original if isinstance(original, FunctionType) else _function_from
-    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or ()))
-    code = _maker(text, tuple(sorted(cells)), name)
-    maker = FunctionType(
-        code, original.__globals__, name, None, tuple(cells[n] for n in code.co_freevars)
-    )
-    function: Any = maker()
+    cells = {key: CellType(value) for key, value in local.items()}
+    cells.update(zip(original.__code__.co_freevars, original.__closure__ or ()))
+    code = _maker(text, tuple(sorted(cells)), name, owner)
+    closure = tuple(cells[key] for key in code.co_freevars)
+    function: Any = FunctionType(code, original.__globals__, name, None, closure)()
     if isinstance(function, FunctionType):
         function.__defaults__, function.__kwdefaults__ = (
             original.__defaults__,
@@ -1546,54 +1617,93 @@ def _function_from(text: str, name: str, original: Any) -> Callable[..., Any]:
     return cast("Callable[..., Any]", function)
 
 
-def _encode(value: Any, place: str = "value", as_text: bool = False) -> Any:
-    """The value as JSON, with tags for what JSON lacks: `{"$tuple": [1, 2]}`, `{"$float": "inf"}`.
+class _Marked(str):
+    """The text of a value that JSON could not hold."""
 
-    What cannot be written is its text, `{"$text": ...}`, if `as_text`; else a `TypeError` names the place.
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
-    if isinstance(value, bytes):
-        return {"$bytes": value.hex()}
-    if isinstance(value, dict):
-        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
-        pairs = [(k, _encode(v, f"{place}[{_text(k, 60)}]", as_text)) for k, v in value.items()]
-        return (
-            dict(pairs) if plain else {"$dict": [[_encode(k, place, as_text), v] for k, v in pairs]}
-        )
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = sorted(value, key=_text) if isinstance(value, (set, frozenset)) else value
-        coded = [_encode(item, f"{place}[{n}]", as_text) for n, item in enumerate(items)]
-        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
-        return coded if kind is list else {f"${kind.__name__}": coded}
-    if as_text:
-        return {"$text": _text(value)}
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be written as JSON")
+    __repr__ = str.__str__
 
 
-_TAGS: dict[str, Callable[[Any], Any]] = {
-    "$tuple": lambda items: tuple(map(_decode, items)),
-    "$set": lambda items: set(map(_decode, items)),
-    "$frozenset": lambda items: frozenset(map(_decode, items)),
-    "$dict": lambda pairs: {_decode(key): _decode(value) for key, value in pairs},
+_DEPTH = 100  # levels of containers in containers that one value may have
+_TAGS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict}
+_TAGS |= {
     "$bytes": bytes.fromhex,
-    "$float": float,
-    "$text": str,
+    "$float": float.fromhex,
+    "$text": _Marked,
+    "$int": lambda text: int(text, 16),
 }
 
 
-def _decode(value: Any) -> Any:
-    """The value that `_encode` wrote."""
-    if isinstance(value, list):
-        return [*map(_decode, value)]
-    if not isinstance(value, dict):
+def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = False) -> Any:
+    """Turn a Python value into what strict JSON can hold, so that `decode` gives it back exactly.
+
+    What JSON lacks is tagged: a tuple is `{"$tuple": [...]}`, and so on for sets, bytes, numbers
+    that are not finite or have thousands of digits, and mappings with other keys than strings.
+    Only exact built-in types pass: a subclass would come back as something else.
+
+    Args:
+        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset or dict, nested.
+        place: what an error calls the value.
+        depth: how many containers are around it; at most 100.
+        as_text: write what cannot be written as its text, `{"$text": ...}`.
+
+    Returns:
+        lists, string-keyed dicts, strings, numbers, booleans and None.
+
+    Raises:
+        TypeError: something inside cannot be written; the message names the place.
+
+    >>> encode({"shape": (2, 3), "loss": float("inf")})
+    {'shape': {'$tuple': [2, 3]}, 'loss': {'$float': 'inf'}}
+    >>> encode([1, {"x": print}], "args")
+    Traceback (most recent call last):
+    TypeError: args[1]['x']: a builtin_function_or_method cannot be written as JSON
+    """
+    kind, inside = type(value), functools.partial(encode, depth=depth + 1, as_text=as_text)
+    if value is None or kind in (bool, str) or (kind is int and value.bit_length() <= 10_000):
         return value
-    tag = next(iter(value), "")
-    if len(value) == 1 and tag in _TAGS:
-        return _TAGS[tag](value[tag])
-    return {key: _decode(item) for key, item in value.items()}
+    if kind is float and math.isfinite(value):
+        return value
+    if kind in (float, bytes):
+        return {f"${kind.__name__}": value.hex()}
+    if kind is int:
+        return {"$int": hex(value)}
+    if depth <= _DEPTH and kind is dict:
+        if all(type(key) is str and key[:1] != "$" for key in value):
+            return {k: inside(item, f"{place}[{k!r}]") for k, item in value.items()}
+        return {"$dict": [inside(list(pair), place) for pair in value.items()]}
+    if depth <= _DEPTH and kind in (list, tuple, set, frozenset):
+        items = [inside(item, f"{place}[{i}]") for i, item in enumerate(value)]
+        if kind in (set, frozenset):
+            items.sort(key=json.dumps)
+        return items if kind is list else {f"${kind.__name__}": items}
+    if as_text:
+        base = next((base for base in (int, float, str) if isinstance(value, base)), None)
+        marked = base is None or isinstance(value, _Marked)
+        return {"$text": str(value) if base else _text(value)} if marked else encode(base(value))
+    if depth > _DEPTH:
+        raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
+    raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
+
+
+def decode(tree: Any) -> Any:
+    """Give back the value that `encode` turned into `tree`.
+
+    Raises:
+        ValueError or TypeError: the tree is none that `encode` writes.
+
+    >>> decode({"$set": [1, 2]}), decode({"$dict": [[{"$tuple": [0, 1]}, "edge"]]})
+    ({1, 2}, {(0, 1): 'edge'})
+    """
+    if type(tree) is list:
+        return [decode(item) for item in tree]
+    if type(tree) is not dict:
+        return tree
+    tag = next(iter(tree), "")
+    if tag[:1] != "$":
+        return {key: decode(item) for key, item in tree.items()}
+    if tag not in _TAGS:
+        raise ValueError(f"{tag!r} is no tag of this encoding")
+    return _TAGS[tag](decode(tree[tag]))
 
 
 def _write(path: str | os.PathLike[str], text: str) -> None:
@@ -1632,7 +1742,7 @@ class Module:
         """What a call runs: yours to write."""
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def parameters(self) -> list[ParameterNode[Any]]:
@@ -1646,16 +1756,19 @@ class Module:
         for path, parameter in _parameters_in("", self, set()):
             if parameter._number not in known:
                 known.add(parameter._number)
+                while path in found:
+                    path += "_"
                 found[path] = parameter
         return found
 
     def copy(self) -> Any:
         """A new object of the same class that shares every attribute, parameters too."""
+        self.parameters()  # code that was not touched yet is shared as well
         return copy.copy(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters' values to a file as JSON, whole or not at all."""
-        values = {name: _encode(each._data, name) for name, each in self.parameters_dict().items()}
+        values = {name: encode(each._data, name) for name, each in self.parameters_dict().items()}
         _write(path, json.dumps({"minitrace": 1, "parameters": values}, indent=1, allow_nan=False))
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -1673,7 +1786,7 @@ class Module:
             raise ValueError(
                 f"{os.fspath(path)} is of another module: missing {missing}, extra {extra}"
             )
-        good = {name: own[name].checked(_decode(value)) for name, value in values.items()}
+        good = {name: own[name].checked(decode(value)) for name, value in values.items()}
         for name, value in good.items():
             own[name].set(value)
 
@@ -1698,14 +1811,17 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, (list, tuple)):
         return enumerate(value)
-    own = dict(vars(value))
+    own, bundles = dict(vars(value)), {}
     for kind in type(value).__mro__:
         for name, item in vars(kind).items():
-            item = getattr(item, "__wrapped__", item) if not isinstance(item, Bundle) else item
-            item = item.__get__(value) if isinstance(item, Bundle) and item._attribute else item
-            if isinstance(item, (Bundle, _Bound)) or name not in own:
-                own[name] = own[name] if isinstance(own.get(name), (Bundle, _Bound)) else item
-    return list(own.items())
+            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
+                item = item.__wrapped__
+            if not isinstance(item, Bundle):
+                own.setdefault(name, item)
+            elif item.trainable:
+                key = item.key_in(value)
+                bundles[key or name] = item if key is None else item.code_of(value)
+    return [*((k, v) for k, v in own.items() if k not in bundles), *bundles.items()]
 
 
 def model(cls: type[Any]) -> type[Any]:
@@ -1723,18 +1839,497 @@ def model(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls, Module), facts)
 
 
+# Code that a model wrote: may it be accepted (`check_code`), and what if it runs (`Limits`)?
+#
+#     caller ── request, one line of JSON ──▶ child process: the same check, fewer built-ins,
+#     caller ◀── reply, one line of JSON ───  resource limits, no network, no environment
+#
+# One warm child serves many calls. A child that reaches a limit is killed with everything it
+# started, and the next call gets a new one. A seat belt, not a wall: `Limits` says what it leaves.
+
+_LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
+_CROSSING, _PRINTED = 4_000_000, 20_000  # characters that cross at once; that one call prints
+_IDLE = 8  # warm children kept for each memory limit
+_PURE = """abc array base64 bisect calendar cmath collections copy csv dataclasses datetime decimal
+    difflib enum fractions functools hashlib heapq html itertools json math numbers operator random
+    re statistics string struct textwrap typing unicodedata"""
+_CALM = "bool bytes complex dict float frozenset int list range re.compile set str tuple".split()
+_BARRED = """__import__ __loader__ __spec__ breakpoint compile copyright credits delattr dir eval
+    exec exit getattr globals hasattr help input license locals open quit setattr vars"""
+_PLAIN = "Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr".split()
+_NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
+_INNER = r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)"
+_HIDDEN = r"(?:^|[.\[])__\w+__"
+_LAST_WORDS = {"LimitError": "", "MemoryError": "memory: used up", "SystemExit": "exit: "}
+
+
+def _nesting(source: str) -> int:
+    """At most how deep the expressions of some code nest: operators in one without a comma."""
+    import tokenize
+
+    chain, kinds = [0], (tokenize.OP, tokenize.NAME)
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # the parser will stop there too
+        for kind, text, *_ in tokenize.generate_tokens(io.StringIO(source).readline):
+            ends = kind == tokenize.NEWLINE or text in (",", ";")
+            chain.append(
+                0 if ends else chain[-1] + bool(kind in kinds and re.fullmatch(_NESTS, text))
+            )
+    return max(chain)
+
+
+def _parse(source: str) -> ast.Module:
+    """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
+    import ast
+
+    try:
+        if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
+            raise SyntaxError(
+                f"over {_LONGEST:,} characters or {_DEEPEST} operators in an expression"
+            )
+        tree = ast.parse(source, "the code")
+        compile(tree, "the code", "exec")
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        if "no binding for nonlocal" not in str(error):  # a closure may hold it
+            raise ValueError(f"the code does not parse: {error}") from None
+    return tree
+
+
+def _on_load(tree: ast.Module) -> Iterator[ast.AST]:
+    """The parts of some code that would have effects when it is loaded."""
+    import ast
+
+    for statement in tree.body:
+        parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
+        for node in itertools.chain([statement], *map(ast.walk, parts)):
+            acts = isinstance(node, ast.stmt) and type(node).__name__ not in _PLAIN
+            calls = isinstance(node, ast.Call) and ast.unparse(node.func) not in _CALM
+            places = isinstance(node, (ast.Attribute, ast.Subscript))
+            if acts or calls or (places and isinstance(vars(node)["ctx"], ast.Store)):
+                yield node
+
+
+def _out_of_reach(tree: ast.Module, imports: Sequence[str]) -> Iterator[str]:
+    """The imports, built-ins and inner attributes of some code that lead out of it."""
+    import ast
+
+    nodes: list[Any] = list(ast.walk(tree))
+    own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    barred = set(_BARRED.split()) - own - {getattr(n, "arg", getattr(n, "name", "")) for n in nodes}
+    for node in nodes:
+        kind = type(node).__name__
+        lists = [v if type(v) is list else [v] for v in vars(node).values()]
+        words = [word for word in itertools.chain(*lists) if isinstance(word, str)]
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            words = words or [alias.name if kind == "Import" else "." for alias in node.names]
+            yield from (word for word in words if not _allows(imports, word))
+        elif kind == "Constant":
+            yield from (word for word in words if re.search(_HIDDEN, word))
+        elif not kind.endswith("FunctionDef"):
+            yield from (
+                w for w in words if re.fullmatch(_INNER, w) or (kind == "Name" and w in barred)
+            )
+
+
+def _allows(imports: Iterable[str], module: str) -> bool:
+    return any(f"{module}.".startswith(f"{name}.") for name in (*imports, "__future__"))
+
+
+def _header(function: ast.stmt) -> str:
+    """A function's header without annotations: what stays when its code is rewritten."""
+    import ast
+
+    vars(function).update(body=[], decorator_list=[], returns=None)
+    for node in ast.walk(function):
+        vars(node).pop("annotation", None)
+    return ast.unparse(function).strip("\n:")
+
+
+def check_code(
+    source: str, name: str, signature: str | None = None, limits: Limits | None = None
+) -> None:
+    """Say why some code cannot be the new source of a function, or return in silence.
+
+    Cheap and always done before code that a model wrote is accepted. The code is at most 20,000
+    characters, parses and compiles, and holds one function called `name` beside imports, helper
+    functions and constants; nothing else would run when it is loaded, and no class: one can stand
+    inside a function. The size and nesting are bounded before the parser sees the text, since
+    deep input crashes the interpreter's own parser.
+
+    Under `limits` it also imports only what `limits.imports` lists, and names no `open`, `exec`,
+    `getattr` and their like, no attribute such as `__class__` or `gi_frame`, and no text such as
+    `"{0.__class__}"`. Not caught: such names put together at run time.
+
+    Args:
+        source: Python code.
+        name: the function that must be there.
+        signature: its header, `"def f(x, k=2)"` or `"(x, k=2)"`. Names, kinds and defaults of the
+            arguments must be the same; annotations may differ. None: any.
+        limits: the `Limits` it will run under, or None.
+
+    Raises:
+        ValueError: a reason in one sentence, written to be sent back to the model.
+
+    >>> check_code("import math\\ndef area(r): return math.pi * r**2", "area", "(r)")
+    >>> check_code("def area(radius): return 3 * radius", "area", "(r)")
+    Traceback (most recent call last):
+    ValueError: the signature must stay `def area(r)`, not `def area(radius)`
+    """
+    import ast
+
+    tree: Any = _parse(source)
+    for word in _out_of_reach(tree, limits.imports) if limits else ():
+        raise ValueError(f"`{word}` is not allowed under limits, nor any import but the listed")
+    found = [n for n in tree.body if "FunctionDef" in type(n).__name__ and n.name == name]
+    if len(found) != 1:
+        raise ValueError(f"the code must define one function `{name}` at top level")
+    if signature is not None:
+        header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
+        given: Any = ast.parse(f"{header}: pass").body[0]
+        known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
+        extra = [mark for mark in found[0].decorator_list if ast.unparse(mark) not in known]
+        old, new = _header(given), _header(copy.deepcopy(found[0]))
+        if old != new:
+            raise ValueError(f"the signature must stay `{old}`, not `{new}`")
+        vars(found[0]).update(decorator_list=extra, args=ast.parse("def f(): 0").body[0].args)
+    for node in _on_load(tree):
+        text = ast.unparse(node).strip().partition("\n")[0][:80]
+        raise ValueError(
+            f"`{text}` at top level: only imports, functions and constants may be there"
+        )
+
+
 class LimitError(MinitraceError):
-    pass
+    """Code under limits did not end as a function should; the message begins with the word for how.
+
+    `time`, `memory`, `output` (too much printed or returned), `exit`, `crashed`, `refused` (by
+    `check_code`), or `cannot cross` (an argument or result that JSON cannot hold, with its place).
+
+    >>> raise LimitError("time: no result within 2 seconds")
+    Traceback (most recent call last):
+    minitrace.LimitError: time: no result within 2 seconds
+    """
+
+
+class CodeError(MinitraceError):
+    """An exception that code under limits raised, told by its child process.
+
+    Attributes:
+        kind: name of the exception's type.
+        message: its text.
+        line: number of the line of the code that failed, from 1; 0 if it was none of them.
+        text: that line.
+        output: what the code had printed, at most 20,000 characters.
+
+    >>> try:
+    ...     Limits().run("def f(x):\\n    return 1 / x", "f", [0])
+    ... except CodeError as error:
+    ...     print(error.kind, error.line, error.text)
+    ZeroDivisionError 2 return 1 / x
+    """
+
+    def __init__(self, kind: str, message: str, line: int, text: str, output: str) -> None:
+        super().__init__(f"{kind}: {message}" + (f" (line {line}: {text})" if line else ""))
+        self.kind, self.message, self.line = str(kind), str(message), line
+        self.text, self.output = text, output
 
 
 class Limits:
-    pass
+    """Run code that a model wrote in a child process that is short of everything.
+
+    The child has no environment, no network where Linux namespaces let an ordinary program give it
+    up, a working directory that no longer exists, and bounds on time, memory, open files, file
+    size, processes and output. Arguments, results and errors cross as JSON; the child's word is
+    never evaluated, and its loops, floods and crashes end as a `LimitError`. One warm child serves
+    many calls, dies with its parent and is replaced when it reached a limit.
+
+    This is a seat belt, not a wall: it catches accidents and most tricks. Code that gets around the
+    restricted built-ins runs as the same user. It can read that user's files and delete them or
+    change their names; it can see other processes; without namespaces (`report` tells) it can also
+    use the network and signal or outlive the caller. Calls of one child share the state of the
+    modules that they import. Code from somebody you do not trust belongs in a virtual machine.
+
+    Args:
+        seconds: of wall-clock time for one call.
+        memory_mb: megabytes of address space beside what the child itself takes.
+        imports: modules that the code may import, with their submodules. By default pure ones:
+            `math`, `re`, `json`, `itertools` and their like. Only the standard library is there.
+
+    >>> limits = Limits(seconds=2)
+    >>> limits.run("def f(x, k):\\n    return {x: x * k}", "f", [(1, 2)], {"k": 2})
+    {(1, 2): (1, 2, 1, 2)}
+    >>> limits.run("def f():\\n    import os", "f")
+    Traceback (most recent call last):
+    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but the listed
+    """
+
+    def __init__(
+        self, seconds: float = 2, memory_mb: int = 256, imports: Iterable[str] = _PURE.split()
+    ) -> None:
+        self.seconds, self.memory_mb, self.imports = seconds, memory_mb, tuple(imports)
+        if not (0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
+            raise ValueError(f"{seconds=} must be above 0 and {memory_mb=} at least 16")
+
+    def run(
+        self, source: str, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
+    ) -> Any:
+        """Call the function `name` of some code in a child process, and return its result.
+
+        The code is loaded afresh for each call, so that nothing it keeps lasts. Safe in threads. An
+        `async def` is run to its end.
+
+        Raises:
+            LimitError: the call ended otherwise; see there for the words.
+            CodeError: the code itself raised.
+        """
+        head = json.dumps([source, name, self.imports, self.seconds])
+        line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs), 'kwargs')}]"
+        with _child(self.memory_mb) as child:
+            answer = _ask(child, line, self.seconds)
+            if isinstance(answer, CodeError) and answer.kind in _LAST_WORDS:
+                raise LimitError(f"{_LAST_WORDS[answer.kind]}{answer.message}")
+        if isinstance(answer, CodeError):
+            raise answer
+        return answer
+
+    def report(self) -> dict[str, bool]:
+        """Which limits hold on this platform, found by starting a child and asking it.
+
+        >>> Limits().report()["time"]
+        True
+        """
+        with _child(self.memory_mb) as child:
+            holds = _ask(child, "[]", 30)
+        words = "time output environment network memory cpu files descriptors processes core"
+        return {word: word in holds for word in words.split()}
 
 
-def check_code(source, name, signature=None, limits=None):
-    import ast
+def _pack(value: Any, place: str) -> str:
+    """Write a value as one line of JSON."""
+    try:
+        text = json.dumps(encode(value, place), allow_nan=False)
+    except TypeError as error:
+        raise LimitError(f"cannot cross: {error}") from None
+    if len(text) > _CROSSING:
+        raise LimitError(f"cannot cross: {place} takes more than {_CROSSING:,} characters")
+    return text
 
-    ast.parse(source)
+
+def _unpack(line: bytes) -> Any:
+    """What a child replied, be it an exception. Nesting is bounded before the parser sees it."""
+    plain = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = re.sub(rb'"[^"]*"?|[^][{}"]+', b"", plain)
+    depths = itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets)
+    try:
+        word, answer = json.loads(line if max(depths) < 3 * _DEPTH else b"0")
+        return CodeError(*answer) if word == "raised" else decode(answer)
+    except (ValueError, TypeError, RecursionError):
+        raise LimitError("crashed: what came back is no reply") from None
+
+
+_idle: dict[int, list[subprocess.Popen[bytes]]] = {}
+
+
+@contextlib.contextmanager
+def _child(memory_mb: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Lend a child to one thread: a warm one, or else a new one.
+
+    After a fork, `poll` takes the children of another process for dead; so no two share one.
+    """
+    idle = _idle.setdefault(memory_mb, [])
+    try:
+        child = next(child for child in iter(idle.pop, None) if child.poll() is None)
+    except IndexError:
+        child = _start(memory_mb)
+    try:
+        yield child
+    except BaseException:
+        _kill(child)
+        raise
+    idle.append(child) if len(idle) < _IDLE else _kill(child)
+
+
+def _start(memory_mb: int) -> subprocess.Popen[bytes]:
+    """Start a child: this very file, in isolated mode, with no environment and nowhere to be."""
+    import subprocess
+    import tempfile
+
+    boot = """import sys; from importlib import util
+s = util.spec_from_file_location("minitrace", sys.argv[1])
+m = sys.modules["minitrace"] = util.module_from_spec(s); s.loader.exec_module(m); m._serve()"""
+    command = [sys.executable, "-ISBc", boot, os.path.abspath(__file__), str(memory_mb)]
+    env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
+        child = subprocess.Popen(
+            command, stdin=-1, stdout=-1, cwd=home, env=env, start_new_session=True
+        )
+    _ask(child, "[]", 30)  # its start is no part of anybody's call
+    return child
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a child with everything in its process group."""
+    with contextlib.suppress(OSError):  # it may have ended by itself
+        os.killpg(child.pid, 9) if hasattr(os, "killpg") else child.kill()
+    child.wait()
+
+
+def _exchange(child: Any, line: str, replies: list[bytes]) -> None:
+    """Send a request and wait for its reply; skip what carries another mark than this request's."""
+    mark = os.urandom(8).hex()
+    with contextlib.suppress(OSError, ValueError):
+        child.stdin.write(f"{mark}{line}\n".encode())
+        child.stdin.flush()
+        while not replies and (reply := child.stdout.readline(_CROSSING + 100)):
+            replies += [reply[16:]] if reply.startswith(mark.encode()) else []
+
+
+def _ask(child: subprocess.Popen[bytes], line: str, seconds: float) -> Any:
+    """A child's answer. A thread of its own waits on the pipe, which works everywhere."""
+    replies: list[bytes] = []
+    thread = threading.Thread(target=_exchange, args=(child, line, replies), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise LimitError(f"time: no result within {seconds:g} seconds")
+    if replies:
+        return _unpack(replies[0])
+    with contextlib.suppress(Exception):
+        child.wait(1)
+    status = child.returncode or 0
+    word = "exit" if 0 <= status < 128 else "time" if status in (152, -24) else "crashed"
+    raise LimitError(f"{word}: the child process ended with status {status}")
+
+
+# What follows runs in the child.
+
+
+def _serve() -> None:
+    """Give up what can be given up, then answer requests until the pipe closes."""
+    import queue
+
+    received, sent = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    for stream in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    holds = ["time", "output", "environment"]
+    root = getattr(os, "getuid", int)() == 0  # who may start processes all the same
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        holds += _unshare()
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_watch, args=(received, requests.put), daemon=True).start()
+    with contextlib.suppress(ImportError):
+        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not root]
+    while line := requests.get():
+        request = json.loads(line[16:])
+        answer = _answer(*request) if request else json.dumps(["holds", holds])
+        sent.write(line[:16] + answer.encode() + b"\n")
+        sent.flush()
+
+
+def _watch(received: Iterable[bytes], put: Callable[[bytes], None]) -> None:
+    """Pass requests on; when the parent is gone, so is the child, whatever it is doing."""
+    for line in received:
+        put(line)
+    os._exit(0)
+
+
+def _unshare() -> list[str]:
+    """On Linux, where allowed: no network, and processes that see no others and die together."""
+    import ctypes
+
+    if sys.platform != "linux" or ctypes.CDLL(None).unshare(0x10000000 | 0x20000000 | 0x40000000):
+        return []
+    for _ in range(2):  # the first process of a namespace is deaf to signals; the second works
+        if pid := os.fork():
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os._exit(status if status >= 0 else 128 - status)
+    return ["network"]
+
+
+def _tighten(memory_mb: int) -> list[str]:
+    """Set the resource limits of this process; return the words of those that it took."""
+    import resource
+
+    held, statm = ["cpu"], "/proc/self/statm"
+    used = int(open(statm).read().split()[0]) if os.path.exists(statm) else 0
+    bounds = {"files FSIZE": 0, "descriptors NOFILE": 32, "processes NPROC": 0, "core CORE": 0}
+    bounds["memory AS"] = used * resource.getpagesize() + (memory_mb << 20)
+    for names, bound in bounds.items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            resource.setrlimit(getattr(resource, f"RLIMIT_{names.split()[1]}"), (bound, bound))
+            held.append(names.split()[0])
+    return held
+
+
+class _Printed(io.StringIO):
+    """What code prints, up to a bound."""
+
+    def write(self, text: str) -> int:
+        if self.tell() + len(text) > _PRINTED:
+            raise LimitError(f"output: more than {_PRINTED:,} characters printed")
+        return super().write(text)
+
+
+def _answer(head: list[Any], args: Any, kwargs: Any) -> str:
+    """Run one request: its result, or what it raised and where."""
+    import traceback
+
+    sys.stdout = sys.stderr = printed = _Printed()
+    try:
+        return f'["result", {_pack(_call(head, decode(args), decode(kwargs)), "the result")}]'
+    except BaseException as error:
+        trace = traceback.walk_tb(error.__traceback__)
+        line = max([0, *(n for frame, n in trace if frame.f_code.co_filename == "the code")][-1:])
+        text = head[0].splitlines()[line - 1].strip() if line else ""
+        told = [type(error).__name__, str(error)[:2000], line, text, printed.getvalue()]
+        return json.dumps(["raised", told])
+
+
+@functools.lru_cache(64)
+def _loaded(source: str, name: str, imports: tuple[str, ...]) -> Any:
+    """Check and compile some code, once."""
+    try:
+        check_code(source, name, limits=Limits(imports=imports))
+    except ValueError as error:
+        raise LimitError(f"refused: {error}") from None
+    return compile(source, "the code", "exec")
+
+
+def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Load the code afresh and call its function."""
+    import builtins
+
+    source, name, imports, seconds = head
+    code = _loaded(source, name, tuple(imports))
+    with contextlib.suppress(ImportError, ValueError):
+        import resource
+
+        spent = int(sum(os.times()[:2]) + seconds) + 2  # this limit counts all calls of the child
+        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    known = {key: item for key, item in vars(builtins).items() if key not in _BARRED.split()}
+    known["__import__"] = functools.partial(_import, imports)
+    scope: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
+    exec(code, scope)
+    result = scope[name](*args, **kwargs)
+    if not hasattr(result, "__await__"):
+        return result
+    import asyncio
+
+    return asyncio.run(result)
+
+
+def _import(
+    imports: Sequence[str], name: str, _g: Any = 0, _l: Any = 0, fromlist: Any = (), level: int = 0
+) -> ModuleType:
+    """The `__import__` of code under limits: a copy of a listed module without its own imports."""
+    if level or not _allows(imports, name):
+        raise ImportError(f"importing {name} is not allowed under limits")
+    module = __import__(name, fromlist=fromlist)
+    face = ModuleType(module.__name__)
+    for key, item in vars(module).items():
+        inner = isinstance(item, ModuleType) and f"{face.__name__}.{key}" not in sys.modules
+        if key in getattr(module, "__all__", ()) or not (inner or key[:1] == "_"):
+            vars(face)[key] = item
+    return face
 
 
 # ---- 3. Backward ---------------------------------------------------------------------------------
@@ -1802,9 +2397,11 @@ class Propagator:
     def __call__(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
         sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
-        if len(sent) != len(node.parents):
+        if not isinstance(sent, (list, tuple)) or len(sent) != len(node.parents):
+            said = f"{len(sent)} feedbacks" if isinstance(sent, (list, tuple)) else _text(sent, 80)
             raise ValueError(
-                f"{node.op_name} at {node.name}: {len(sent)} feedbacks for {len(node.parents)} parents"
+                f"{node.op_name} at {node.name}: {said} for {len(node.parents)} parents; a rule gives "
+                "a list with one feedback for each of node.parents"
             )
         return sent
 
@@ -1854,6 +2451,8 @@ class GraphPropagator(Propagator):
         """One new graph for all the outputs, with what was said of each."""
         graph = TraceGraph()
         graph.outputs = [each._replace(node=each.node._number) for each in outputs]
+        for each in outputs:
+            graph._put(_input(each.node))  # until the walk comes by
         return [graph] * len(outputs)
 
     def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
@@ -1875,6 +2474,7 @@ class Output(NamedTuple):
     node: Any
     feedback: Any
     score: float | None = None
+    extra: Mapping[str, Any] = MappingProxyType({})
 
 
 def backward(
@@ -1883,6 +2483,7 @@ def backward(
     propagator: Propagator | None = None,
     *,
     score: Any = None,
+    _level: int = 2,
 ) -> dict[Node[Any], Any]:
     """Carry feedback from an output to every node that lies between it and a parameter.
 
@@ -1920,20 +2521,21 @@ def backward(
             f"backward(): {len(outputs)} outputs, {len(words)} feedbacks, {len(scores)} scores"
         )
     waiting: dict[int, list[Any]] = defaultdict(list)
-    for each, start in zip(outputs, propagator.start([*map(Output, outputs, words, scores)])):
+    started = propagator.start([*map(Output, outputs, words, scores)])
+    for each, start in zip(reversed(outputs), reversed(started)):
         waiting[each._number].append(start)
     reached = {}
     for each in reversed(_ancestors(outputs, tracked=True)):
         reached[each] = merged = propagator.aggregate(waiting.pop(each._number)[::-1])
-        for parent, sent in zip(each.parents, propagator(each, merged)):
-            if parent._tracked:
+        for parent, sent in zip(each.parents[::-1], propagator(each, merged)[::-1]):
+            if parent._tracked:  # the last first, as the nodes come; turned round when merged
                 waiting[parent._number].append(sent)
     if not reached:
         names = ", ".join(each.name for each in outputs)
         warnings.warn(
             f"backward from {names} reaches no parameter: a trace ends where a value is read plainly, by ==, "
             "bool, int(), an f-string or .data, and in stop_tracing",
-            stacklevel=2,
+            stacklevel=_level,
         )
     return reached
 
@@ -1947,7 +2549,7 @@ def _backward_method(
     score: float | None = None,
 ) -> Any:
     """`Node.backward`: propagate, then store on the parameters what reached them."""
-    for each, received in backward(output, feedback, propagator, score=score).items():
+    for each, received in backward(output, feedback, propagator, score=score, _level=4).items():
         if isinstance(each, ParameterNode):
             each.feedback.append(received)
     return TraceGraph.of(output).tree() if visualize else None
@@ -1963,16 +2565,15 @@ class Record:
     __slots__ = ("arguments", "base", "data", "description", "extra", "id", "kind", "number", "operator",
                  "parameter", "parents", "type")  # fmt: skip
 
-    def __init__(self, number: int, base: str, kind: str, data: Any, **fields: Any) -> None:
+    def __init__(
+        self, number: int, base: str, kind: str, data: Any, description: str = "", operator: str = "",
+        arguments: tuple[str, ...] = (), parents: tuple[int, ...] = (),
+        parameter: ParameterNode[Any] | None = None, id: Any = None, type: str = "", extra: Any = None,
+    ) -> None:  # fmt: skip
         self.number, self.base, self.kind, self.data = number, base, kind, data
-        self.type: str = fields.get("type") or type(data).__name__
-        self.description: str = fields.get("description", "")
-        self.operator: str | None = fields.get("operator")
-        self.arguments: tuple[str, ...] = fields.get("arguments", ())
-        self.parents: tuple[int, ...] = fields.get("parents", ())
-        self.parameter: ParameterNode[Any] | None = fields.get("parameter")
-        self.id: Any = fields.get("id")
-        self.extra: dict[str, Any] = fields.get("extra", {})
+        self.description, self.operator, self.arguments = description, operator, arguments
+        self.parents, self.parameter, self.id = parents, parameter, id
+        self.type, self.extra = type or data.__class__.__name__, extra
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.id or self.base} = {_text(self.data, 60)}>"
@@ -2016,29 +2617,30 @@ class TraceGraph:
     def add(self, node: Node[Any]) -> None:
         """Take in a node, and as fixed inputs those of its parents that depend on no parameter."""
         if isinstance(node, ParameterNode):
-            self._put(Record(node._number, node._base, "parameter", node._data,
-                             description=node.description, parameter=node))  # fmt: skip
+            self._put(Record(node._number, node._base, "parameter", node._data, node.description,
+                             parameter=node))  # fmt: skip
         elif node._op is None or not node.parents:
             self._put(_input(node))
         else:
             kind = "exception" if isinstance(node, ExceptionNode) else "operator"
             names = node._op.names if node._call is None else tuple(node.inputs)
-            parents = tuple(parent._number for parent in node.parents)
+            parents = tuple([parent._number for parent in node.parents])
             for parent in node.parents:
                 if not parent._tracked and parent._number not in self._records:
                     self._put(_input(parent))
-            self._put(Record(node._number, node._base, kind, node._data, arguments=names, parents=parents,
-                             operator=node._op.name, description=node._op.description))  # fmt: skip
+            self._put(Record(node._number, node._base, kind, node._data, node._op.description,
+                             node._op.name, names, parents))  # fmt: skip
 
     def _put(self, record: Record) -> None:
         self._records[record.number] = record
-        self._order = self._names = self._children = None
+        if self._order is not None:
+            self._order = self._names = self._children = None
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
         """One graph of several: shared nodes once, all the outputs."""
         whole = cls()
-        for graph in graphs:
+        for graph in {id(graph): graph for graph in graphs}.values():
             whole._records.update(graph._records)
             whole.outputs += graph.outputs
             whole.extra.update(graph.extra)
@@ -2079,20 +2681,32 @@ class TraceGraph:
         before, or beside it in another thread, changes nothing.
         """
         if self._names is None:
-            fixed = {
-                r.number: r.parameter.py_name if r.parameter else str(r.id)
-                for r in self
-                if r.parameter or r.id
-            }
-            taken, counts = set(fixed.values()), defaultdict(itertools.count)  # type: ignore[var-annotated]
-            for record in self:
-                while record.number not in fixed:
+            named: dict[int, str] = {}
+            taken: set[str] = set()
+            counts: dict[str, Iterator[int]] = defaultdict(itertools.count)
+            for record in sorted(self, key=lambda record: record.parameter is None):  # they first
+                own = record.parameter.py_name if record.parameter is not None else record.id
+                name = None if own is None else _identifier(str(own))
+                while name is None or name in taken:
                     name = _identifier(f"{record.base}{next(counts[record.base])}")
-                    if name not in taken:
-                        fixed[record.number] = name
-                        taken.add(name)
-            self._names = fixed
+                taken.add(name)
+                named[record.number] = name
+            self._names = named
         return self._names
+
+    @property
+    def ids(self) -> dict[int, Any]:
+        """The id of each record in the JSON form: the one it was read with, or else its name."""
+        own = [record.id for record in self if record.id is not None]
+        taken = set(map(str, own))
+        free = lambda name: (
+            name
+            if name not in taken
+            else next(  # noqa: E731
+                f"{name}_{n}" for n in itertools.count(1) if f"{name}_{n}" not in taken
+            )
+        )
+        return {r.number: free(self.names[r.number]) if r.id is None else r.id for r in self}
 
     def children(self, node: Node[Any] | Record) -> list[Record]:
         """The records computed from this one, in topological order."""
@@ -2110,30 +2724,23 @@ class TraceGraph:
 
     def to_json(self, indent: int | None = None) -> str:
         """The graph as JSON, in the format that tutorial chapter 9 documents."""
-        names = self.names
+        ids = self.ids
         operators: dict[str, str] = {}
         for record in self:
             if record.operator:
                 operators.setdefault(record.operator, record.description)
-        nodes = [_node_json(record, names, operators) for record in self]
+        nodes = [_node_json(record, ids, operators) for record in self]
         outputs = [
-            _known(
-                {
-                    "id": names[o.node],
-                    "feedback": _encode(o.feedback, as_text=True),
-                    "score": o.score,
-                }
-            )
+            {
+                "id": ids[o.node],
+                **_known({"feedback": encode(o.feedback, as_text=True), "score": o.score}),
+                **o.extra,
+            }
             for o in self.outputs
         ]
-        form = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "nodes": nodes,
-            "operators": operators,
-            "outputs": outputs,
-        }
-        return json.dumps({**form, **self.extra}, indent=indent, allow_nan=False)
+        form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": operators}
+        whole = {**form, "outputs": outputs, **self.extra}
+        return json.dumps(whole, indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> TraceGraph:
@@ -2151,31 +2758,31 @@ _NODE_FIELDS = {"id", "name", "kind", "operator", "inputs", "type", "value", "de
 
 
 def _known(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None and value != ""}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _input(node: Node[Any]) -> Record:
     return Record(node._number, node._base, "input", node._data, description=node.description)
 
 
-def _node_json(record: Record, names: dict[int, str], operators: dict[str, str]) -> dict[str, Any]:
+def _node_json(record: Record, ids: dict[int, Any], operators: dict[str, str]) -> dict[str, Any]:
     """One node of the JSON form."""
     parameter = record.parameter
-    said = operators.get(record.operator or "") == record.description
+    said = operators.get(record.operator, "") == record.description
     form = {
-        "id": names[record.number],
+        "id": ids[record.number],
         "name": record.base,
         "kind": record.kind,
-        "operator": record.operator,
-        "inputs": dict(zip(record.arguments, map(names.__getitem__, record.parents))) or None,
+        "operator": record.operator or None,
+        "inputs": {name: ids[p] for name, p in zip(record.arguments, record.parents)} or None,
         "type": record.type,
-        "description": "" if said else record.description,
+        "description": None if said else record.description,
     }
     if parameter is not None:
         form["constraint"], form["trainable"] = parameter.constraint, True
-        form["choices"] = parameter.choices and _encode(parameter.choices, as_text=True)
-        form["bounds"] = parameter.bounds and [*map(_encode, parameter.bounds)]
-    return {**_known(form), "value": _encode(record.data, as_text=True), **record.extra}
+        form["choices"] = parameter.choices and encode(parameter.choices, as_text=True)
+        form["bounds"] = parameter.bounds and [*map(encode, parameter.bounds)]
+    return {**_known(form), "value": encode(record.data, as_text=True), **(record.extra or {})}
 
 
 def _graph_form(text: str) -> dict[str, Any]:
@@ -2201,23 +2808,49 @@ def _graph_form(text: str) -> dict[str, Any]:
 def _graph_from(form: dict[str, Any]) -> TraceGraph:
     """The graph of a JSON form."""
     graph, numbers = TraceGraph(), {}
-    docs = form.get("operators", {}) if isinstance(form.get("operators"), dict) else {}
+    docs, outputs = form.get("operators", {}), form.get("outputs", [])
+    if not isinstance(docs, dict) or not all(isinstance(words, str) for words in docs.values()):
+        raise GraphError("operators: it must be an object from name to text")
+    if not isinstance(outputs, list):
+        raise GraphError("outputs: it must be a list")
     for place, spec in _sorted_specs(form["nodes"]):
-        try:
+        with _at(f"{place} ({spec['id']})"):
             record = _record_from(spec, numbers, docs)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise GraphError(f"{place} ({spec['id']}): {error}") from None
         numbers[str(spec["id"])] = record.number
         graph._put(record)
-    for n, spec in enumerate(form.get("outputs") or []):
+    for n, spec in enumerate(outputs):
         if not isinstance(spec, dict) or str(spec.get("id")) not in numbers:
             raise GraphError(f"outputs[{n}]: it must be an object whose id is that of a node")
-        graph.outputs.append(
-            Output(numbers[str(spec["id"])], _decode(spec.get("feedback")), spec.get("score"))
-        )
+        with _at(f"outputs[{n}] ({spec['id']})"):
+            _check_types(spec, {"score": (int, float)})
+            extra = {key: item for key, item in spec.items() if key not in ("id", *Output._fields)}
+            number, feedback = numbers[str(spec["id"])], decode(spec.get("feedback"))
+            graph.outputs.append(Output(number, feedback, spec.get("score"), extra))
     outside = {"format", "version", "nodes", "operators", "outputs"}
     graph.extra = {key: value for key, value in form.items() if key not in outside}
     return graph
+
+
+@contextlib.contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where in a JSON form something was wrong."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise GraphError(f"{place}: {error}") from None
+
+
+def _check_types(spec: dict[str, Any], types: Mapping[str, Any]) -> None:
+    for field, kinds in types.items():
+        value = spec.get(field)
+        if value is not None and (
+            not isinstance(value, kinds) or isinstance(value, bool) is not (kinds is bool)
+        ):
+            raise TypeError(f"its {field} cannot be {_text(value, 60)}")
+
+
+_FIELD_TYPES = {"trainable": bool, "inputs": dict, "bounds": list, "choices": list, **dict.fromkeys(
+    ("name", "kind", "operator", "type", "description", "constraint"), str)}  # fmt: skip
 
 
 def _sorted_specs(specs: list[Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -2225,53 +2858,53 @@ def _sorted_specs(specs: list[Any]) -> list[tuple[str, dict[str, Any]]]:
     import graphlib
 
     places: dict[str, tuple[str, dict[str, Any]]] = {}
+    parents: dict[str, list[str]] = {}
+    sorted_already = True
     for n, spec in enumerate(specs):
-        if not isinstance(spec, dict) or not isinstance(spec.get("id"), (str, int)):
-            raise GraphError(f"nodes[{n}]: it must be an object with an id")
-        if str(spec["id"]) in places:
+        if not isinstance(spec, dict) or type(spec.get("id")) not in (str, int):
+            raise GraphError(f"nodes[{n}]: it must be an object with an id, a text or an integer")
+        key = str(spec["id"])
+        if key in places:
             raise GraphError(f"nodes[{n}]: the id {spec['id']!r} is used twice")
-        if not isinstance(spec.get("inputs") or {}, dict):
-            raise GraphError(
-                f"nodes[{n}] ({spec['id']}): inputs must be an object from argument to id"
-            )
-        places[str(spec["id"])] = f"nodes[{n}]", spec
-    parents = {
-        key: [*map(str, (spec.get("inputs") or {}).values())] for key, (_, spec) in places.items()
-    }
+        with _at(f"nodes[{n}] ({key})"):
+            _check_types(spec, _FIELD_TYPES)
+        parents[key] = [*map(str, (spec.get("inputs") or {}).values())]
+        sorted_already = sorted_already and all(name in places for name in parents[key])
+        places[key] = f"nodes[{n}]", spec
     for key, names in parents.items():
         for name in names:
             if name not in places:
-                raise GraphError(f"{places[key][0]} ({key}): its input {name!r} is no node")
+                raise GraphError(
+                    f"{places[key][0]} ({key}): its input {_text(name, 60)} is no node"
+                )
     try:
-        order = graphlib.TopologicalSorter(parents).static_order()
+        order = places if sorted_already else graphlib.TopologicalSorter(parents).static_order()
         return [places[key] for key in order]
     except graphlib.CycleError as error:
-        raise GraphError(f"a cycle: {' -> '.join(error.args[1])}") from None
+        raise GraphError(_cut(f"a cycle: {' -> '.join(error.args[1])}", 400)) from None
 
 
 def _record_from(spec: dict[str, Any], numbers: dict[str, int], docs: dict[str, str]) -> Record:
     """One record of a JSON form, with a new parameter for a trainable node."""
-    value, inputs = _decode(spec.get("value")), spec.get("inputs") or {}
-    base = str(spec.get("name") or spec["id"])
-    trainable = spec.get("trainable", spec.get("kind") == "parameter")
-    fields = {key: spec[key] for key in ("type", "operator") if spec.get(key)}
-    fields["description"] = spec.get("description") or docs.get(spec.get("operator") or "", "")
-    fields["extra"] = {key: item for key, item in spec.items() if key not in _NODE_FIELDS}
-    if not trainable:
+    value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
+    base, operator_name = str(spec.get("name") or spec["id"]), spec.get("operator") or ""
+    words = spec.get("description")
+    words = docs.get(operator_name, "") if words is None else words
+    extra = {key: item for key, item in spec.items() if key not in _NODE_FIELDS}
+    facts: Any = {"id": spec["id"], "type": spec.get("type") or "", "extra": extra}
+    if not spec.get("trainable", spec.get("kind") == "parameter"):
         kind = spec.get("kind") or ("operator" if inputs else "input")
         parents = tuple(numbers[str(parent)] for parent in inputs.values())
-        return Record(next(_numbers), base, kind, value, id=spec["id"],
-                      arguments=tuple(inputs), parents=parents, **fields)  # fmt: skip
+        return Record(next(_numbers), base, kind, value, words, operator_name or base * bool(inputs),
+                      tuple(inputs), parents, **facts)  # fmt: skip
     if inputs:
         raise ValueError("a trainable node is a root and has no inputs")
-    checks = {"choices": _decode(spec.get("choices")), "bounds": spec.get("bounds")}
-    bounds = checks["bounds"] and tuple(map(_decode, checks["bounds"]))
-    parameter = ParameterNode(value, base, fields["description"], constraint=spec.get("constraint"),
-                              choices=checks["choices"], bounds=bounds)  # fmt: skip
+    bounds, choices = decode(spec.get("bounds")), decode(spec.get("choices"))
+    bounds = bounds and tuple(bounds)
+    parameter = ParameterNode(value, base, words, constraint=spec.get("constraint"),
+                              choices=choices, bounds=bounds)  # fmt: skip
     parameter._base, parameter._index = str(spec["id"]), ""  # type: ignore[assignment]
-    return Record(
-        parameter._number, base, "parameter", value, id=spec["id"], parameter=parameter, **fields
-    )
+    return Record(parameter._number, base, "parameter", value, words, parameter=parameter, **facts)
 
 
 def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node[Any]:
@@ -2285,45 +2918,59 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
     (21, 3)
     """
     nodes = _ancestors([output])
-    strays = [each for each in changes if not any(each is known for known in nodes)]
+    changed = {getattr(each, "_number", None): value for each, value in changes.items()}
+    strays = changed.keys() - {each._number for each in nodes}
     if strays:
-        raise GraphError(f"rerun: {', '.join(map(_text, strays))} has no part in {output.name}")
-    values = {each._number: value for each, value in changes.items()}
+        names = [_text(each, 60) for each in changes if getattr(each, "_number", None) in strays]
+        raise GraphError(f"rerun: {', '.join(names)} has no part in {output.name}")
     new: dict[int, Node[Any]] = {}
-    for each in nodes:
-        if each._number in values:
-            new[each._number] = each._root(values[each._number], each._base)
-        elif any(p._number in new for p in each.parents) and (
-            effects or not cast(Any, each._op).effects
-        ):
-            new[each._number] = _again(each, new)
-    return new[output._number] if output._number in new else output
+    scope = _Scope(_scope.get(), tracing=True)
+    scope.values = values = {}
+    token = _scope.set(scope)
+    try:
+        for each in nodes:
+            op, number = each._op, each._number
+            if number in changed:
+                new[number] = each._root(changed[number], each._base)
+            elif op and (effects or not op.effects) and any(p._number in new for p in each.parents):
+                new[number] = _again(op, each, new)
+            if number in new:
+                values[number] = new[number]._data
+    finally:
+        _scope.reset(token)
+    return new.get(output._number, output)
 
 
-def _again(each: Node[Any], new: dict[int, Node[Any]]) -> Node[Any]:
-    """A node computed again from new parents."""
+def _again(op: _Operator, each: Node[Any], new: dict[int, Node[Any]]) -> Node[Any]:
+    """A node computed again, where `new` holds the nodes that took the place of others."""
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
-    op: Any = each._op
+    def leaf(part: Any) -> Any:
+        return new.get(part._number, part) if isinstance(part, Node) else part
+
     if op.function is None:
         raise GraphError(
             f"rerun: the function of {each.name} ({op.name}) is not known in this process"
         )
     call = each._call or _Call(op.names, each.parents, op.keywords)
-    values = tuple(
-        _replace(value, lambda leaf: new.get(leaf._number, leaf)) for value in call.values
-    )
-    call = _Call(call.names, values, call.keywords)
-    scope = _Scope(_scope.get(), tracing=True)
-    scope.values = {number: node._data for number, node in new.items()}
-    token = _scope.set(scope)
-    try:
-        if op.bundle is None:
-            return _run(op, call)
-        body = _Body(op.bundle, call, op.bundle)
-        return asyncio.run(op.bundle._later(body)) if op.bundle.is_async else op.bundle._now(body)
-    finally:
-        _scope.reset(token)
+    outside = {number: leaf(node) for number, node in call.outside.items()}
+    call = call._replace(values=tuple(_replace(value, leaf) for value in call.values), outside={})
+    if op.bundle is None:
+        return _run(op, call)
+    cast(Any, _scope.get()).values.update({n: node._data for n, node in outside.items()})
+    body = _Body(op.bundle, call, op.bundle)
+    if not op.bundle.is_async:
+        again = op.bundle._now(body)
+    else:  # in a thread, since a loop may be running in this one
+        with ThreadPoolExecutor(1) as pool:
+            run = contextvars.copy_context().run
+            again = pool.submit(run, lambda: asyncio.run(op.bundle._later(body))).result()
+    if body.call.outside:  # the stand-ins are the parents, not what the body names
+        stand = {n: outside.get(n, leaf(node)) for n, node in body.call.outside.items()}
+        again._call = body.call._replace(outside=stand)
+        again.parents = tuple(again._call.inputs().values())
+    return cast("Node[Any]", again)
 
 
 # ---- 4. Optimize ---------------------------------------------------------------------------------
@@ -2438,13 +3085,11 @@ class _Unread(ValueError):
     """Text that is no literal: `args` are what is wrong, and how far the text was read."""
 
 
-_TOKEN = re.compile(
-    r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<mark> [][(){},:])
+_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<mark> [][(){},:])
     | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
       (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))?
     | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | ."""
-)
-_ESCAPE = re.compile(r"(?s)\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5})|(.))")
+_ESCAPE = r"(?s)\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5})|(.))"
 _ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`")) | {"\n": ""}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
@@ -2464,7 +3109,7 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
     import ast
 
     written, depth = [""], 0
-    for token in _TOKEN.finditer(text, pos):
+    for token in re.compile(_TOKEN).finditer(text, pos):
         spelled, pos = _spell(token), token.end()
         depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
         misplaced = spelled not in ")]},:" and written[-1] not in "([{,:"
@@ -2489,7 +3134,7 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
 def _spell(token: re.Match[str]) -> str:
     """A token as Python spells it; nothing for space and text without end, `?` for the rest."""
     if token["end"]:
-        plain = _ESCAPE.sub(_unescape, token["inside"])
+        plain = re.sub(_ESCAPE, _unescape, token["inside"])
         return repr(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     if token["word"]:
         return repr(token["word"]) if token["key"] == "" else _WORDS.get(token[0].lower(), "?")
@@ -2502,14 +3147,14 @@ def _unescape(found: re.Match[str]) -> str:
     return chr(int(digits, 16)) if digits else _ESCAPES.get(found[4], found[0])
 
 
-_THOUGHT = re.compile(r"(?is)\A\s*<(think\w*|thoughts?|reflection|scratchpad)>(?:.*?</\1>|.*)")
+_THOUGHT = r"(?is)\A\s*<(think\w*|thoughts?|reflection|scratchpad)>(?:.*?</\1>|.*)"
 _NAMED = r"""<\s*(?:var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
-_OPENING = re.compile(rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | <(?P<tag>[\w:]{{1,99}})\s*>")
+_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | <(?P<tag>[\w:]{{1,99}})\s*>"
 _FIELDS = ("reasoning", "answer", "suggestion")
-_BARE, _TAGS, _WHOLE = 1, 2, 3
+_BARE, _TAGGED, _WHOLE = 1, 2, 3
 
 
 class _ReplyReader:
@@ -2528,7 +3173,7 @@ class _ReplyReader:
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
-        self.text, self.names = _THOUGHT.sub("", text), names
+        self.text, self.names = re.sub(_THOUGHT, "", text), names
         folded = {name.casefold(): name for name in names}
         self.folded = folded if len(folded) == len(names) else {}
         self.rank, self.reasoning, self.answer = 0, "", ""
@@ -2538,10 +3183,10 @@ class _ReplyReader:
     def read(self) -> Reading:
         """Read the whole text."""
         pos = 0
-        while opening := _OPENING.search(self.text, pos):
+        while opening := re.compile(_OPENING).search(self.text, pos):
             pos = self.read_object(opening) if opening[0] == "{" else self.read_tag(opening)
         if re.match(r"</?[a-zA-Z_][^<>]*\Z", self.text[self.text.rfind("<") :]):
-            self.begin(_TAGS, "The reply is cut short inside a tag.")
+            self.begin(_TAGGED, "The reply is cut short inside a tag.")
         if not (self.rank or self.reasoning):
             self.begin(_BARE, "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
@@ -2610,13 +3255,13 @@ class _ReplyReader:
         stop = after.start() if after else len(self.text)
         ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, opening.end(), stop)]
         if not ends:
-            self.begin(_TAGS, f"The reply is cut short: the tag of {_text(tag, 80)} has no end.")
+            self.begin(_TAGGED, f"The reply is cut short: the tag of {_text(tag, 80)} has no end.")
             return len(self.text)
         end = ends[0 if tag == "reasoning" else -1]
         body = self.text[opening.end() : end.start()]
         if tag == "reasoning":
             self.reasoning = body.strip()
-        elif self.begin(_TAGS):
+        elif self.begin(_TAGGED):
             self.assign(tag, _untag(body))
         return end.end()
 
@@ -3186,7 +3831,7 @@ def _variable_text(parameter: ParameterNode[Any], name: str) -> str:
     rules += [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
     rules += [f"one of {_text(parameter.choices)}"] * (parameter.choices is not None)
     note = "  # " + ", ".join(filter(None, rules)) if any(rules) else ""
-    if parameter._base.startswith("__code"):
+    if _is_code(parameter):
         return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
     return f"({type(parameter._data).__name__}) {name} = {_text(parameter._data)}{note}"
 
@@ -3199,7 +3844,7 @@ def _feedback_text(graph: TraceGraph) -> str:
     return "\n".join(rows)
 
 
-_FORMULA = re.compile(r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$")
+_FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
 
 
 class _View:
@@ -3274,7 +3919,7 @@ class _View:
     def _line(self, record: Record) -> str:
         """A call as a line of code, with its value."""
         given = dict(zip(record.arguments, map(self._operand, record.parents)))
-        if _FORMULA.match(record.description):
+        if re.match(_FORMULA, record.description):
             call = re.sub(
                 r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), record.description
             )
@@ -3285,7 +3930,7 @@ class _View:
         return f"{self.names[record.number]} = {call}  # {value}"
 
     def _doc(self, record: Record) -> str:
-        known = _FORMULA.match(record.description)
+        known = re.match(_FORMULA, record.description)
         return "" if known else f"{record.operator}: {_cut(record.description, 600)}"
 
     def _input_line(self, number: int) -> str:
@@ -3339,8 +3984,8 @@ class _View:
 #                                              Script  --> a canned reply              --> Reply
 #
 # A language model is any callable from messages to text; these are the ones we bring. A message is
-# {"role": ..., "content": ...}; a plain text is one message of the user. Left out, on purpose: streaming,
-# tools, images, and connection reuse (a reply takes seconds, a handshake does not).
+# {"role": ..., "content": ...}; a plain text is one message of the user. Left out, on purpose:
+# streaming, tools, images, and connection reuse (a reply takes seconds, a handshake does not).
 
 _Messages = list[dict[str, Any]]
 
@@ -3352,10 +3997,11 @@ class LLMError(MinitraceError):
     It never holds a key.
 
     Attributes:
-        kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (the server
-            answered with an error), `unreadable`, `empty`, `refused`, `filtered`, `cut off` (a limit
-            came before any text), `miss` (a `Replay` or `Script` has no such reply).
+        kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (an error
+            from the server), `unreadable`, `empty`, `refused`, `filtered`, `cut off` (a limit came
+            before any text), `miss` (a `Replay` or `Script` has no such reply).
         status: the HTTP status, 0 if there was none.
+        words: what the server said.
         provider, model, url: who was asked, and where, without the query string.
 
     >>> try:
@@ -3388,7 +4034,7 @@ class Reply(str):
 
     Attributes:
         usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, or `"length"` for a text cut off by a limit, or the server's own word.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
         model: the language model that answered, in the server's words.
 
     >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
@@ -3396,27 +4042,23 @@ class Reply(str):
     ('42', 1, 'stop')
     """
 
-    usage: dict[str, int] | None
-    finish_reason: str
-    model: str
+    usage: dict[str, int] | None = None
+    finish_reason = "stop"
+    model = ""
 
-    def __new__(
-        cls, text: str = "", usage: Any = None, finish_reason: str = "stop", model: str = ""
-    ) -> Reply:
+    def __new__(cls, text: str = "", **facts: Any) -> Reply:
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        self.usage, self.finish_reason, self.model = usage, finish_reason, model
+        self.__dict__.update(facts)
         return self
 
 
 def _dig(data: Any, *path: str | int) -> Any:
     """The value at a path inside data that we do not trust, or None."""
-    for step in path:
-        try:
-            data = data[step]
-        except (LookupError, TypeError):
-            return None
-    return data
+    try:
+        return functools.reduce(lambda inner, step: inner[step], path, data)
+    except (LookupError, TypeError):
+        return None
 
 
 def _content(content: Any) -> str:
@@ -3436,11 +4078,11 @@ def _tokens(text: str) -> int:
     return len(text.encode("utf-8", "replace")) // 4 + 1
 
 
-def _in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run `work` in this context, in a daemon thread: it never keeps a program from ending."""
+def _in_thread(work: Callable[[], Any]) -> Any:
+    """The future of `work`, run in this context in a daemon thread, which lets a program end."""
     from concurrent.futures import Future
 
-    future: Future[T] = Future()
+    future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:
@@ -3451,6 +4093,13 @@ def _in_thread(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
     return future
+
+
+def _random(seed: str | None) -> random.Random:
+    """A source of chance, made when first needed: the module takes long to import."""
+    import random
+
+    return random.Random(seed)
 
 
 class _LanguageModel:
@@ -3513,12 +4162,12 @@ _ledger = threading.Lock()
 class Budget:
     """A `with` block that stops the call that would pass a limit, before it is made.
 
-    Every call to a language model of ours counts once, whether it is live, replayed or scripted (a
-    `Replay` that asks a live one is one call), in each budget around it, threads and tasks included.
+    Every call to a language model of ours counts once in each budget around it, in threads and
+    tasks too, live, replayed or scripted; a `Replay` that asks a live one is one call.
     Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
-    length, the reply as long as the longest so far) and corrected after it, so that they pass a limit
-    by the calls in flight at most. A call that the server refused costs no tokens; one that ended
-    without an answer keeps its estimate.
+    length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they pass a
+    limit by the calls in flight at most. A call that the server refused costs no tokens; one that
+    ended without an answer keeps its estimate.
 
     Args:
         calls, tokens, usd, seconds: the limits; seconds count from the first `with`.
@@ -3545,7 +4194,7 @@ class Budget:
         prices: Mapping[str, tuple[float, float]] = {},
     ) -> None:
         self.limits = {"calls": calls, "tokens": tokens, "usd": usd, "seconds": seconds}
-        self.prices, self._started, self._longest = prices, 0.0, 256
+        self.prices, self._started = prices, 0.0
         self.spent: dict[str, float] = dict.fromkeys(self.limits, 0)
 
     def __enter__(self) -> Budget:
@@ -3573,56 +4222,55 @@ class Budget:
         usd = sum(n * rate for n, rate in zip((tokens_in, tokens_out), price or ())) / 1e6
         return {"calls": 1, "tokens": tokens_in + tokens_out, "usd": usd}
 
-    def _check(self, cost: dict[str, float]) -> None:
+    def _check(self, cost: dict[str, float]) -> dict[str, float]:
         report = self.report()
         for kind, limit in self.limits.items():
             if limit is not None and self.spent[kind] + cost.get(kind, 0) > limit + 1e-12:
                 raise BudgetError(f"this call would pass {limit:,} {kind}; spent so far: {report}")
+        return cost
 
-    def _add(self, cost: dict[str, float], sign: int) -> None:
+    def _add(self, cost: dict[str, float], instead_of: Mapping[str, float] = {}) -> None:
         for kind, amount in cost.items():
-            self.spent[kind] += sign * amount
+            self.spent[kind] += amount - instead_of.get(kind, 0)
 
 
 def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) -> Reply:
-    """Make one call, counted in every budget around it; calls that it makes in turn are part of it."""
+    """Make one call, counted in every budget around it, with the calls that it makes in turn."""
     name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), _budgets.get()
-    tokens_in, used = _tokens(_prompt(messages)), None
+    guess = _tokens(_prompt(messages)), min(500, options.get("max_tokens", 500))
     with _ledger:  # one lock for all budgets: each of them lets a call pass, or none counts it
-        guess = min(max([256, *(b._longest for b in budgets)]), options.get("max_tokens", 1 << 30))
-        costs = [budget._cost(name, tokens_in, guess) for budget in budgets]
+        costs = [budget._check(budget._cost(name, *guess)) for budget in budgets]
         for budget, cost in zip(budgets, costs):
-            budget._check(cost)
-        for budget, cost in zip(budgets, costs):
-            budget._add(cost, 1)
-    scope = _budgets.set(())
+            budget._add(cost)
+    used, scope = guess, _budgets.set(())
     try:
         reply = llm._ask(messages, options)
-        used = reply.usage or {"input_tokens": tokens_in, "output_tokens": _tokens(reply)}
+        usage = {"input_tokens": guess[0], "output_tokens": _tokens(reply)} | (reply.usage or {})
+        used = usage["input_tokens"], usage["output_tokens"]
         return reply
     except LLMError as error:
-        used = {"input_tokens": 0, "output_tokens": 0} if error.status >= 400 else None
+        used = (0, 0) if error.status >= 400 else guess
         raise
     finally:
         _budgets.reset(scope)
         with _ledger:
-            for budget, cost in zip(budgets, costs) if used else ():
-                budget._longest = max(budget._longest, used["output_tokens"])
-                budget._add(budget._cost(name, *used.values()), 1)
-                budget._add(cost, -1)
+            for budget, cost in zip(budgets, costs):
+                budget._add(budget._cost(name, *used), instead_of=cost)
 
 
 # ---- Two tables say how to talk to everybody: a protocol is how, a provider is where.
 
 
 class _Protocol(NamedTuple):
-    """A wire format: where a request goes, what it looks like, how an answer is read."""
+    """A wire format: where a request goes, what it looks like, where things are in an answer."""
 
     path: str  # what follows the base address
     headers: dict[str, str]  # those it demands beside the key
     options: dict[str, str]  # an option's names on the wire; the first that is not refused is sent
-    fields: Callable[[_Messages], dict[str, Any]]  # from messages to the fields it demands
-    read: Callable[[Any], tuple[str, str | None, list[Any]]]  # to text, its end, tokens in and out
+    fields: Callable[[_Messages], dict[str, Any]]  # from messages to the fields that carry them
+    text: tuple[str | int, ...]  # the path to the text of an answer
+    end: tuple[str | int, ...]  # the path to why the text ended
+    usage: tuple[str, str]  # the counts that add up to the tokens in, and out
 
 
 class _Provider(NamedTuple):
@@ -3643,37 +4291,15 @@ def _anthropic_fields(messages: _Messages) -> dict[str, Any]:
     return {"max_tokens": 8192, "messages": turns} | ({"system": system} if system else {})
 
 
-def _read_openai(answer: Any) -> tuple[str, str | None, list[Any]]:
-    choice, usage = _dig(answer["choices"], 0), _dig(answer, "usage")
-    tokens = [_dig(usage, "prompt_tokens"), _dig(usage, "completion_tokens")]
-    refusal = _dig(choice, "message", "refusal")
-    if refusal:
-        return str(refusal), "refusal", tokens
-    return _content(_dig(choice, "message", "content")), _dig(choice, "finish_reason"), tokens
-
-
-def _read_anthropic(answer: Any) -> tuple[str, str | None, list[Any]]:
-    usage, end = _dig(answer, "usage"), answer.get("stop_reason")
-    parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    tokens_in = [_dig(usage, part) or 0 for part in parts]
-    tokens = [sum(tokens_in) if usage else None, _dig(usage, "output_tokens")]
-    return _content(answer["content"]), _ANTHROPIC_ENDS.get(end, end), tokens
-
-
-_ANTHROPIC_ENDS = dict(end_turn="stop", stop_sequence="stop", max_tokens="length")
-
-
 def _ollama_address(host: str) -> str:
     """OLLAMA_HOST in its forms ("", "1.2.3.4", ":5678", "https://h/path"), as a base address."""
     from urllib.parse import urlsplit
 
     scheme, _, rest = host.strip().rpartition("://")
     parts = urlsplit(f"{scheme or 'http'}://{rest}")
-    name = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
-        parts.hostname, parts.hostname
-    )  # a server binds to 0.0.0.0; no client can call it
     port = parts.port or {"http": 80, "https": 443}.get(scheme, 11434)
-    name = f"[{name}]" if ":" in str(name) else name
+    name = parts.hostname or "0.0.0.0"  # which a server binds to, and no client can call
+    name = f"[{name}]" if ":" in name else name.replace("0.0.0.0", "127.0.0.1")
     return f"{parts.scheme}://{name}:{port}{parts.path.rstrip('/')}/v1"
 
 
@@ -3684,28 +4310,33 @@ PROTOCOLS = {
         {k: k for k in "temperature top_p seed stop reasoning_effort response_format".split()}
         | {"max_tokens": "max_tokens max_completion_tokens"},
         lambda messages: {"messages": messages},
-        _read_openai,
+        ("choices", 0, "message", "content"),
+        ("choices", 0, "finish_reason"),
+        ("prompt_tokens", "completion_tokens"),
     ),
-    # Since this version the official client sends its key as a bearer token. For a gateway that knows
-    # the older form only: LLM(headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}).
+    # Since this version the official client sends its key as a bearer token. For a gateway that
+    # knows the older form: LLM(headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}).
     "anthropic": _Protocol(
         "/v1/messages",
         {"anthropic-version": "2026-10-21"},
         {k: k for k in "temperature top_p top_k max_tokens".split()} | {"stop": "stop_sequences"},
         _anthropic_fields,
-        _read_anthropic,
+        ("content",),
+        ("stop_reason",),
+        ("input_tokens cache_creation_input_tokens cache_read_input_tokens", "output_tokens"),
     ),
 }
-# By the first part of a name such as "groq/llama-3"; "compatible" serves bare names at a `base_url`.
+# By the first part of a name, as in "groq/llama-3"; "compatible" serves bare names at a `base_url`.
 # fmt: off
 PROVIDERS: dict[str, tuple[Any, ...]] = {
     "openai": ("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
-    "anthropic": ("anthropic", "https://api.anthropic.com", "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN",
-                  "ANTHROPIC_BASE_URL"),
+    "anthropic": ("anthropic", "https://api.anthropic.com",
+                  "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"),
     "gemini": ("openai", "https://generativelanguage.googleapis.com/v1beta/openai",
                "GOOGLE_API_KEY GEMINI_API_KEY", "GOOGLE_GEMINI_BASE_URL",
                lambda url: url.rstrip("/") + "/v1beta/openai"),
-    "ollama": ("openai", "http://127.0.0.1:11434/v1", "OLLAMA_API_KEY", "OLLAMA_HOST", _ollama_address),
+    "ollama": ("openai", "http://127.0.0.1:11434/v1",
+               "OLLAMA_API_KEY", "OLLAMA_HOST", _ollama_address),
     "openrouter": ("openai", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
     "groq": ("openai", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
     "mistral": ("openai", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
@@ -3730,72 +4361,70 @@ class _Answer(NamedTuple):
 
     status: int = 0
     headers: Mapping[str, str] = {}
-    body: bytes = b""
+    body: str = ""
     trouble: str = ""
 
 
-def _post(url: str, body: bytes, headers: Callable[[], dict[str, str]], seconds: float) -> _Answer:
+def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     """The answer to one POST, or what kept it from coming within `seconds`.
 
-    The timeout of `urllib` or of a socket is per read: an answer that drips outlives it, and a name
-    look-up has none. So a thread talks, we wait no longer than we may, and then shut its socket down,
-    which must be in our hands for that: hence `http.client`. It follows no redirect either.
+    The timeout of `urllib` or of a socket is per read: an answer that drips outlives it, and a
+    name look-up has none. So a thread talks, we wait no longer than we may, and then shut down its
+    socket, which must be in our hands for that: hence `http.client`. It follows no redirect either.
     """
     import socket
     from concurrent.futures import wait
 
-    wires: list[socket.socket] = []
-    talk = _in_thread(lambda: _talk(url, body, headers, time.monotonic() + seconds, wires))
+    deadline, wires = time.monotonic() + seconds, list[socket.socket]()
+
+    def talk() -> _Answer:
+        # Whatever goes wrong becomes text: a traceback through http.client would show the key.
+        try:
+            connection, target, more = _connection(route.url, seconds + 1)
+            connection.connect()
+            wires.append(connection.sock)
+            if time.monotonic() < deadline:  # nobody pays for an answer that nobody waits for
+                connection.request("POST", target, body, {**route.headers, **more})
+                return _receive(connection.getresponse(), route.redact)
+            return _Answer(trouble=_LATE)
+        except Exception as error:
+            return _Answer(trouble=f"{type(error).__name__}: {error}")
+        finally:
+            for wire in wires:
+                wire.close()
+
+    talking = _in_thread(talk)
     try:
-        wait([talk], seconds)
-        return talk.result() if talk.done() else _Answer(trouble="deadline")
+        wait([talking], seconds)
+        return talking.result() if talking.done() else _Answer(trouble=_LATE)
     finally:
         for wire in wires:
-            try:
+            with contextlib.suppress(OSError):  # closed already
                 socket.socket.shutdown(wire, socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed already
 
 
-def _talk(
-    url: str, body: bytes, headers: Callable[[], dict[str, str]], deadline: float, wires: list[Any]
-) -> _Answer:
-    # Whatever goes wrong becomes text: a traceback through http.client would show the key.
-    try:
-        connection, target, more = _connection(url, deadline - time.monotonic())
-        connection.connect()
-        wires.append(connection.sock)
-        if time.monotonic() >= deadline:
-            raise TimeoutError("too late to send anything")
-        connection.request("POST", target, body, {**headers(), **more})
-        return _receive(connection)
-    except Exception as error:
-        return _Answer(trouble=f"{type(error).__name__}: {error}")
-    finally:
-        for wire in wires:
-            wire.close()
+_LATE = "no whole answer in time"
 
 
-def _receive(connection: HTTPConnection) -> _Answer:
-    """Read an answer whole, but never more than the largest we take."""
+def _receive(response: Any, redact: Callable[[str], str]) -> _Answer:
+    """Read an answer whole, but never more than the largest we take, and without our key."""
     import zlib
-    from http.client import IncompleteRead
 
-    with connection.getresponse() as response:
-        body, left = response.read(_LARGEST + 1), response.length
-        headers = {k.lower(): v for k, v in response.getheaders()}
-        if len(body) <= _LARGEST and left:  # read(n) is silent about a cut body
-            raise IncompleteRead(body, left)
+    headers = {k.lower(): redact(v) for k, v in response.getheaders()}
+    body = response.read(_LARGEST + 1)
+    cut = bool(response.length)  # read(n) is silent about what did not come
     if body[:2] == b"\x1f\x8b":  # gzip, which some send unasked
         unpack = zlib.decompressobj(wbits=31)
         body = unpack.decompress(body, _LARGEST + 1)
-        if len(body) <= _LARGEST and not unpack.eof:
-            raise IncompleteRead(body)
-    large = f"the answer is larger than {_LARGEST:,} bytes" if len(body) > _LARGEST else ""
-    return _Answer(response.status, headers, body[: _LARGEST if not large else 0], large)
+        cut = cut or not unpack.eof
+    if len(body) > _LARGEST:
+        return _Answer(response.status, headers, "", f"an answer larger than {_LARGEST:,} bytes")
+    if cut:
+        return _Answer(trouble="the answer was cut")
+    return _Answer(response.status, headers, redact(body.decode("utf-8-sig", "replace")))
 
 
-def _connection(url: str, seconds: float) -> tuple[HTTPConnection, str, dict[str, str]]:
+def _connection(url: str, seconds: float) -> tuple[Any, str, dict[str, str]]:
     """A connection not yet open, what to ask of it, and headers for a proxy on the way."""
     from base64 import b64encode
     from http.client import HTTPConnection, HTTPSConnection
@@ -3803,178 +4432,183 @@ def _connection(url: str, seconds: float) -> tuple[HTTPConnection, str, dict[str
     from urllib.request import getproxies, proxy_bypass
 
     goal = urlsplit(url)
-    scheme, host = goal.scheme, str(goal.hostname)
-    port = goal.port or (443 if scheme == "https" else 80)
-    proxy = None if _is_here(host) or proxy_bypass(goal.netloc) else getproxies().get(scheme)
-    open_ = (
-        functools.partial(HTTPSConnection, context=_tls()) if scheme == "https" else HTTPConnection
-    )
-    if not proxy:
-        return open_(host, port, timeout=seconds), url.partition(goal.netloc)[2], {}
-    via, headers = urlsplit(proxy if "://" in proxy else f"http://{proxy}"), {}
+    secure, host, target = goal.scheme == "https", goal.hostname, url.partition(goal.netloc)[2]
+    port, make = goal.port or (443 if secure else 80), HTTPSConnection if secure else HTTPConnection
+    proxy = getproxies().get(goal.scheme, "")
+    if not proxy or _is_here(str(host)) or proxy_bypass(goal.netloc):
+        return make(str(host), port, timeout=seconds), target, {}
+    via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if via.scheme != "http":
         raise OSError(f"a proxy must have an http:// address, not {via.scheme}://")
-    if via.username is not None:
-        pair = f"{unquote(via.username)}:{unquote(via.password or '')}".encode()
-        headers["Proxy-Authorization"] = f"Basic {b64encode(pair).decode()}"
-    connection = open_(via.hostname, via.port or 80, timeout=seconds)
-    if scheme == "http":
-        return connection, url, headers
-    connection.set_tunnel(host, port, headers)
-    return connection, url.partition(goal.netloc)[2], {}
+    pair = f"{unquote(via.username or '')}:{unquote(via.password or '')}".encode()
+    login = {"Proxy-Authorization": f"Basic {b64encode(pair).decode()}"} if via.username else {}
+    connection: Any = make(str(via.hostname), via.port or 80, timeout=seconds)
+    if secure:
+        connection.set_tunnel(str(host), port, login)
+        return connection, target, {}
+    return connection, url, login
 
 
 def _is_here(host: str) -> bool:
     """Is it this machine's own loopback, and nothing that only looks like it?"""
-    from ipaddress import ip_address
-
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-@functools.cache
-def _tls() -> SSLContext:
-    """Certificates are checked; reading the authorities takes long enough to do it once."""
-    import ssl
-
-    return ssl.create_default_context()
+    byte = r"\.(25[0-5]|2[0-4]\d|1?\d?\d)"
+    return bool(re.fullmatch(rf"localhost|::1|(::ffff:)?127({byte}){{3}}", host))
 
 
 # ---- Reading an answer: a text, or an error that says what to do.
 
-_ENDS = {"length": "cut off", "refusal": "refused", "content_filter": "filtered"}
-_NEVER_HEALS = re.compile(r"insufficient_quota|billing_error|CERTIFICATE|is larger than")
-_REFUSES_BY_NAME = re.compile(
-    r"unsupported|not support|unknown|unrecognized|unexpected|permitted|not allowed|extra_forbidden"
-    r"|deprecated",
-    re.I,
+_FINISHES = dict(end_turn="stop", stop_sequence="stop", max_tokens="length")
+_KINDS = {"length": "cut off", "refusal": "refused", "content_filter": "filtered"}
+_NEVER_HEALS = r"insufficient_quota|billing_error|CERTIFICATE|an answer larger"
+_REFUSES_BY_NAME = (
+    "unsupported|not support|unknown|unrecognized|unexpected|permitted|not allowed|extra_forbidden"
 )
 _ADVICE = [  # the first row whose pattern is found in "kind status words"
-    (
-        r"insufficient_quota|billing|credit",
-        "the account has nothing left: top it up or use another",
-    ),
-    (r"context.?(length|window)|maximum context|too long|status 413", "shorten the prompt"),
-    (r"status 40[13]|api.?key", "check the key: api_key= or {keys}"),
-    (
-        r"status 404|model.{{0,80}}not (found|exist)",
-        "check the language model's name and base_url=",
-    ),
-    (
-        r"status 3",
-        "redirects are not followed, the key would travel: set base_url= to the new address",
-    ),
-    (r"status (4[02]|5)[^0]", "asking again did not help: try later, or with more retries="),
-    (r"^status", "see its words, and the options and extra= of the call"),
-    (r"^timeout", "raise timeout=, or ask for less with max_tokens="),
-    (
-        r"CERTIFICATE",
-        "its certificate is not trusted here; SSL_CERT_FILE can name who vouches for it",
-    ),
-    (r"^network", "is the server running, and its address right?"),
-    (r"^unreadable", "does base_url= point at the API of a language model?"),
-    (r"^cut off", "raise max_tokens="),
-    (r"^(refused|filtered)", "change the prompt"),
-    (r"", "ask again"),
+    ("insufficient_quota|billing|credit", "the account has nothing left: top it up or use another"),
+    ("context.?(length|window)|maximum context|too long|status 413", "shorten the prompt"),
+    ("^status 40[13]|api.?key", "check the key: api_key= or {keys}"),
+    ("^status 404|model.{0,80}not (found|exist)", "check the language model's name, and base_url="),
+    ("^status 3", "redirects are not followed, to keep the key: set base_url= to the new address"),
+    ("^status (408|409|429|5)", "asking again did not help: try later, or raise retries="),
+    ("^status", "see its words, and the options and extra= of the call"),
+    ("^timeout", "raise timeout=, or ask for less with max_tokens="),
+    ("CERTIFICATE", "it is not trusted here: SSL_CERT_FILE can name who vouches for it"),
+    ("^network", "is the server running, and its address right?"),
+    ("^unreadable", "does base_url= point at the API of a language model?"),
+    ("^cut off", "raise max_tokens="),
+    ("", "change the prompt, or ask again"),
 ]
 
 
-def _words(answer: Any, body: bytes) -> str:
+def _words(answer: Any, body: str) -> str:
     """A server's own words for an error, in whichever of the many shapes they come."""
     answer = answer[0] if isinstance(answer, list) and answer else answer
     paths = (("error", "message"), ("error",), ("detail",), ("message",))
     words = next(filter(None, (_dig(answer, *path) for path in paths)), None)
     if words is None:
-        words = re.sub(r"<[^>]*>|\s+", " ", body[:2000].decode("utf-8", "replace")).strip()
+        words = re.sub(r"<[^>]*>|\s+", " ", body[:2000])
     codes = (_dig(answer, "error", field) for field in ("code", "type"))
     text = words if isinstance(words, str) else json.dumps(words)
-    return " ".join([text[:500], *(f"[{code:.80}]" for code in codes if isinstance(code, str))])
+    return " ".join([text.strip()[:500], *(f"[{c:.80}]" for c in codes if isinstance(c, str))])
 
 
 def _asked_pause(answer: _Answer) -> float | None:
     """The seconds a server asks us to wait: milliseconds, seconds, a date or Google's RetryInfo."""
     from email.utils import parsedate_to_datetime
 
-    asked = answer.headers.get("retry-after", "")
-    info = re.search(rb'"retryDelay":\s*"([\d.]+)s"', answer.body) or [b"", b""]
-    for read in (
-        lambda: float(answer.headers.get("retry-after-ms", "")) / 1000,
-        lambda: float(asked),
-        lambda: parsedate_to_datetime(asked).timestamp() - time.time(),
-        lambda: float(info[1]),
-    ):
-        try:
-            seconds = read()
-        except (TypeError, ValueError, OverflowError, IndexError):
-            continue
-        if 0 <= seconds < float("inf"):
-            return seconds
+    after, info = answer.headers.get("retry-after"), r'"retryDelay":\s*"([\d.]+)s"'
+    ways: tuple[Callable[[], float], ...] = (
+        lambda: float(answer.headers["retry-after-ms"]) / 1000,
+        lambda: float(after or ""),
+        lambda: parsedate_to_datetime(after or "").timestamp() - time.time(),
+        lambda: float(re.findall(info, answer.body)[0]),
+    )
+    for read in ways:
+        with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
+            if 0 <= (seconds := read()) < float("inf"):
+                return seconds
     return None
 
 
 def _may_heal(answer: _Answer, error: LLMError) -> bool:
     """Is it worth asking again?"""
     said = answer.headers.get("x-should-retry")
-    if _NEVER_HEALS.search(str(error)) or said == "false":
-        return False
-    busy = error.status in (408, 409, 429) or error.status >= 500
-    # A body cut where no length tells shows as bad JSON; a page for people, which begins with "<", stays.
-    cut = error.kind == "unreadable" and answer.body.strip()[:1] in (b"{", b"")
-    return said == "true" or busy or cut or error.kind == "network"
+    if said in ("true", "false") or re.search(_NEVER_HEALS, error.words):
+        return said == "true"
+    # A body cut where no length tells is bad JSON; a page for people begins with "<", and stays.
+    cut = error.kind == "unreadable" and answer.body.strip()[:1] in ("{", "")
+    return cut or error.kind == "network" or error.status in (408, 409, 429) or error.status >= 500
+
+
+class _Key(str):
+    """A text that no repr shows: no traceback with its variables, no `vars`, no crash report."""
+
+    def __repr__(self) -> str:
+        return "'[key]'"
 
 
 class _Route(NamedTuple):
-    """Where a language model is and how it is spoken to; only the two functions know the key."""
+    """Where a language model is and how it is spoken to."""
 
     provider: str
     model: str
     protocol: _Protocol
     url: str
     keys: str
-    headers: Callable[[], dict[str, str]]
-    redact: Callable[[str], str]
+    headers: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+    @property
+    def secrets(self) -> list[_Key]:
+        hidden = (k for k in self.headers if re.search("auth|key|token|secret|cookie", k))
+        return [_Key(word) for name in hidden for word in self.headers[name].split()]
+
+    def redact(self, text: str) -> str:
+        """The text without the keys in it (shorter ones, such as "none", are no secret)."""
+        for word in sorted((w for w in self.secrets if len(w) > 7), key=len, reverse=True):
+            text = text.replace(word, "[key]")
+        return text
+
+    def fault(self, may_be_plain: bool, needs_key: bool) -> str:
+        """Why nothing may be sent this way, or ""."""
+        headers = (f"{name}:{value}" for name, value in self.headers.items())
+        if not self.url:
+            return "base_url must be http(s)://..., without a user or a password"
+        if not all(re.fullmatch("[!-9;-~]+:[ -~]+", header) for header in headers):
+            return "the key, or another header, holds a line break or what else none can carry"
+        if self.secrets and self.url.startswith("http:") and not may_be_plain:
+            return "plain http would show the key: use https, or allow_http=True, or api_key=''"
+        if needs_key and not self.secrets:
+            return f"there is no key: pass api_key= or set {self.keys or 'headers='}"
+        return ""
 
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
         """What went wrong, where, and what to do."""
-        where, said = self.url.partition("?")[0], f"{kind} {status or ''} {words}"
+        words, url = self.redact(words), self.url.partition("?")[0]
+        said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         advice = next(advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I))
-        message = f"{self.provider}/{self.model} at {where}: {said}. To do: {advice.format(keys=self.keys)}."
-        facts = dict(kind=kind, status=status, provider=self.provider, model=self.model, url=where)
-        return LLMError(self.redact(message), **facts, words=self.redact(words))
+        message = f"{self.name} at {url}: {said}. {advice.replace('{keys}', self.keys)}."
+        facts = dict(provider=self.provider, model=self.model, url=url, words=words)
+        return LLMError(message, kind=kind, status=status, **facts)
 
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
+        status, protocol = answer.status, self.protocol
         if answer.trouble:
-            kind = "timeout" if answer.trouble == "deadline" else "network"
-            return self.error(
-                "unreadable" if answer.status else kind, answer.trouble, answer.status
-            )
+            kind = "unreadable" if status else "timeout" if answer.trouble == _LATE else "network"
+            return self.error(kind, answer.trouble, status)
         try:
             data = json.loads(answer.body)
         except (ValueError, RecursionError):
             data = None
-        words, status = _words(data, answer.body), answer.status
-        if _dig(data, "error") and status < 300:  # some gateways put an error into a success
-            code = str(_dig(data, "error", "code"))
-            return self.error(
-                "status", words, int(code) if re.fullmatch(r"[45]\d\d", code) else 200
-            )
+        words, code = _words(data, answer.body), str(_dig(data, "error", "code"))
+        if _dig(data, "error") and status == 200:  # some gateways put an error into a success
+            status = int(code) if re.fullmatch(r"[45]\d\d", code) else status
+            return self.error("status", words, status)
         if not 200 <= status < 300:
-            moved = answer.headers.get("location", "")
-            return self.error("status", f"{words} {moved}".strip(), status)
-        try:
-            text, end, tokens = self.protocol.read(data)
-        except (LookupError, TypeError, AttributeError):
+            words = f"{words} {answer.headers.get('location', '')}".strip()
+            return self.error("status", words, status)
+        if not isinstance(_dig(data, protocol.text[0]), list):
             return self.error("unreadable", words, status)
-        text, end = self.redact(text), str(end or "stop")
-        if not text.strip() or end in ("refusal", "content_filter"):
-            return self.error(_ENDS.get(end, "empty"), f"{text} (finish reason {end})", status)
-        counted = all(isinstance(n, int) for n in tokens)
-        usage = dict(zip(("input_tokens", "output_tokens"), tokens)) if counted else None
-        return Reply(text, usage, end, self.redact(str(_dig(data, "model") or self.model)))
+        text, end = _content(_dig(data, *protocol.text)), str(_dig(data, *protocol.end) or "stop")
+        refusal, end = _dig(data, *protocol.text[:-1], "refusal"), _FINISHES.get(end, end)
+        if refusal or not text.strip() or end in ("refusal", "content_filter"):
+            kind = "refused" if refusal else _KINDS.get(end, "empty")
+            return self.error(kind, f"{refusal or text} (finish reason: {end})", status)
+        facts = {"finish_reason": end, "model": self.redact(str(_dig(data, "model") or self.model))}
+        return Reply(self.redact(text), usage=_usage(data, protocol), **facts)
+
+
+def _usage(data: Any, protocol: _Protocol) -> dict[str, int] | None:
+    """The tokens that an answer says it took."""
+    counts = [[_dig(data, "usage", name) for name in names.split()] for names in protocol.usage]
+    if not all(isinstance(count[0], int) for count in counts):
+        return None
+    tokens_in, tokens_out = (sum(n for n in count if isinstance(n, int)) for count in counts)
+    return {"input_tokens": tokens_in, "output_tokens": tokens_out}
 
 
 class LLM(_LanguageModel):
@@ -3984,21 +4618,21 @@ class LLM(_LanguageModel):
     pauses or those that the server asks for, all inside one deadline. A parameter that a server
     refuses by name is renamed or, with a warning, left out from then on. Nothing is read from the
     environment or sent before the first call. One object serves any number of threads. A key (of 8
-    characters or more) shows in no repr, error, traceback, pickle or recording, and is cut from answers.
+    characters or more) is in no repr, error, traceback, pickle or recording, nor left in an answer.
 
     Args:
-        model: "provider/name", the provider from `PROVIDERS` and the rest verbatim, or a bare name for
-            the OpenAI-compatible server at `base_url`; by default the variable MINITRACE_MODEL.
-        base_url: by default the provider's own address, or that in its variable (OPENAI_BASE_URL, ...).
-        api_key: by default the provider's variable (OPENAI_API_KEY, ...).
+        model: "provider/name", the provider from `PROVIDERS` and the rest verbatim, or a bare name
+            for the OpenAI-compatible server at `base_url`; by default the variable MINITRACE_MODEL.
+        base_url: by default the provider's own, or that in its variable (OPENAI_BASE_URL, ...).
+        api_key: by default the provider's variable (OPENAI_API_KEY, ...); "" is no key.
         headers: more headers; one with a credential (api-key, ...) takes the place of a key.
         timeout: seconds for one call, its repeats and pauses included.
         retries: how often to ask again.
         allow_http: let a key travel over plain http to another machine.
         extra: fields of the request that this server alone knows.
         sleep: what waits between repeats.
-        options: temperature, top_p, top_k, max_tokens, stop, seed, reasoning_effort, response_format;
-            a call may give its own, and `extra` too.
+        options: temperature, top_p, top_k, max_tokens, stop, seed, reasoning_effort,
+            response_format; a call may give its own, and `extra` too.
 
     Raises:
         LLMError: from a call without a usable text; its `kind` tells the cases apart.
@@ -4010,7 +4644,7 @@ class LLM(_LanguageModel):
     >>> LLM("ollama/llama3", heat=1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    TypeError: no option 'heat': known are max_tokens, ...; what one server alone knows goes into extra
+    TypeError: no option 'heat': known are max_tokens, ...; ... goes into extra={...}
 
     Your own provider is a row: protocol, base address, variable of the key.
 
@@ -4036,87 +4670,76 @@ class LLM(_LanguageModel):
         sleep: Callable[[float], object] = time.sleep,
         **options: Any,
     ) -> None:
-        self._secrets = _hide(api_key, headers)
-        del api_key, headers  # a traceback shows the variables of this frame
+        api_key = api_key if api_key is None else _Key(api_key)  # this frame may be in a traceback
+        headers = {name: _Key(value) for name, value in headers.items()}
+        self._key, self._headers = api_key, headers
         self.model, self.base_url, self.timeout, self.retries = model, base_url, timeout, retries
         self.allow_http, self.sleep, self.options = allow_http, sleep, {**options, "extra": extra}
         self._refused: set[str] = set()
         self._found: _Route | None = None
-        self._known(options, {k for p in PROTOCOLS.values() for k in p.options})
+        _check_options(options, *PROTOCOLS.values())
         if not 0 < timeout <= 1e6:
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
     def __repr__(self) -> str:
-        given = {k: v for k, v in self.options.items() if v is not None}
-        return f"LLM({', '.join([repr(self.model), *(f'{k}={v!r}' for k, v in given.items())])})"
+        given = [f"{k}={v!r}" for k, v in self.options.items() if v is not None]
+        return f"LLM({', '.join([repr(self.model), *given])})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_secrets": None, "_found": None}
-
-    @staticmethod
-    def _known(options: Iterable[str], known: Iterable[str]) -> None:
-        for name in sorted(set(options) - {*known, "extra"}):
-            raise TypeError(
-                f"no option {name!r}: known are {', '.join(sorted(known))};"
-                " what one server alone knows goes into extra"
-            )
+        return {**self.__dict__, "_key": None, "_headers": {}, "_found": None}
 
     def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
         deadline = time.monotonic() + self.timeout
         route = self._found = self._found or self._route()
-        self._known(options, route.protocol.options)
-        for attempt in itertools.count():
+        _check_options(options, route.protocol)
+        attempt = 0
+        while True:
             sent = self._request(route, messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
-            answer = _post(route.url, body, route.headers, deadline - time.monotonic())
+            answer = _post(route, body, deadline - time.monotonic())
             result = route.read(answer)
             if isinstance(result, Reply):
                 return result
-            if self._learns(route, sent, result):
+            self._learn(route, sent, result)
+            if sent != self._request(route, messages, options):
                 continue
             pause = _asked_pause(answer)
             if pause is None:
-                pause = 0.5 * 2 ** min(attempt, 4) * random.uniform(0.75, 1)
-            late = time.monotonic() + pause >= deadline
-            if late or attempt >= self.retries or not _may_heal(answer, result):
+                pause = 0.5 * 2 ** min(attempt, 4) * _random(None).uniform(0.75, 1)
+            in_time = time.monotonic() + pause < deadline
+            if attempt >= self.retries or not in_time or not _may_heal(answer, result):
                 raise result
             self.sleep(pause)
-        raise AssertionError("unreachable")
+            attempt += 1
 
-    def _request(
-        self, route: _Route, messages: _Messages, options: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _request(self, route: _Route, messages: _Messages, options: Any) -> dict[str, Any]:
         """The body of a request, without what the server has refused by name."""
         body = {"model": route.model, **route.protocol.fields(messages)}
-        for option in options.keys() - {"extra"}:
-            names = [n for n in route.protocol.options[option].split() if n not in self._refused]
-            value = options[option]
-            if names:
-                body[names[0]] = [value] if option == "stop" and isinstance(value, str) else value
+        for option, value in options.items():
+            names = route.protocol.options.get(option, "").split()
+            for name in [name for name in names if name not in self._refused][:1]:
+                body[name] = [value] if option == "stop" and isinstance(value, str) else value
         return {**body, **options.get("extra", {})}
 
-    def _learns(self, route: _Route, sent: dict[str, Any], error: LLMError) -> bool:
-        """Was it a parameter, refused by name? Then its other name is used, or none, from now on."""
-        if error.status not in (400, 422) or not _REFUSES_BY_NAME.search(error.words):
-            return False
-        for names in (names.split() for names in route.protocol.options.values()):
+    def _learn(self, route: _Route, sent: dict[str, Any], error: LLMError) -> None:
+        """Remember an option that the server refuses by name; another name is tried, or none."""
+        if error.status not in (400, 422) or not re.search(_REFUSES_BY_NAME, error.words.lower()):
+            return
+        for names in map(str.split, route.protocol.options.values()):
             for name in names:
                 if name in sent and re.search(rf"\b{name}\b", error.words):
-                    if not {*names} - self._refused - {name}:
-                        warnings.warn(
-                            f"{route.provider}/{route.model} refuses {name!r}: left out from now on"
-                        )
                     self._refused.add(name)
-                    return True
-        return False
+                    if self._refused.issuperset(names):
+                        warnings.warn(f"{route.name} refuses {name!r}: it is left out from now on")
+                    return
 
     def _route(self) -> _Route:
-        """Where the language model is: the environment is read here, and the key sealed."""
+        """Where the language model is; the environment is read here, and the key sealed."""
         name = self.model or os.environ.get("MINITRACE_MODEL", "")
         if not name:
             raise LLMError(
-                "no language model is configured: pass LLM('provider/name') or set MINITRACE_MODEL to"
-                f" it, and set the provider's key. Providers: {', '.join(PROVIDERS)}"
+                "no language model is configured: pass LLM('provider/name'), or set MINITRACE_MODEL"
+                f" to it and the variable of the provider's key. Providers: {', '.join(PROVIDERS)}"
             )
         first, _, rest = name.partition("/")
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
@@ -4125,98 +4748,62 @@ class LLM(_LanguageModel):
         base = self.base_url or (row.adapt(moved) if moved else row.base_url)
         protocol = PROTOCOLS[row.protocol]
         url, here = _address(base, protocol.path)
-        safe = here or self.allow_http or url.startswith("https:")
-        needed = base == row.base_url and not here
-        headers, redact, trouble = _seal(self._secrets, row, protocol.headers, safe, needed)
-        if not url:
-            trouble = (
-                "base_url must be http://... or https://..., with no user, password or blank in it"
-            )
-        if trouble:
-            raise LLMError(f"{provider}/{model}: {trouble}", provider=provider, model=model)
-        if "//api.openai.com/" in url:
+        headers = _headers(row, protocol.headers, self._key, self._headers)
+        route = _Route(provider, model, protocol, url, row.keys, headers)
+        fault = route.fault(here or self.allow_http, base == row.base_url and not here)
+        if fault:
+            raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
+        if url.startswith("https://api.openai.com/"):
             self._refused.add("max_tokens")
-        return _Route(provider, model, protocol, url, row.keys, headers, redact)
+        return route
+
+
+def _check_options(options: Iterable[str], *protocols: _Protocol) -> None:
+    known = sorted({name for protocol in protocols for name in protocol.options})
+    for name in sorted(set(options) - {*known, "extra"}):
+        words = "what one server alone knows goes into extra={...}"
+        raise TypeError(f"no option {name!r}: known are {', '.join(known)}; {words}")
 
 
 def _address(base: str, path: str) -> tuple[str, bool]:
-    """The address of a request and whether it is on this machine; "" if the base address is none."""
+    """The address of a request, and whether it is on this machine; "" if the base is no address."""
     from urllib.parse import urlsplit
 
     try:
-        parts = urlsplit(base.strip())
-        good = parts.hostname and parts.port != 0 and "@" not in parts.netloc
+        parts = urlsplit(base)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         return "", False
-    if (
-        not good
-        or parts.scheme not in ("http", "https")
-        or not re.fullmatch("[!-~]+", base.strip())
-    ):
+    if not good or "@" in parts.netloc or not re.fullmatch("[!-~]+", base):
         return "", False
     trunk = parts.path.rstrip("/").removesuffix(path)
     trunk = trunk.removesuffix("/v1") if path.startswith("/v1/") else trunk
     return parts._replace(path=trunk + path, fragment="").geturl(), _is_here(str(parts.hostname))
 
 
-def _hide(*values: Any) -> Callable[[], Any]:
-    """A function that gives the values: unlike them it shows nothing in `vars` or a traceback."""
-    return lambda: values
-
-
-def _seal(
-    secrets: Callable[[], Any] | None,
-    row: _Provider,
-    headers: dict[str, str],
-    safe: bool,
-    needed: bool,
-) -> tuple[Callable[[], dict[str, str]], Callable[[str], str], str]:
-    """The headers of a request and what cuts keys from a text, as functions, and what is wrong.
-
-    Functions, because everything else that holds a key shows it: `vars`, a repr, a traceback with
-    local variables. For the same reason nothing is raised here.
-    """
-    key, given = secrets() if secrets else (None, {})
-    env, prefix = os.environ, row.variable.partition("_BASE")[0]
-    lines = env.get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
+def _headers(row: _Provider, fixed: Any, key: str | None, given: Any) -> dict[str, str]:
+    """The headers of a request. Nothing is raised here, where the environment's keys are bare."""
+    get, prefix = os.environ.get, row.variable.partition("_BASE")[0]
+    lines = get(f"{prefix}_CUSTOM_HEADERS", "")
     if prefix == "OPENAI":
-        names = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
-        lines += [f"{name}:{env.get(variable, '')}" for name, variable in names.items()]
-    pairs = [*(line.split(":", 1) for line in lines if ":" in line), *given.items()]
-    own = {name.strip().lower(): value.strip() for name, value in pairs if value.strip()}
+        lines += f"\nOpenAI-Organization:{get('OPENAI_ORG_ID', '')}"
+        lines += f"\nOpenAI-Project:{get('OPENAI_PROJECT_ID', '')}"
+    pairs = [*(line.partition(":")[::2] for line in lines.splitlines()), *given.items()]
+    own = {k.strip().lower(): _Key(v.strip()) for k, v in pairs if v.strip()}
     if key is None and not own.keys() & {"authorization", "x-api-key", "api-key", "x-goog-api-key"}:
-        key = next(filter(None, map(env.get, row.keys.split())), None)
+        key = next(filter(None, map(get, row.keys.split())), None)
     if key and key.strip():
-        own.setdefault("authorization", f"Bearer {key.strip()}")
-    secret = [own[name] for name in own if re.search("auth|key|token|secret|cookie", name)]
-    words = sorted(
-        (w for value in secret for w in value.split() if len(w) > 7), key=len, reverse=True
-    )
-    trouble = ""
-    if any(
-        not re.fullmatch(r"[!-9;-~]+", k) or not re.fullmatch(r"[ -~]+", v) for k, v in own.items()
-    ):
-        trouble = "the key, or another header, holds a line break or what else no header can carry"
-    elif secret and not safe:
-        trouble = (
-            "the key would travel over plain http: use https, or allow_http=True, or api_key=''"
-        )
-    elif not secret and needed:
-        trouble = f"there is no key: pass api_key= or set {' or '.join(row.keys.split())}"
-
-    def redact(text: str) -> str:
-        return functools.reduce(lambda text, word: text.replace(word, "[key]"), words, text)
-
-    return lambda: {**headers, **own}, redact, trouble
+        own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
+    return {"content-type": "application/json", "user-agent": "minitrace", **fixed, **own}
 
 
 class Replay(_LanguageModel):
-    """A cassette: replies recorded in a file, one JSON line each, that a person can read and commit.
+    """A cassette: replies in a file, one JSON line each, that a person can read and commit.
 
-    A reply is found by the messages and the options of the call; the n-th time the same is asked, its
-    n-th record answers. What was never recorded is asked of `live` and added to the file, or, without
-    one, raises with the closest recorded prompt. Safe for many threads; a last line torn by a crash is
-    passed over, and cut off when the next is written.
+    A reply is found by the messages and the options of the call; the n-th time the same is asked,
+    its n-th record answers. What was never recorded is asked of `live` and added to the file or,
+    without one, raises with a diff to the closest recorded prompt. Safe for many threads of one
+    process. A last line torn by a crash is passed over, and cut off when the next is written.
 
     Args:
         path: the file; it may not exist yet if there is a `live`.
@@ -4248,89 +4835,83 @@ class Replay(_LanguageModel):
         with _cassettes:
             if self._records is None:
                 self._records = _read_cassette(self.path)
-            key = _key(messages, options)
-            records, turn = self._records.get(key, []), self._turns.get(key, 0)
-            self._turns[key] = turn + 1
-        if turn < len(records):
-            return Reply(*(records[turn].get(field) for field in _REPLY))
+            recorded = self._records
+            key = _call_key(messages, options)
+            turn = self._turns[key] = self._turns.get(key, 0) + 1
+        if turn <= len(recorded.get(key, ())):
+            record = recorded[key][turn - 1]
+            facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
+            return Reply(record["reply"], **facts)
         if self.live is None:
-            closest = _closest(messages, options, [r[0] for r in self._records.values()])
-            words = (
-                f"{self.path} has no record {turn + 1} of this call. Closest to it is:\n{closest}"
-            )
+            closest = _closest(key, recorded)
+            words = f"{self.path} has no record {turn} of this call; closest to it is\n{closest}"
             raise LLMError(words, kind="miss")
         reply = self.live(messages, **options)
         reply = reply if isinstance(reply, Reply) else Reply(reply)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        said = dict(zip(_REPLY, (str(reply), reply.usage, reply.finish_reason, reply.model)))
-        _append(self.path, {"time": when, "messages": messages, "options": options, **said})
+        record = {"time": when, "messages": messages, "options": options, "reply": reply}
+        _append(self.path, {**record, **vars(reply)})
         return reply
 
 
-_REPLY = ("reply", "usage", "finish_reason", "model")
 _cassettes = threading.Lock()
 
 
-def _key(messages: _Messages, options: dict[str, Any]) -> str:
-    return json.dumps([messages, options], sort_keys=True)
+def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
+    """What tells calls apart, and shows how they differ."""
+    return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """The lines of a file; the last, which nothing ends, counts if it is JSON and not torn."""
+    *lines, last = data.split(b"\n")
+    with contextlib.suppress(ValueError):
+        json.loads(last)
+        lines.append(last)
+    return lines
 
 
 def _read_cassette(path: str) -> dict[str, list[dict[str, Any]]]:
     """The records of a cassette, by what was asked; no file is an empty one."""
     records: dict[str, list[dict[str, Any]]] = {}
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return records
+    lines: list[bytes] = []
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        lines = _whole_lines(file.read())
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            records.setdefault(_key(record["messages"], record["options"]), []).append(record)
+            key = _call_key(record["messages"], record["options"])
+            records.setdefault(key, []).append({**record, "reply": str(record["reply"])})
         except (ValueError, LookupError, TypeError):
-            if line.strip() and number < len(lines):  # the last line may be torn
-                raise LLMError(f"{path}, line {number}: not the record of a call") from None
+            raise LLMError(f"{path}, line {number}: not the record of a call") from None
     return records
 
 
 def _append(path: str, record: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, whole or not at all; a line torn by a crash is cut off first."""
+    """Add a line of JSON to a file, in one write, after cutting off a line torn by a crash."""
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
     with _cassettes, open(path, "a+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        if file.read(1) not in (b"", b"\n"):
-            file.seek(0)
-            written = file.read()
-            size = written.rfind(b"\n") + 1
-            try:
-                json.loads(written[size:])
-                line = b"\n" + line
-                size = len(written)
-            except ValueError:
-                file.truncate(size)
-        if file.write(line) != len(line):
-            file.truncate(size)
-            raise OSError(f"{path}: no room for another record")
+        file.seek(0)
+        data = file.read()
+        whole = b"".join(line + b"\n" for line in _whole_lines(data))
+        file.truncate(min(len(whole), len(data)))
+        file.write(whole[len(data) :] + line)
 
 
-def _closest(messages: _Messages, options: dict[str, Any], records: list[dict[str, Any]]) -> str:
+def _closest(key: str, keys: Iterable[str]) -> str:
     """How a call differs from the recorded one that is most like it."""
     from difflib import SequenceMatcher, unified_diff
 
-    def show(messages: _Messages, options: dict[str, Any]) -> str:
-        turns = [f"{m['role']}: {_content(m['content'])}" for m in messages]
-        return "\n".join([*turns, f"options: {json.dumps(options, sort_keys=True)}"])
+    words = SequenceMatcher(None, b=key.split())
 
-    asked, shown = show(messages, options), [show(r["messages"], r["options"]) for r in records]
-    words = asked.split()
-    best = max(
-        shown,
-        key=lambda s: SequenceMatcher(None, s.split(), words).quick_ratio(),
-        default="nothing",
-    )
-    lines = unified_diff(best.splitlines(), asked.splitlines(), "recorded", "asked", "", "", 1, "")
-    return "\n".join(itertools.islice(lines, 40)) or "the same call, recorded fewer times"
+    def likeness(other: str) -> float:
+        words.set_seq1(other.split())
+        return words.quick_ratio()
+
+    best = max(keys, key=likeness, default="nothing, for it is empty")
+    old, new = (text.replace("\\n", "\n").splitlines() for text in (best, key))
+    lines = unified_diff(old, new, "recorded", "asked", lineterm="", n=1)
+    return "\n".join(itertools.islice(lines, 40)) or "the same, recorded fewer times"
 
 
 class Script(_LanguageModel):
@@ -4359,14 +4940,11 @@ class Script(_LanguageModel):
         self.asked.append(messages)
         prompt = _prompt(messages)
         pairs = (pair for pair in self.replies if not isinstance(pair, str))
-        fits = (
-            Reply(reply, model="script") for pattern, reply in pairs if re.search(pattern, prompt)
-        )
-        reply = next(fits, None) or next(self._texts, None)
+        fits = (reply for pattern, reply in pairs if re.search(pattern, prompt))
+        reply = next(itertools.chain(fits, self._texts), None)
         if reply is None:
-            raise LLMError(
-                f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}", kind="miss"
-            )
+            words = f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}"
+            raise LLMError(words, kind="miss")
         return Reply(reply, model="script")
 
 
@@ -4391,7 +4969,7 @@ def _asked(llm: Any, system: str, *prompts: str) -> str:
 operators.call_llm = _call_llm
 
 
-class StubLLM:
+class StubLLM(_LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
     It reads the same prompt that a language model would get, past attempts included, and answers in the
@@ -4410,50 +4988,35 @@ class StubLLM:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def __call__(self, messages: Any, **options: Any) -> str:
-        """The reply to a prompt, as JSON."""
-        asked = (
-            [messages]
-            if isinstance(messages, str)
-            else [m["content"] for m in messages if m["role"] == "user"]
-        )
-        text = "\n" + asked[0]
-        rng = random.Random(f"{self.seed}\n{asked}")
-        past = [
-            _attempt_read(block)
-            for block in re.split(r"\n\d+\. ", _section(text, "Past attempts"))[1:]
-        ]
-        reasons, suggestion = [], {}
-        said = _section(text, "Feedback")
+    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        asked = [str(m["content"]) for m in messages if m["role"] == "user"]
+        text, rng = "\n" + asked[0], _random(f"{self.seed}\n{asked}")
         rows = re.findall(
             r"^\((\w+)\) (\w+)(?: = (.*?))?(?:  # (.*))?$", _section(text, "Variables"), re.M
         )
+        past = re.split(r"\n\d+\. ", _section(text, "Past attempts"))[1:]
         now = {name: value for _, name, value, _ in rows}
-        tried = [*past, (now, *_judged(said))]
-        for place, (kind, name, value, rules) in enumerate(rows):
+        tried = [*map(_attempt_read, past), (now, *_judged(_section(text, "Feedback")))]
+        reasons, suggestion = [], {}
+        for place, (kind, name, _, rules) in enumerate(rows):
             seen = [(values[name], way, score) for values, way, score in tried if name in values]
-            choices = re.search(r"one of (\[.*\])", rules)
-            if kind == "bool" or choices:
-                options_left = _untried(
-                    choices[1] if choices else "[False, True]", [v for v, _, _ in seen], rng
-                )
-                new, why = (
-                    (options_left, "not tried yet")
-                    if options_left is not None
-                    else (None, "all were tried")
-                )
-            elif kind in ("int", "float"):
-                new, why = _next_number(
-                    [(float(v), w, s) for v, w, s in seen], rules, kind, (place, len(rows)), rng
-                )
-            else:
-                new, why = None, "a stub cannot write"
+            new, why = _guess(kind, rules, seen, (place, len(rows)), rng)
             reasons.append(f"{name}: {why}")
-            if new is not None:
-                suggestion[name] = new
-        return json.dumps(
-            {"reasoning": "; ".join(reasons) + ".", "answer": "", "suggestion": suggestion}
-        )
+            suggestion |= {name: new} if new is not None else {}
+        said = {"reasoning": "; ".join(reasons) + ".", "answer": "", "suggestion": suggestion}
+        return Reply(json.dumps(said), model="stub")
+
+
+def _guess(kind: str, rules: str, seen: list[Any], place: Any, rng: random.Random) -> Any:
+    """The next value of a variable, None to leave it, and why."""
+    choices = re.search(r"one of (\[.*\])", rules)
+    if kind == "bool" or choices:
+        listed = choices[1] if choices else "[False, True]"
+        left = _untried(listed, [value for value, _, _ in seen], rng)
+        return left, "not tried yet" if left is not None else "all were tried"
+    if kind not in ("int", "float"):
+        return None, "a stub cannot write"
+    return _next_number([(float(v), w, s) for v, w, s in seen], rules, kind, place, rng)
 
 
 def _section(text: str, title: str) -> str:
@@ -4578,7 +5141,8 @@ def _tree_line(graph: TraceGraph, record: Record, drawn: bool, feedback: Any) ->
     if drawn and record.parents:
         return f"{name} (see above)"
     mark = "  [parameter]" if record.kind == "parameter" else ""
-    words = f"  <- {_cut(str(feedback), 60)}" if feedback is not None else ""
+    said = feedback if isinstance(feedback, str) else _text(feedback)
+    words = f"  <- {_cut(said, 60)}" if feedback is not None else ""
     return f"{name} = {_text(record.data, 60)}{mark}{words}"
 
 
@@ -4605,7 +5169,7 @@ def _tell_of_a_number(llm: Any) -> None:
         feeling = comfort(degrees)
         if step == 1:
             print("\nForward\n")
-            print(textwrap.indent(feeling.tree(), "    "))
+            _say(feeling.tree())
             print("\nOptimize: the output is the feedback\n")
         print(f"    {degrees.data} degrees: {feeling.data}")
         if feeling == "just right":
@@ -4663,6 +5227,8 @@ back a sentence where one word is wanted."
 
 def _tell_of_an_agent(llm: Any) -> None:
     """The second story: prompts and code improved together."""
+    import textwrap
+
     GRAPH.clear()
     agent = _sales_agent(llm or Script(_AGENT_SCRIPT))
     names = {path: parameter.py_name for path, parameter in agent.parameters_dict().items()}
@@ -4688,28 +5254,31 @@ def _tell_of_an_agent(llm: Any) -> None:
         feedback = f"It should be {wanted!r}: the customer's language, and the bare name."
         optimizer.zero_feedback()
         optimizer.backward(greeting, feedback)
-        print(textwrap.indent(optimizer.graph().tree(), "    "))
+        _say(optimizer.graph().tree())
         prompt = optimizer.prompt()
         print(f"\nOptimize: asked with {prompt.stats['characters']:,} characters, among them\n")
-        print(textwrap.indent(_section("\n" + prompt[1]["content"], "Code").strip(), "    "))
+        _say(_section("\n" + prompt[1]["content"], "Code").strip())
         update = optimizer.step()
         print("\nwhat came back\n")
-        print(
-            textwrap.indent(
-                textwrap.fill(cast(Any, optimizer.history[-1].proposal).reasoning, 90), "    # "
-            )
-        )
+        reasoning = cast(Proposal, optimizer.history[-1].proposal).reasoning
+        _say(textwrap.fill(reasoning, 90, initial_indent="# ", subsequent_indent="# "))
         for parameter, value in update.items():
-            print(textwrap.indent(f"{parameter.py_name} = {value}", "    "))
+            _say(f"{parameter.py_name} = {value}")
 
 
 def _show(function: Any, start: str = "", end: str = "") -> None:
     """Print the source of a function, or what stands in it from one line to another."""
     import inspect
+    import textwrap
 
     source = inspect.getsource(function)
     inside = source[source.find(start) : source.find(end) if end else None]
-    print(textwrap.indent(textwrap.dedent(inside).strip(), "    "))
+    _say(textwrap.dedent(inside).strip())
+
+
+def _say(text: str) -> None:
+    """Print a text a little to the right."""
+    print("    " + text.replace("\n", "\n    "))
 
 
 def _demo(live: bool) -> int:
@@ -4750,8 +5319,8 @@ def _suggest(path: str) -> int:
         )
     for parameter in graph.parameters:
         parameter.feedback.append(graph)
-    ids = {record.parameter: record.id for record in graph if record.parameter}
-    print(json.dumps({ids[p]: _encode(v) for p, v in optimizer.propose().items()}, indent=1))
+    ids = {r.parameter: r.id for r in graph if r.parameter is not None}
+    print(json.dumps({ids[p]: encode(v) for p, v in optimizer.propose().items()}, indent=1))
     return 0
 
 

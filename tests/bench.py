@@ -1,0 +1,302 @@
+"""How fast, and how far from the limit: `python3 tests/bench.py [part ...] [--quick]` prints one table.
+
+Each row compares minitrace with the least that Python itself takes for the same work, measured in turns
+in the same run, so that the ratio means the same on a slow machine. Nothing here fails by time.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from minitrace import TraceGraph, backward, bundle, node  # noqa: E402
+
+QUICK = False
+
+
+class Bare:
+    """The least that remembers: a value and its parents."""
+
+    __slots__ = ("data", "parents")
+
+    def __init__(self, data, parents=()):
+        self.data = data
+        self.parents = parents
+
+    def __add__(self, other):
+        return Bare(self.data + other.data, (self, other))
+
+
+def bare_backward(output):
+    """Parents first without recursion, then one sum for each node."""
+    order, seen, stack = [], set(), [output]
+    while stack:
+        each = stack.pop()
+        if each is None:
+            order.append(stack.pop())
+        elif each not in seen:
+            seen.add(each)
+            stack += (each, None, *each.parents)
+    grads = dict.fromkeys(order, 0.0)
+    grads[output] = 1.0
+    for each in reversed(order):
+        for parent in each.parents:
+            grads[parent] += grads[each]
+    return grads
+
+
+def seconds(*works, rounds=7):
+    """The best time of each work, taken in turns."""
+    best = [float("inf")] * len(works)
+    for _ in range(3 if QUICK else rounds):
+        for n, work in enumerate(works):
+            gc.collect()
+            start = time.perf_counter()
+            result = work()
+            best[n] = min(best[n], time.perf_counter() - start)
+            del result
+    return best
+
+
+def kept(work):
+    """The bytes that the result of a work holds."""
+    gc.collect()
+    tracemalloc.start()
+    result = work()
+    gc.collect()
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del result
+    return size
+
+
+def row(operation, ours, limit, unit, target, ratio=None):
+    """One line of the table."""
+    ratio = ours / limit if ratio is None else ratio
+    pair = f"{f'{ours:,.2f} {unit}':>12} | {f'{limit:,.2f} {unit}':>12}"
+    print(f"| {operation:48} | {pair} | {ratio:7.2f} | {target:>7} |", flush=True)
+
+
+# ---- one operation
+
+
+def adding(x, y):
+    def work():
+        for _ in range(100_000):
+            x + y
+
+    return work
+
+
+def operator():
+    """`x + y` of two nodes, and what it holds in memory."""
+    ours, bare = seconds(adding(node(1), node(2)), adding(Bare(1), Bare(2)))
+    row("x + y", ours * 1e4, bare * 1e4, "ns", "<= 3")
+    x, y, n = node(1.5), node(2.5), 100_000
+    a, b = Bare(1.5), Bare(2.5)
+    ours, bare = kept(lambda: [x + y for _ in range(n)]), kept(lambda: [a + b for _ in range(n)])
+    row("x + y, bytes (the target is in bytes)", ours / n, bare / n, "B", "<= 300", ours / n)
+
+
+def small(a, b):
+    return a + b
+
+
+def wrapped(*args, **kwargs):
+    return small(*args, **kwargs)
+
+
+def calls():
+    """A bundle call beside the same call through one wrapper."""
+    traced, x, y = bundle(small), node(1), node(2)
+
+    def loop(function, a, b):
+        def work():
+            for _ in range(20_000):
+                function(a, b)
+
+        return work
+
+    nodes, plain, bare = seconds(loop(traced, x, y), loop(traced, 1, 2), loop(wrapped, 1, 2))
+    row("bundle call with two nodes", nodes * 5e4, bare * 5e4, "ns", "<= 30")
+    row("bundle call with two plain values", plain * 5e4, bare * 5e4, "ns", "<= 45")
+
+
+def imports():
+    """`import minitrace`, compiled once, beside `pass`, both without site."""
+
+    def start(code):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-S", "-c", code]
+        return lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+    start("import minitrace")()
+    ours, bare = seconds(start("import minitrace"), start("pass"), rounds=15)
+    row(
+        "import (the target is the difference in ms)",
+        ours * 1e3,
+        bare * 1e3,
+        "ms",
+        "<= 25",
+        (ours - bare) * 1e3,
+    )
+
+
+# ---- growth
+
+
+def chain(x, size, parameters=1, make=None):
+    each, others = x, [x] + [make() for _ in range(parameters - 1)]
+    for n in range(size):
+        each = each + others[n % parameters]
+    return each
+
+
+def fan(x, size, **_):
+    """Many children of one parent, and a balanced sum of them all."""
+    row = [x + x for _ in range(size // 2)]
+    while len(row) > 1:
+        row = [a + b for a, b in zip(row[::2], row[1::2], strict=False)] + row[len(row) // 2 * 2 :]
+    return row[0]
+
+
+def grid(x, size, **_):
+    """Rows of ten, where each node has two parents in the row above: ever more paths, not more edges."""
+    row = [x] * 10
+    for _ in range(size // 10):
+        row = [row[n - 1] + row[n] for n in range(10)]
+    return sum(row[1:], row[0])
+
+
+def cost(shape, parameters, size, rounds):
+    """Microseconds per node: forward, ours and bare, then backward, ours and bare."""
+
+    def ours():
+        return shape(new_node(), size, parameters=parameters, make=new_node)
+
+    def bare():
+        return shape(Bare(0.0), size, parameters=parameters, make=lambda: Bare(0.0))
+
+    def new_node():
+        return node(0.0, "x", trainable=True)
+
+    forward = seconds(ours, bare, rounds=rounds)
+    a, b = ours(), bare()
+    back = seconds(lambda: backward(a, ""), lambda: bare_backward(b), rounds=rounds)
+    return [each / size * 1e6 for each in (*forward, *back)]
+
+
+def growth(shape, parameters):
+    """How the cost per node grows from the small size to the large one, ours and the bare class's."""
+    small, large = (2_000, 20_000) if QUICK else (10_000, 1_000_000)
+    first, last = cost(shape, parameters, small, 7), cost(shape, parameters, large, 2)
+    what = f"{shape.__name__}{f', {parameters} parameters' if parameters > 1 else ''}"
+    for n, way in (0, "forward"), (2, "backward"):
+        ours, bare = last[n] / first[n], last[n + 1] / first[n + 1]
+        row(f"{way}, {what}: growth per node", ours, bare, "x", "<= 1.5")
+        words = f"{first[n]:.2f} us per node at {small:,}, {last[n]:.2f} at {large:,}"
+        DETAILS.append(f"{way}, {what}: {words}; bare {first[n + 1]:.2f} and {last[n + 1]:.2f}")
+
+
+DETAILS = []
+
+
+def linear():
+    """What a node costs among 1,000,000, beside what it costs among 10,000."""
+    for shape, parameters in (chain, 1), (chain, 800), (fan, 1), (grid, 1):
+        growth(shape, parameters)
+
+
+def memory():
+    """Bytes per node, as the graph grows: the forward graph, and the trace graph that backward makes."""
+    small, large = (2_000, 20_000) if QUICK else (10_000, 300_000)
+
+    def graph(size):
+        return kept(lambda: chain(node(0.0), size)) / size
+
+    def trace_graph(size):
+        output = chain(node(0.0, trainable=True), size)
+        return kept(lambda: TraceGraph.of(output)) / size
+
+    row("forward, bytes per node, large / small", graph(large), graph(small), "B", "<= 1.1")
+    row(
+        "trace graph, bytes per node, large / small",
+        trace_graph(large),
+        trace_graph(small),
+        "B",
+        "<= 1.1",
+    )
+
+
+# ---- peers
+
+
+def peers():
+    """Others, where they are installed: 1,000 additions in a chain."""
+
+    def ours():
+        return chain(node(1.0, trainable=True), 1_000)
+
+    if importlib.util.find_spec("micrograd"):
+        from micrograd.engine import Value
+
+        mine, theirs = seconds(ours, lambda: chain(Value(1.0), 1_000), rounds=15)
+        row("1,000 additions, beside micrograd's Value", mine * 1e3, theirs * 1e3, "ms", "<= 1")
+    if importlib.util.find_spec("opto"):
+        with contextlib.redirect_stdout(sys.stderr):
+            import opto.trace as trace
+
+        def both(new):
+            chain(new(1.0, trainable=True), 1_000).backward("too low")
+
+        mine, theirs = seconds(lambda: both(node), lambda: both(trace.node), rounds=5)
+        row(
+            "... and backward: times faster than Trace",
+            mine * 1e3,
+            theirs * 1e3,
+            "ms",
+            ">= 30",
+            theirs / mine,
+        )
+
+
+PARTS = {part.__name__: part for part in (operator, calls, imports, memory, linear, peers)}
+
+
+def main(arguments=None):
+    global QUICK
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "parts", nargs="*", help=f"what to run: {', '.join(PARTS)} (all by default)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller graphs, fewer rounds: only to try it"
+    )
+    options = parser.parse_args(arguments)
+    unknown = set(options.parts) - PARTS.keys()
+    if unknown:
+        parser.error(
+            f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}"
+        )
+    QUICK = options.quick
+    print(f"Python {sys.version.split()[0]}\n")
+    print(
+        f"| {'operation':48} | {'minitrace':>12} | {'bare limit':>12} | {'ratio':>7} | {'target':>7} |"
+    )
+    print(f"|{'-' * 50}|{'-' * 13}:|{'-' * 13}:|{'-' * 8}:|{'-' * 8}:|")
+    for name in options.parts or PARTS:
+        PARTS[name]()
+    print(*["", *DETAILS], sep="\n") if DETAILS else None
+
+
+if __name__ == "__main__":
+    main()
