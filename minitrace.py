@@ -1097,30 +1097,40 @@ class _Body:
 
     def __enter__(self) -> _Body:
         self.plain = self.call.plain()
-        self.held = [
-            (name, data, _contents(data))
-            for name, value, data in zip(self.call.names, self.call.values, self.plain)
-            if isinstance(data, (list, dict, set)) and isinstance(value, Node)
-        ]
+        self.held = [] if _MUTABLE.isdisjoint(map(type, self.plain)) else self._hold()
         self.scope = _Scope(_scope.get(), True, self.key)
         self.token = _scope.set(self.scope)
         return self
+
+    def _hold(self) -> list[Any]:
+        """The lists, dicts and sets among the arguments, with what they hold now."""
+        triples = zip(self.call.names, self.call.values, self.plain)
+        return [
+            (name, data, _contents(data))
+            for name, value, data in triples
+            if type(data) in _MUTABLE and isinstance(value, Node)
+        ]
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
+        if self.held:
+            self._compare()
+        if self.scope.reads:
+            self._keep_outside()
+        if isinstance(error, Exception) and self.bundle.catches(error):
+            raise _execution_error(self.bundle.op, self.call, error) from _original(error)
+
+    def _compare(self) -> None:
+        """Warn of arguments that the body has changed."""
         for name, data, before in self.held:
             if [*map(id, before)] != [*map(id, _contents(data))]:
                 warnings.warn(
                     f"{self.bundle.__name__}() changed its argument {name}, a {type(data).__name__}, "
                     "in place: the graph shows the changed value as its input; work on a copy",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
-        if self.scope.reads:
-            self._keep_outside()
-        if isinstance(error, Exception) and self.bundle.catches(error):
-            raise _execution_error(self.bundle.op, self.call, error) from _original(error)
 
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which it should not have."""
@@ -1140,6 +1150,9 @@ class _Body:
 
 def _is_code(node: Node[Any]) -> bool:
     return node._base.startswith("__code")
+
+
+_MUTABLE = {list, dict, set}
 
 
 def _contents(value: Any) -> list[Any]:
