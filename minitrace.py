@@ -2082,6 +2082,9 @@ class Limits:
         if not (0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
             raise ValueError(f"{seconds=} must be above 0 and {memory_mb=} at least 16")
 
+    def __repr__(self) -> str:
+        return f"Limits(seconds={self.seconds}, memory_mb={self.memory_mb})"
+
     def run(
         self, source: str, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
     ) -> Any:
@@ -3324,7 +3327,14 @@ class Prompt(list[dict[str, str]]):
 
 
 class Proposal(dict[ParameterNode[Any], Any]):
-    """New values by parameter, checked but not applied, and how they came about."""
+    """New values by parameter, checked but not applied, and how they came about.
+
+    A dict; `prompt`, `replies`, `refused`, `reasoning`, `answer`, `usage` and `seconds` tell its story.
+
+    >>> x = node(1, name="x", trainable=True)
+    >>> print(Proposal({x: 2}).diff().splitlines()[-1])
+    +2
+    """
 
     prompt: Sequence[dict[str, str]] = ()
     replies: Sequence[str] = ()
@@ -3332,6 +3342,12 @@ class Proposal(dict[ParameterNode[Any], Any]):
     reasoning = answer = ""
     usage: Any = None
     seconds = 0.0
+
+    @property
+    def ran(self) -> dict[str, str]:
+        """Where each new code runs, by name: in this process, or in a child under its limits."""
+        limits = {p.py_name: cast(Any, p.check).keywords["limits"] for p in self if _is_code(p)}
+        return {n: f"in a child under {v}" if v else "in this process" for n, v in limits.items()}
 
     def diff(self) -> str:
         """The changes as a unified diff."""
@@ -5337,6 +5353,19 @@ def _suggest(path: str) -> int:
     return 0
 
 
+def _try(question: str) -> int:
+    """Ask the language model once, and tell who answered, how fast, and what it took."""
+    if not os.environ.get("MINITRACE_MODEL"):
+        print(f"llm: {_NOT_CONFIGURED}", file=sys.stderr)
+        return 2
+    llm, began = LLM(), time.monotonic()
+    reply = llm(question)
+    seconds, provider = time.monotonic() - began, cast(Any, llm._found).provider
+    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
+    print(reply)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: `demo`, `suggest GRAPH.json`, `llm QUESTION`, `--version`; returns the exit code.
 
@@ -5351,23 +5380,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command")
-    demo = commands.add_parser(
-        "demo", help="two short stories: declare, forward, optimize (the default)"
-    )
-    demo.add_argument(
-        "--live", action="store_true", help="ask the language model that MINITRACE_MODEL names"
-    )
-    suggest = commands.add_parser(
-        "suggest", help="read a trace graph as JSON, print better values as JSON"
-    )
+    demo = commands.add_parser("demo", help="two short stories, the default")
+    demo.add_argument("--live", action="store_true", help="ask what MINITRACE_MODEL names")
+    suggest = commands.add_parser("suggest", help="better values for a trace graph, as JSON")
     suggest.add_argument("graph", help="a file, or - for standard input")
+    llm = commands.add_parser("llm", help="try the language model that MINITRACE_MODEL names")
+    llm.add_argument("question")
     arguments = parser.parse_args(argv)
-    if arguments.version:
-        print(f"minitrace {__version__}")
-        return 0
     try:
+        if arguments.version:
+            print(f"minitrace {__version__}")
+            return 0
         if arguments.command == "suggest":
             return _suggest(arguments.graph)
+        if arguments.command == "llm":
+            return _try(arguments.question)
         return _demo(getattr(arguments, "live", False))
     except MinitraceError as error:
         print(f"minitrace: {error}", file=sys.stderr)

@@ -284,3 +284,20 @@ def test_the_environment_names_the_language_model(monkeypatch, server):
     optimizer = OptoPrime([degrees])
     optimizer.backward(degrees + 1, "degrees too low")
     assert optimizer.step() == {degrees: 23}
+
+
+def test_llm_tries_the_connection(server):
+    told = run(
+        "llm", "instruct: Decide the language", MINITRACE_MODEL="openai/m", OPENAI_BASE_URL=server
+    )
+    assert told.returncode == 0, told.stderr
+    first, second = told.stdout.splitlines()
+    assert first.startswith("openai, m, ") and "usage not told" in first
+    assert second == "This message is in Spanish."
+
+
+def test_llm_says_what_is_wrong():
+    told = run("llm", "hi")
+    assert told.returncode == 2 and "MINITRACE_MODEL" in told.stderr
+    told = run("llm", "hi", MINITRACE_MODEL="openai/m")
+    assert told.returncode == 1 and "OPENAI_API_KEY" in told.stderr

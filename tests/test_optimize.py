@@ -13,6 +13,7 @@ import minitrace
 from minitrace import (
     OPRO,
     ExecutionError,
+    Limits,
     MinitraceError,
     Optimizer,
     OptoPrime,
@@ -441,3 +442,51 @@ def test_names_must_differ_and_parameters_must_be_parameters():
 def test_a_step_without_feedback_says_what_to_call():
     with pytest.raises(MinitraceError, match="call backward"):
         OptoPrime([node(1, name="x", trainable=True)], llm=StubLLM()).step()
+
+
+def test_history_says_where_new_code_runs():
+    @bundle(trainable=True)
+    def plain(x):
+        return x
+
+    @bundle(trainable=True, limits=Limits(seconds=2))
+    def limited(x):
+        return x
+
+    codes = {
+        "__code0": "def plain(x):\n    return x + 1",
+        "__code1": "def limited(x):\n    return x + 2",
+    }
+    optimizer = OptoPrime([plain.parameter, limited.parameter], llm=Script([reply(**codes)]))
+    optimizer.backward(plain(limited(1)), "more")
+    optimizer.step()
+    assert optimizer.history[-1].proposal.ran == {
+        "__code0": "in this process",
+        "__code1": "in a child under Limits(seconds=2, memory_mb=256)",
+    }
+    assert plain(limited(1)).data == 4
+
+
+def test_a_failure_under_limits_is_feedback_like_any_other():
+    @bundle(trainable=True, limits=Limits(seconds=0.3))
+    def work(x):
+        return x
+
+    work.parameter.set("def work(x):\n    y = x - 1\n    return x / y")
+    with pytest.raises(ExecutionError) as caught:
+        work(1)
+    failed = caught.value.exception_node
+    assert failed.data == "(ZeroDivisionError) division by zero"
+    assert "line 3: return x / y   <-- ZeroDivisionError" in failed.create_feedback("full")
+    work.parameter.set("def work(x):\n    while True:\n        pass")
+    with pytest.raises(ExecutionError, match="time: no result within 0.3 seconds") as caught:
+        work(1)
+    failed = caught.value.exception_node
+    failed.backward(failed.create_feedback())
+    assert work.parameter.feedback[0].feedback == [
+        "(LimitError) time: no result within 0.3 seconds"
+    ]
+    work.parameter.set("def work(x):\n    return x + 1")
+    assert work(1).data == 2
+    with pytest.raises(ValueError, match="`open` is not allowed under limits"):
+        work.parameter.set("def work(x):\n    return open('/etc/passwd').read()")
