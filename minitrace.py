@@ -5177,8 +5177,8 @@ def _tree_line(graph: TraceGraph, record: Record, drawn: bool, feedback: Any) ->
 
 # ---- 7. Demo and command line --------------------------------------------------------------------
 #
-# What does it look like when it runs?  `python3 minitrace.py` tells two stories with no key, no network
-# and no package; with `--live` a language model of yours plays its part.
+# What does it look like when it runs?  `python3 minitrace.py` tells two stories with no key, no
+# network and no package; with `--live` a language model of yours plays its part.
 
 
 def _tell_of_a_number(llm: Any) -> None:
@@ -5245,54 +5245,57 @@ _SUGGESTION = {
     "instruct1": "In which language is this? Answer with en or es only.",
     "instruct2": "What is the customer's name? Answer with the name only.",
     "language": 'def language(self, reply):\n    return "es" if "es" in reply.lower() else "en"',
-    "greet": "def greet(self, language, name):\n    hello = {'en': 'Hello', 'es': 'Hola'}[language]\n"
-    "    return f'{hello}, {name}!'",
+    "greet": "def greet(self, language, name):\n"
+    "    hello = {'en': 'Hello', 'es': 'Hola'}[language]\n    return f'{hello}, {name}!'",
 }
-_REASONING = (
-    "language() never looks at the reply and greet() never at the language; both prompts bring \
-back a sentence where one word is wanted."
-)
+_REASONING = """language() never looks at the reply and greet() never at the language; both prompts \
+bring back a sentence where one word is wanted."""
+
+
+def _canned(agent: Any) -> Script:
+    """What plays the optimizer's language model in the second story."""
+    names = {path: parameter.py_name for path, parameter in agent.parameters_dict().items()}
+    suggestion = {names[path]: value for path, value in _SUGGESTION.items()}
+    return Script([json.dumps({"reasoning": _REASONING, "answer": "", "suggestion": suggestion})])
 
 
 def _tell_of_an_agent(llm: Any) -> None:
     """The second story: prompts and code improved together."""
-    import textwrap
-
     GRAPH.clear()
     agent = _sales_agent(llm or Script(_AGENT_SCRIPT))
-    names = {path: parameter.py_name for path, parameter in agent.parameters_dict().items()}
-    canned = {
-        "reasoning": _REASONING,
-        "answer": "",
-        "suggestion": {names[k]: v for k, v in _SUGGESTION.items()},
-    }
-    optimizer = OptoPrime(agent, llm=llm or Script([json.dumps(canned)]))
-    print("\n2. A sales agent: two prompts and two functions that may change")
-    print(
-        "   (a language model of yours answers)\n"
-        if llm
-        else "   (every reply of a language model here is canned)\n"
+    optimizer = OptoPrime(agent, llm=llm or _canned(agent))
+    who = (
+        "a language model of yours answers" if llm else "every reply of a language model is canned"
     )
+    print(f"\n2. A sales agent: two prompts and two functions that may change\n   ({who})\n")
     _show(_sales_agent, "    @model", "    return SalesAgent()")
     message, wanted = "Hola, soy Juan.", "Hola, Juan!"
     for _ in range(5):
         greeting = agent(message)
-        print(f"\nForward: {message!r} is answered {greeting.data!r}\n")
+        print(f"\nForward: {message!r} is answered {greeting.data!r}")
         if greeting == wanted:
             break
         feedback = f"It should be {wanted!r}: the customer's language, and the bare name."
         optimizer.zero_feedback()
         optimizer.backward(greeting, feedback)
-        _say(optimizer.graph().tree())
-        prompt = optimizer.prompt()
-        print(f"\nOptimize: asked with {prompt.stats['characters']:,} characters, among them\n")
-        _say(_section("\n" + prompt[1]["content"], "Code").strip())
-        update = optimizer.step()
-        print("\nwhat came back\n")
-        reasoning = cast(Proposal, optimizer.history[-1].proposal).reasoning
-        _say(textwrap.fill(reasoning, 90, initial_indent="# ", subsequent_indent="# "))
-        for parameter, value in update.items():
-            _say(f"{parameter.py_name} = {value}")
+        _tell_of_a_step(optimizer)
+
+
+def _tell_of_a_step(optimizer: Optimizer) -> None:
+    """What the optimizer sees, asks, and gets."""
+    import textwrap
+
+    prompt = optimizer.prompt()
+    print()
+    _say(optimizer.graph().tree())
+    print(f"\nOptimize: asked with {prompt.stats['characters']:,} characters, among them\n")
+    _say(_section("\n" + prompt[1]["content"], "Code").strip())
+    update = optimizer.step()
+    reasoning = cast(Proposal, optimizer.history[-1].proposal).reasoning
+    print("\nwhat came back\n")
+    _say(textwrap.fill(reasoning, 90, initial_indent="# ", subsequent_indent="# "))
+    for parameter, value in update.items():
+        _say(f"{parameter.py_name} = {value}")
 
 
 def _show(function: Any, start: str = "", end: str = "") -> None:
@@ -5319,10 +5322,8 @@ def _demo(live: bool) -> int:
     return 0
 
 
-_NOT_CONFIGURED = (
-    "set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables (such as OPENAI_API_KEY, and "
-    "OPENAI_BASE_URL for another server that speaks the same protocol)"
-)
+_NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables (such as \
+OPENAI_API_KEY, and OPENAI_BASE_URL for another server that speaks the same protocol)"""
 
 
 def _suggest(path: str) -> int:
@@ -5367,7 +5368,9 @@ def _try(question: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: `demo`, `suggest GRAPH.json`, `llm QUESTION`, `--version`; returns the exit code.
+    """The command line: `demo`, `suggest GRAPH.json`, `llm QUESTION`, `--version`.
+
+    Returns: the exit code; 0 if all went well, 1 if a language model failed, 2 for bad input.
 
     >>> main(["--version"])
     minitrace 0.1.0
