@@ -5216,12 +5216,12 @@ def _sales_agent(llm: Any) -> Any:
         """Greet a customer by name, in the customer's own language."""
 
         def __init__(self) -> None:
-            self.instruct1 = node("Decide the language.", name="instruct1", trainable=True)
-            self.instruct2 = node("Extract the name.", name="instruct2", trainable=True)
+            self.ask_language = node("Decide the language.", name="ask_language", trainable=True)
+            self.ask_name = node("Extract the name.", name="ask_name", trainable=True)
 
         def forward(self, message: str) -> Any:
-            reply = operators.call_llm(llm, self.instruct1, message)
-            name = operators.call_llm(llm, self.instruct2, message)
+            reply = operators.call_llm(llm, self.ask_language, message)
+            name = operators.call_llm(llm, self.ask_name, message)
             return self.greet(self.language(reply), name)
 
         @bundle("[language] Name the language, en or es.", trainable=True)
@@ -5242,8 +5242,8 @@ _AGENT_SCRIPT = [
     ("Extract the name", "The name is Juan."),
 ]
 _SUGGESTION = {
-    "instruct1": "In which language is this? Answer with en or es only.",
-    "instruct2": "What is the customer's name? Answer with the name only.",
+    "ask_language": "In which language is this? Answer with en or es only.",
+    "ask_name": "What is the customer's name? Answer with the name only.",
     "language": 'def language(self, reply):\n    return "es" if "es" in reply.lower() else "en"',
     "greet": "def greet(self, language, name):\n"
     "    hello = {'en': 'Hello', 'es': 'Hola'}[language]\n    return f'{hello}, {name}!'",
