@@ -35,7 +35,7 @@ def page_test(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_page(path, offline, monkeypatch):
-    monkeypatch.chdir(path.parent)
+    monkeypatch.chdir(ROOT)
     run(page_test(path))
 
 

@@ -59,9 +59,10 @@ def test_a_relay_on_the_terminal(monkeypatch, capsys):
     assert "## user\n\nWell?" in capsys.readouterr().err
 
 
-def test_the_relay_as_a_program():
+@pytest.mark.parametrize("typed", ["Paris\n.\n", "Paris", "Paris\n."])
+def test_the_relay_as_a_program(typed):
     command = [sys.executable, str(ROOT / "tutorial" / "relay.py"), "Capital of France?"]
-    done = subprocess.run(command, input="Paris\n.\n", capture_output=True, text=True)
+    done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=20)
     assert done.stdout == "Paris\n" and "Capital of France?" in done.stderr
 
 

@@ -8,6 +8,7 @@ dot. With a folder, `Relay("talk")` writes `0001.prompt.md` there and waits unti
 """
 
 import argparse
+import itertools
 import os
 import sys
 import threading
@@ -40,7 +41,8 @@ class Relay:
             print(
                 text, "\nPaste the reply, then a line with a single dot:", sep="", file=sys.stderr
             )
-            return "".join(iter(sys.stdin.readline, ".\n") if sys.stdin else []).rstrip("\n")
+            lines = itertools.takewhile(lambda line: line.rstrip("\n") != ".", sys.stdin)
+            return "".join(lines).rstrip("\n")
 
     def by_file(self, text):
         """Write the next prompt whole, wait for its reply."""
