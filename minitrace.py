@@ -5134,45 +5134,51 @@ def _climbed(seen: list[tuple[float, float]], place: tuple[int, int]) -> float:
 
 # ---- 6. Looking ----------------------------------------------------------------------------------
 #
-# What happened?  Functions of a TraceGraph that return text; nothing here knows of live nodes,
-# the network or files.
+# What happened?  A trace graph as text, its outputs on top:
+#
+#       add0 = 7  <- too small
+#       ├─ multiply0 = 6
+#       │  ├─ x0 = 3  [parameter]
+#       │  └─ int0 = 2
+#       └─ int1 = 1
+#
+# Functions of a TraceGraph that return text. Left out: live nodes, files.
 
 
 def _tree(graph: TraceGraph, ascii: bool | None = None, lines: int = 200) -> str:
-    """The graph as a text tree, outputs first; a shared node is drawn once and referred to."""
+    """The graph as a text tree of 90 columns; a shared node is drawn once and referred to."""
     if ascii is None:
         ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
     branch, corner, bar = ("|- ", "`- ", "|  ") if ascii else ("├─ ", "└─ ", "│  ")
-    said = {output.node: output.feedback for output in graph.outputs if output.feedback is not None}
+    said = {output.node: output.feedback for output in graph.outputs}
     stack = [("", "", output.node) for output in reversed(graph.outputs)]
     rows: list[str] = []
     drawn: set[int] = set()
     while stack and len(rows) < lines:
         margin, mark, number = stack.pop()
-        record = graph[number]
-        rows.append(margin + mark + _tree_line(graph, record, number in drawn, said.get(number)))
-        if number in drawn or len(margin) > 120:
+        room, again = max(90 - len(margin + mark), 24), number in drawn
+        rows.append(margin + mark + _tree_line(graph, graph[number], again, said.get(number), room))
+        parents = graph[number].parents
+        if again or len(margin) > 120:
             continue
         drawn.add(number)
         inside = margin + {branch: bar, corner: "   ", "": ""}[mark]
-        parents = record.parents
-        stack += [
-            (inside, corner if n == len(parents) - 1 else branch, p)
-            for n, p in reversed([*enumerate(parents)])
-        ]
+        marks = [branch] * (len(parents) - 1) + [corner]
+        stack += [(inside, mark, parent) for mark, parent in zip(marks, parents)][::-1]
     left = len(graph) - len(drawn)
     return "\n".join(rows + [f"... {left} more nodes"] * (left > 0))
 
 
-def _tree_line(graph: TraceGraph, record: Record, drawn: bool, feedback: Any) -> str:
-    """One node of the tree."""
+def _tree_line(graph: TraceGraph, record: Record, again: bool, feedback: Any, room: int) -> str:
+    """One node of the tree, in about so many columns."""
     name = graph.names[record.number]
-    if drawn and record.parents:
+    if again and record.parents:
         return f"{name} (see above)"
-    mark = "  [parameter]" if record.kind == "parameter" else ""
-    said = feedback if isinstance(feedback, str) else _text(feedback)
-    words = f"  <- {_cut(said, 60)}" if feedback is not None else ""
-    return f"{name} = {_text(record.data, 60)}{mark}{words}"
+    end = "  [parameter]" if record.kind == "parameter" else ""
+    if feedback is not None:
+        said = feedback if isinstance(feedback, str) else _text(feedback)
+        end += f"  <- {_cut(said, room // 2)}"
+    return f"{name} = {_text(record.data, max(room - len(name + end) - 3, 12))}{end}"
 
 
 # ---- 7. Demo and command line --------------------------------------------------------------------
@@ -5310,7 +5316,8 @@ def _show(function: Any, start: str = "", end: str = "") -> None:
 
 def _say(text: str) -> None:
     """Print a text a little to the right."""
-    print("    " + text.replace("\n", "\n    "))
+    for line in text.splitlines():
+        print("   ", line if len(line) <= 92 else f"{line[:89]}...")
 
 
 def _demo(live: bool) -> int:
@@ -5402,6 +5409,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MinitraceError as error:
         print(f"minitrace: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
 
 
 if __name__ == "__main__":
