@@ -79,7 +79,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
@@ -958,7 +958,7 @@ for _method in (
 
 # ---- 2. Forward ----------------------------------------------------------------------------------
 #
-# What is recorded while a program runs?  Each call of a function marked with `@bundle`, as one node.
+# What is recorded while a program runs?  Each call of a function marked `@bundle`, as one node.
 #
 #       question ─┐
 #                 ├── answer ── answer:0          one node, whatever happens inside
@@ -973,8 +973,8 @@ for _method in (
 class ExecutionError(MinitraceError):
     """A recorded operator or bundle failed; `exception_node` stands where its output would.
 
-    The node's parents are the inputs of the call, so feedback about the failure reaches the parameters
-    that had a part in it. `__cause__` is the original exception.
+    The node's parents are the inputs of the call, so feedback about the failure reaches the
+    parameters that had a part in it. `__cause__` is the original exception.
 
     >>> @bundle()
     ... def half(x):
@@ -995,7 +995,7 @@ class ExecutionError(MinitraceError):
 
 
 class TraceMissingInputsError(MinitraceError):
-    """A bundle's body used a node that was not among its arguments, so the graph would miss an edge.
+    """A bundle's body used a node that is not among its arguments: the graph would miss an edge.
 
     >>> fee = node(2, name="fee", trainable=True)
     >>> @bundle()
@@ -1003,8 +1003,8 @@ class TraceMissingInputsError(MinitraceError):
     ...     return amount * fee.data
     >>> price(10)
     Traceback (most recent call last):
-    minitrace.TraceMissingInputsError: price() used fee:0, which is not among its arguments: pass it \
-as an argument, or use @bundle(allow_external_dependencies=True) to make it a parent
+    minitrace.TraceMissingInputsError: price() used fee:0, which is not among its arguments: pass \
+it as an argument, or use @bundle(allow_external_dependencies=True) to make it a parent
     """
 
 
@@ -1021,7 +1021,7 @@ class ExceptionNode(MessageNode[str]):
     __slots__ = ("_full",)
 
     def create_feedback(self, style: str = "simple") -> str:
-        """The failure as feedback: its message, or in "full" also the source, the failing line marked."""
+        """The failure as feedback: its message; in "full" also the source, with a marked line."""
         if style not in ("simple", "full"):
             raise ValueError(f"create_feedback() knows 'simple' and 'full', not {style!r}")
         return self.data if style == "simple" else getattr(self, "_full", self.data)
@@ -1044,29 +1044,25 @@ def _original(error: Exception) -> BaseException:
 
 
 def _marked_source(error: Exception) -> str:
-    """The source of the user's function that failed, an arrow at the line, and the way further in."""
+    """The source of the user's function that failed, an arrow at the line, and the way on in."""
     import inspect
     import textwrap
     import traceback
 
     if isinstance(error, CodeError):
         return f"\nline {error.line}: {error.text}   <-- {error.kind}"
+    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     text = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename == __file__:
-            continue
-        try:
-            lines, first = inspect.getsourcelines(frame.f_code)
-        except (OSError, TypeError):
-            continue
-        if text:
-            text += f"\nin {frame.f_code.co_name}: {lines[line - max(first, 1)].strip()}"
-            continue
-        lines[line - max(first, 1)] = (
-            lines[line - max(first, 1)].rstrip() + f"   <-- {type(error).__name__}\n"
-        )
-        shown = itertools.dropwhile(lambda row: row.lstrip().startswith("@"), lines)
-        text = "\n" + textwrap.dedent("".join(shown)).rstrip()
+    for code, line in (place for place in places if place[0].co_filename != __file__):
+        with contextlib.suppress(OSError, TypeError):
+            rows, first = inspect.getsourcelines(code)
+            failed = line - max(first, 1)
+            if text:
+                text += f"\nin {code.co_name}: {rows[failed].strip()}"
+            else:
+                rows[failed] = f"{rows[failed].rstrip()}   <-- {type(error).__name__}\n"
+                shown = itertools.dropwhile(lambda row: row.lstrip().startswith("@"), rows)
+                text = "\n" + textwrap.dedent("".join(shown)).rstrip()
     return text
 
 
@@ -1097,54 +1093,48 @@ class _Body:
 
     def __enter__(self) -> _Body:
         self.plain = self.call.plain()
-        self.held = [] if _MUTABLE.isdisjoint(map(type, self.plain)) else self._hold()
+        self.held = {} if _MUTABLE.isdisjoint(map(type, self.plain)) else self._contents()
         self.scope = _Scope(_scope.get(), True, self.key)
         self.token = _scope.set(self.scope)
         return self
 
-    def _hold(self) -> list[Any]:
-        """The lists, dicts and sets among the arguments, with what they hold now."""
-        triples = zip(self.call.names, self.call.values, self.plain)
-        return [
-            (name, data, _contents(data))
-            for name, value, data in triples
-            if type(data) in _MUTABLE and isinstance(value, Node)
-        ]
+    def _contents(self) -> dict[str, list[Any]]:
+        """What each node that is a list, dict or set among the arguments holds now."""
+        found = {}
+        for name, value, data in zip(self.call.names, self.call.values, self.plain, strict=True):
+            if type(data) in _MUTABLE and isinstance(value, Node):
+                more = data.values() if isinstance(data, dict) else ()
+                found[f"{name}, a {type(data).__name__}"] = [*data, *more]
+        return found
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
-        if self.held:
-            self._compare()
+        for name, before in self.held.items():
+            if [*map(id, before)] != [*map(id, self._contents()[name])]:
+                words = "in place: the graph shows the changed value as its input; work on a copy"
+                told = f"{self.bundle.__name__}() changed its argument {name}, {words}"
+                warnings.warn(told, stacklevel=4)
         if self.scope.reads:
             self._keep_outside()
-        if isinstance(error, Exception) and self.bundle.catches(error):
+        if error is None or not self.bundle.options["catch_execution_error"]:
+            return
+        recorded = ExecutionError, LimitError, CodeError  # the program's failures; others are ours
+        if isinstance(error, recorded) or not isinstance(error, MinitraceError):
             raise _execution_error(self.bundle.op, self.call, error) from _original(error)
 
-    def _compare(self) -> None:
-        """Warn of arguments that the body has changed."""
-        for name, data, before in self.held:
-            if [*map(id, before)] != [*map(id, _contents(data))]:
-                warnings.warn(
-                    f"{self.bundle.__name__}() changed its argument {name}, a {type(data).__name__}, "
-                    "in place: the graph shows the changed value as its input; work on a copy",
-                    stacklevel=5,
-                )
-
     def _keep_outside(self) -> None:
-        """Make parents of the nodes that the body found outside, or say which it should not have."""
+        """Make parents of the nodes that the body found outside, or say which are not allowed."""
         given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
         outside = {n: node for n, node in self.scope.reads.items() if n not in given}
-        strays = [node.name for node in outside.values() if not _is_code(node)]
-        if strays and not self.bundle.allow_external_dependencies:
-            raise TraceMissingInputsError(
-                f"{self.bundle.__name__}() used {', '.join(strays)}, which is not among its arguments: "
-                "pass it as an argument, or use @bundle(allow_external_dependencies=True) to make it a parent"
-            )
+        strays = ", ".join(node.name for node in outside.values() if not _is_code(node))
+        if strays and not self.bundle.options["allow_external_dependencies"]:
+            used = f"{self.bundle.__name__}() used {strays}, which is not among its arguments"
+            remedy = "pass it as an argument, or use @bundle(allow_external_dependencies=True)"
+            raise TraceMissingInputsError(f"{used}: {remedy} to make it a parent")
         self.call = self.call._replace(outside=outside)
-        around = _scope.get()
-        if around is not None:
+        if around := _scope.get():
             around.reads.update(outside)
 
 
@@ -1155,117 +1145,87 @@ def _is_code(node: Node[Any]) -> bool:
 _MUTABLE = {list, dict, set}
 
 
-def _contents(value: Any) -> list[Any]:
-    """What a list, dict or set holds, to see later whether it was changed."""
-    return [*value, *value.values()] if isinstance(value, dict) else [*value]
-
-
 class Bundle:
     """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
 
-    def __init__(
-        self, function: Callable[..., Any], description: str | None = None, **options: Any
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         import inspect
 
         functools.update_wrapper(self, function)
-        self.fun = function
-        inner = inspect.unwrap(function)
+        inner: Any = inspect.unwrap(function)
         while isinstance(inner, functools.partial):
             inner = inner.func
-        self._inner = inner
-        self.__name__ = getattr(inner, "__name__", type(inner).__name__)
-        self.__qualname__ = getattr(inner, "__qualname__", self.__name__).replace("<locals>.", "")
-        called = inner if inspect.isroutine(inner) else getattr(type(inner), "__call__", inner)
+        self.fun, self._inner = function, inner
+        self.__name__ = name = getattr(inner, "__name__", type(inner).__name__)
+        self.__qualname__ = getattr(inner, "__qualname__", name).replace("<locals>.", "")
+        called = inner if inspect.isroutine(inner) else type(inner).__call__
         self.is_async = inspect.iscoroutinefunction(called)
-        self.trainable: bool = options["trainable"]
+        self.options, self.trainable = options, cast(bool, options["trainable"])
         self.traceable_code: bool = options["traceable_code"]
-        self.catch_execution_error: bool = options["catch_execution_error"]
-        self.allow_external_dependencies: bool = options["allow_external_dependencies"]
         self.limits: Limits | None = options["limits"]
-        self._attribute: tuple[type, str] | None = None
-        self._functions: dict[str, Callable[..., Any]] = {}
-        self._plan(function)
-        words = description or f"[{self.__qualname__}] {inspect.getdoc(inner) or ''}".strip()
-        named = re.match(r"\s*\[([^\]]+)\]\s*", words)
-        name = named.group(1) if named else self.__qualname__
-        words = words[named.end() :] if named else words
         self.parameter: ParameterNode[str] | None = None
+        self._owner: tuple[type | None, str] = None, ""
+        self._plan(function)
+        words = options["description"] or inspect.getdoc(inner) or ""
+        named = re.match(r"\s*\[([^\]]+)\]\s*", options["description"] or "")
+        name, words = (named[1], words[named.end() :]) if named else (self.__qualname__, words)
+        names = self._positional + self._keyword_only
         if self.trainable:
-            self._train(inner, options["source"], options["projections"])
+            self._train(options["source"], options["projections"])
+            names, function = ("__code", *names), self._evaluate
             name, words = "eval", f"{name}: {words}" if words else f"{name}, by the code in __code"
-        names = ("__code",) * self.trainable + self._positional + self._keyword_only
-        function = self._evaluate if self.trainable else function
-        effects, keywords = options["effects"], len(self._keyword_only)
-        self.op = _Operator(name, words, names, function, effects, keywords, self)
+        last = options["effects"], len(self._keyword_only), self
+        self.op = _Operator(name, words.rstrip(), names, function, *last)
 
     def _plan(self, function: Callable[..., Any]) -> None:
-        """Read the signature once, so that a call need not."""
+        """Read the signature once, so that a call need not.
+
+        What arranges the arguments of a call is a function with the same signature, whose defaults
+        are nodes: Python binds them by its own rules, and says in its own words what does not fit.
+        """
         import inspect
 
         try:
             self.signature = inspect.signature(function)
         except (TypeError, ValueError):  # some functions written in C have none
             self.signature = inspect.signature(lambda *args, **kwargs: None)
-        parameters = list(self.signature.parameters.values())
-        by_kind = lambda *kinds: tuple(p.name for p in parameters if p.kind in kinds)  # noqa: E731
-        P = inspect.Parameter
-        self._positional = by_kind(P.POSITIONAL_ONLY, P.POSITIONAL_OR_KEYWORD)
-        self._keyword_only = by_kind(P.KEYWORD_ONLY)
-        self._positional_only = frozenset(by_kind(P.POSITIONAL_ONLY))
-        self._rest = next(iter(by_kind(P.VAR_POSITIONAL)), None)
-        self._keywords = bool(by_kind(P.VAR_KEYWORD))
-        self._defaults = {
-            p.name: _wrap(p.default, p.name) for p in parameters if p.default is not p.empty
-        }
-        self._simple = len(self._positional) == len(parameters)
+        plain, defaults = [], {}
+        names: list[list[str]] = [[], [], [], [], []]  # by the kind of parameter
+        for p in self.signature.parameters.values():
+            names[p.kind].append(p.name)
+            if p.default is not p.empty:
+                defaults[p.name] = _wrap(p.default, p.name)
+                p = p.replace(default=_Marked(f"defaults[{p.name!r}]"))
+            plain.append(p.replace(annotation=p.empty))
+        only, either, rest, keyword_only, keywords = names
+        self._positional, self._rest = (*only, *either), "".join(rest)
+        self._keyword_only = tuple(keyword_only)
+        self._simple = not (rest or keyword_only or keywords)
+        header = str(inspect.Signature(plain))[1:-1]
+        parts = (f"[{', '.join(part)}]" for part in (self._positional, keyword_only))
+        values = ", ".join([*parts, *(rest or ["()"]), *(keywords or ["{}"])])
+        self._arrange = eval(f"lambda {header}: ({values})", {"defaults": defaults})
+        self._arrange.__qualname__ = self.__name__
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        """The call with a name for every argument, defaults included; `TypeError` if it does not fit."""
-        positional = self._positional
-        if self._simple and not kwargs and len(args) == len(positional):
-            pairs = zip(args, positional)
-            values = [v if isinstance(v, Node) else _wrap(v, name) for v, name in pairs]
-            return _Call(positional, tuple(values))
-        left = dict(kwargs)
-
-        def take(name: str) -> Any:
-            given = name in left and name not in self._positional_only
-            return left.pop(name) if given else self._defaults[name]
-
-        try:
-            values = [*args, *map(take, positional[len(args) :])]
-            last = [*map(take, self._keyword_only)]
-        except KeyError:
-            raise self._misfit(args, kwargs) from None
-        extra = len(values) - len(positional)
-        twice = any(n in left and n not in self._positional_only for n in positional)
-        if twice or (extra and not self._rest) or (left and not self._keywords):
-            raise self._misfit(args, kwargs)
-        names = (
-            *positional,
-            *(f"{self._rest}_{i}" for i in range(extra)),
-            *self._keyword_only,
-            *left,
-        )
-        wrapped = tuple(map(_wrap, (*values, *last, *left.values()), names))
-        return _Call(names, wrapped, len(last) + len(left))
-
-    def _misfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
-        try:
-            self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            return TypeError(f"{self.__name__}() {error}")
-        return TypeError(f"{self.__name__}() does not take these arguments")
+        """The call with a name for every argument, defaults too; `TypeError` if it does not fit."""
+        names = self._positional
+        if self._simple and not kwargs and len(args) == len(names):
+            nodes = [v if isinstance(v, Node) else _wrap(v, names[n]) for n, v in enumerate(args)]
+            return _Call(names, tuple(nodes))
+        first, last, rest, more = self._arrange(*args, **kwargs)
+        extra = (f"{self._rest}_{i}" for i in range(len(rest)))
+        names = (*names, *extra, *self._keyword_only, *more)
+        wrapped = map(_wrap, (*first, *rest, *last, *more.values()), names)
+        return _Call(names, tuple(wrapped), len(last) + len(more))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        scope = _scope.get()
-        parameter = None if self.parameter is None else self.code_of(args[0] if args else None)
+        scope, parameter, function = _scope.get(), self.parameter, self.fun
+        if parameter is not None:
+            parameter = self.code_of(args[0] if args else None)
+            function = functools.partial(self._evaluate, parameter.data)
         key = self if parameter is None else parameter
         if self.traceable_code or (scope is not None and scope.runs(key)):
-            function = (
-                self.fun if parameter is None else functools.partial(self._evaluate, parameter.data)
-            )
             result = function(*args, **kwargs)
             return node(result) if self.traceable_code and not self.is_async else result
         call = self._bind(args, kwargs)
@@ -1285,71 +1245,62 @@ class Bundle:
             data = to_data(await body.call.apply(self.op.function, body.plain))
         return cast("MessageNode[Any]", _record(self.op, body.call, data))
 
-    def catches(self, error: Exception) -> bool:
-        """Is this failure the program's, to be recorded, or the library's own or its user's?"""
-        recorded = ExecutionError, LimitError, CodeError
-        own = isinstance(error, MinitraceError) and not isinstance(error, recorded)
-        return self.catch_execution_error and not own
-
     # Trainable code.
-    def _train(
-        self, inner: Any, source: str | None, projections: Iterable[Callable[[Any], Any]]
-    ) -> None:
+    def _train(self, source: str | None, projections: Any) -> None:
         """Make the function's source a parameter."""
         import textwrap
 
-        if self.__name__ == "<lambda>":
+        name, words = self.__name__, f"The source code of {self.__name__}."
+        if name == "<lambda>":
             raise TypeError("a lambda cannot be trainable: its source has no name; use def")
-        given = textwrap.dedent(source).strip("\n") if source else None
-        self.source, self._locals = (given, {}) if given else _source_of(inner)
-        signature = _signature(self.source, self.__name__)
-        self.parameter = ParameterNode(
-            self.source,
-            "__code",
-            f"The source code of {self.__name__}.",
-            constraint=f"It must define: {signature.splitlines()[-1]}",
-            projections=projections or (),
-            check=functools.partial(
-                check_code, name=self.__name__, signature=signature, limits=self.limits
-            ),
-        )
-
-    def key_in(self, instance: Any) -> str | None:
-        """Under which name an instance's dictionary keeps its own code; None if it has none."""
-        state = getattr(instance, "__dict__", None)
-        if self._attribute is None or type(state) is not dict or not self.trainable:
-            return None
-        owner, name = self._attribute
-        if not isinstance(instance, owner):
-            return None
-        return name if getattr(type(instance), name, None) is self else f"{owner.__name__}.{name}"
+        given = textwrap.dedent(source or "").strip("\n")
+        self.source, self._locals = (given, {}) if given else _source_of(self._inner)
+        header = _header(self.source, name)
+        check = functools.partial(check_code, name=name, signature=header, limits=self.limits)
+        rules: dict[str, Any] = {"check": check, "projections": projections or ()}
+        rules["constraint"] = f"It must define: {header.splitlines()[-1]}"
+        self.parameter = ParameterNode(self.source, "__code", words, **rules)
+        self._function = functools.lru_cache(16)(self._function_from)
 
     def code_of(self, instance: Any) -> ParameterNode[str]:
         """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
         shared = cast("ParameterNode[str]", self.parameter)
-        key = self.key_in(instance)
-        if key is None:
+        (owner, name), classes = self._owner, type(instance).__mro__
+        state = getattr(instance, "__dict__", None)
+        if owner not in classes or type(state) is not dict:
             return shared
-        own = vars(instance).get(key)
-        if not isinstance(own, ParameterNode):
-            own = vars(instance)[key] = shared._root(shared._data, "__code")
-        return own
+        key = f"code of {name}, {classes.index(owner)}"  # a class and its base may share a name
+        if key not in state:
+            state[key] = shared._root(shared._data, "__code")
+        return cast("ParameterNode[str]", state[key])
 
     def _evaluate(self, code: str, *args: Any, **kwargs: Any) -> Any:
         """Run the code that the parameter holds now."""
         if self.limits is not None:
             return self.limits.run(code, self.__name__, args, kwargs)
-        function = self.fun if code == self.source else self._functions.get(code)
-        if function is None:
-            owner = self._attribute[0].__name__ if self._attribute else ""
-            function = _function_from(code, self.__name__, self._inner, self._locals, owner)
-            self._functions[code] = function
-            while len(self._functions) > 16:
-                self._functions.pop(next(iter(self._functions)))
+        function = self.fun if code == self.source else self._function(code)
         return function(*args, **kwargs)
 
+    def _function_from(self, text: str) -> Any:
+        """The function that a text defines, with the original's globals, closure and defaults."""
+        import linecache
+
+        original = self._inner if isinstance(self._inner, FunctionType) else _header
+        inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
+        cells = {key: CellType(value) for key, value in self._locals.items()} | dict(inside)
+        cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
+        code = _maker(text, cells, self.__name__, getattr(self._owner[0], "__name__", "_"))
+        closure = tuple(cells[key] for key in code.co_freevars)
+        function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
+        if isinstance(function, FunctionType):
+            for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
+                setattr(function, name, getattr(original, name))
+        with contextlib.suppress(TypeError):  # a few kinds of objects do not tell when they go
+            weakref.finalize(function, linecache.cache.pop, code.co_filename, None)
+        return function
+
     def parameters(self) -> list[ParameterNode[Any]]:
-        """Its code, if that is trainable."""
+        """Its code, if that is trainable; of a method, the instance's own."""
         return [] if self.parameter is None else [self.parameter]
 
     @property
@@ -1357,32 +1308,15 @@ class Bundle:
         """The function's name, documentation, signature and file."""
         code = getattr(self.fun, "__code__", None)
         place = {"file": code.co_filename, "line": code.co_firstlineno} if code else {}
-        return {
-            "fun_name": self.__qualname__,
-            "fun": self.fun,
-            "signature": str(self.signature),
-            **place,
-        }
+        facts = {"fun": self.fun, "fun_name": self.__qualname__, "signature": str(self.signature)}
+        return facts | place
 
-    # As an attribute of a class it is a method. It stands before the instance's dictionary, where the
-    # instance's own code parameter lies under the same name.
+    # As an attribute of a class it is a method.
     def __set_name__(self, owner: type, name: str) -> None:
-        self._attribute = owner, name
+        self._owner = owner, name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        state = getattr(instance, "__dict__", {})
-        found = state.get(self._attribute[1], self) if self._attribute else self
-        return (
-            _Bound(self, instance) if found is self or isinstance(found, ParameterNode) else found
-        )
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[cast(Any, self._attribute)[1]] = value
-
-    def __delete__(self, instance: Any) -> None:
-        instance.__dict__.pop(cast(Any, self._attribute)[1], None)
+        return self if instance is None else _Bound(self, instance)
 
     def __reduce__(self) -> str:
         return self.__qualname__
@@ -1410,23 +1344,21 @@ class _Bound:
         """The instance's own code parameter."""
         return self.__func__.code_of(self.__self__) if self.__func__.trainable else None
 
-    def parameters(self) -> list[ParameterNode[Any]]:
-        """The instance's own code parameter, in a list."""
-        return [] if self.parameter is None else [self.parameter]
+    parameters: Any = Bundle.parameters
 
     def __repr__(self) -> str:
         return f"{self.__func__!r} of {type(self.__self__).__name__}"
 
 
-def _bundle(function: Any, description: str | None, options: dict[str, Any]) -> Any:
+def _bundle(function: Any, options: Mapping[str, Any]) -> Any:
     """Bundle a function, or the one inside a staticmethod, a classmethod or a property."""
     if isinstance(function, (staticmethod, classmethod)):
-        return type(function)(_bundle(function.__func__, description, options))
+        return type(function)(_bundle(function.__func__, options))
     if isinstance(function, property):
-        return property(_bundle(function.fget, description, options), function.fset, function.fdel)
+        return property(_bundle(function.fget, options), function.fset, function.fdel)
     if not callable(function):
         raise TypeError(f"@bundle marks a function, not {_text(function, 60)}")
-    return Bundle(function, description, **options)
+    return Bundle(function, options)
 
 
 def bundle(
@@ -1444,22 +1376,23 @@ def bundle(
 ) -> Any:
     """Mark a function: each call becomes one node, whose parents are the arguments.
 
-    Use it with or without parentheses, on functions, methods and `async def`. The body works on plain
-    values; a container that holds nodes is unwrapped, and each of them is a parent.
+    Use it with or without parentheses, on functions, methods and `async def`. The body works on
+    plain values; a container that holds nodes is unwrapped, and each of them is a parent.
 
     Args:
         description: `"[op_name] what it does"`; the function's name and docstring by default.
         trainable: make the function's source a parameter, which an optimizer may rewrite.
         traceable_code: run the body on nodes, as if it were not bundled.
         catch_execution_error: make a node of a failure and raise `ExecutionError`.
-        allow_external_dependencies: let the body use nodes that are no arguments; they become parents.
+        allow_external_dependencies: nodes that the body uses beside its arguments become parents.
         overwrite_python_recursion: accepted for programs written for Trace; recursion is one node.
         projections: functions that move new code to code that is allowed.
         source: the source, where Python keeps none (`python -c`, `exec`).
         limits: run the code in a child process under these `Limits`.
         effects: it does more than compute (asks a model, writes a file): `rerun` leaves it alone.
 
-    Raises: when called, `ExecutionError`, `TraceMissingInputsError`; `TypeError` for wrong arguments.
+    Raises: when called, `ExecutionError`, `TraceMissingInputsError`, or `TypeError` if the
+        arguments do not fit.
 
     >>> @bundle(trainable=True)
     ... def greet(name):
@@ -1474,19 +1407,10 @@ def bundle(
 
     Source: Trace, arXiv:2406.16218, where it is `trace.bundle`.
     """
-    options = {
-        "trainable": trainable,
-        "traceable_code": traceable_code,
-        "catch_execution_error": catch_execution_error,
-        "allow_external_dependencies": allow_external_dependencies,
-        "projections": projections,
-        "source": source,
-        "limits": limits,
-        "effects": effects,
-    }
+    options = locals()  # every argument by its name
     if description is None or isinstance(description, str):
-        return functools.partial(_bundle, description=description, options=options)
-    return _bundle(description, None, options)
+        return functools.partial(_bundle, options=options)
+    return _bundle(description, {**options, "description": None})
 
 
 def _source_of(function: Any) -> tuple[str, dict[str, Any]]:
@@ -1498,136 +1422,91 @@ def _source_of(function: Any) -> tuple[str, dict[str, Any]]:
     import ast
     import linecache
 
-    code = getattr(function, "__code__", None)
+    code: Any = getattr(function, "__code__", None)
     lines = linecache.getlines(code.co_filename, function.__globals__) if code else []
     frame: Any = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back:
         frame = frame.f_back
-    try:
-        for found in ast.walk(ast.parse("".join(lines))):
-            if (
-                isinstance(found, (ast.FunctionDef, ast.AsyncFunctionDef))
-                and found.name == code.co_name
-            ):
-                if min(d.lineno for d in [*found.decorator_list, found]) == code.co_firstlineno:
-                    namespace = {**function.__globals__, **frame.f_locals}
-                    return _cut_out(found, lines, namespace), _local_marks(found, frame)
-    except SyntaxError:
-        pass
-    raise ValueError(
-        f"the source of {getattr(function, '__qualname__', function)} cannot be read (from {code and code.co_filename}): "
-        "write the function in a file, or give it as bundle(trainable=True, source=text)"
-    )
+    with contextlib.suppress(SyntaxError):
+        for found in _definitions(ast.walk(ast.parse("".join(lines))), code and code.co_name):
+            marks = found.decorator_list
+            if min(part.lineno for part in [*marks, found]) == code.co_firstlineno:
+                known = {} if frame.f_locals is frame.f_globals else frame.f_locals
+                names = set(re.findall(r"\w+", " ".join(map(ast.unparse, marks))))
+                local = {name: known[name] for name in names if name in known}
+                return _cut_out(found, lines, {**function.__globals__, **known}), local
+    called, file = getattr(function, "__qualname__", function), code and code.co_filename
+    remedy = "write the function in a file, or give it as bundle(trainable=True, source=text)"
+    raise ValueError(f"the source of {called} cannot be read (from {file}): {remedy}")
 
 
-def _cut_out(found: Any, lines: list[str], namespace: dict[str, Any]) -> str:
+def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
+    """The definitions of a function called `name` among some parts of a program."""
+    kinds = "FunctionDef", "AsyncFunctionDef"
+    return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
+
+
+def _cut_out(found: Any, lines: list[str], namespace: Mapping[str, Any]) -> str:
     """The lines of a function definition from below its bundle decorator, dedented."""
     import ast
 
-    marks = [n for n, d in enumerate(found.decorator_list) if _names_bundle(d, namespace)]
-    kept = found.decorator_list[marks[0] + 1 :] if marks else found.decorator_list
-    first = kept[0].lineno if kept else found.lineno
-    margin = found.col_offset
-    inside = {
-        line  # of a text that runs over several lines: its own white space is part of its value
-        for part in ast.walk(found)
-        if isinstance(part, (ast.Constant, ast.JoinedStr))
-        and part is not getattr(found.body[0], "value", None)
-        for line in range(part.lineno + 1, cast(int, part.end_lineno) + 1)
-    }
-    rows = ((n, lines[n - 1]) for n in range(first, found.end_lineno + 1))
-    bare = (row if n in inside or row[:margin].strip() else row[margin:] or "\n" for n, row in rows)
-    return "".join(bare).rstrip()
+    marks, margin = found.decorator_list, found.col_offset
+    while any(_names_bundle(mark, namespace) for mark in marks):
+        marks = marks[1:]
+    inside: set[int] = set()  # lines of a text of several: their white space is part of its value
+    for part in ast.walk(found):
+        documents = part is getattr(found.body[0], "value", None)
+        if isinstance(part, (ast.Constant, ast.JoinedStr)) and not documents:
+            inside.update(range(part.lineno + 1, (part.end_lineno or 0) + 1))
+    text = ""
+    for n in range([*marks, found][0].lineno, found.end_lineno + 1):
+        row = lines[n - 1]
+        text += row if n in inside or row[:margin].strip() else row[margin:] or "\n"
+    return text.rstrip()
 
 
-def _local_marks(function: Any, frame: Any) -> dict[str, Any]:
-    """The names in a function's decorators that are local where it is defined."""
-    import ast
-
-    names = [part for mark in function.decorator_list for part in ast.walk(mark)]
-    used = {part.id for part in names if isinstance(part, ast.Name)}
-    known = {} if frame.f_locals is frame.f_globals else frame.f_locals
-    return {name: known[name] for name in used & known.keys()}
-
-
-def _names_bundle(decorator: Any, namespace: dict[str, Any]) -> bool:
+def _names_bundle(decorator: ast.expr, namespace: Mapping[str, Any]) -> bool:
     """Is this decorator `bundle`, whatever it is called here?"""
     import ast
 
-    def value(part: Any) -> Any:
-        if isinstance(part, ast.Attribute):
-            return getattr(value(part.value), part.attr, None)
-        return namespace.get(part.id) if isinstance(part, ast.Name) else None
+    for part in ast.walk(decorator):
+        first, *rest = ast.unparse(part).split(".")
+        value = functools.reduce(lambda v, name: getattr(v, name, None), rest, namespace.get(first))
+        if value is bundle or getattr(value, "func", None) in (bundle, _bundle):
+            return True
+    return False
 
-    named = (value(part) for part in ast.walk(decorator))
-    return any(v is bundle or getattr(v, "func", None) in (bundle, _bundle) for v in named)
 
-
-def _signature(text: str, name: str) -> str:
-    """The line that defines the function `name` in a text of code, after its decorators."""
+def _header(text: str, name: str) -> str:
+    """The lines that define the one function `name` of a text of code, its decorators first."""
     import ast
 
-    for part in ast.parse(text).body:
-        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.name == name:
-            marks = "".join(f"@{ast.unparse(mark)}\n" for mark in part.decorator_list)
-            returns = f" -> {ast.unparse(part.returns)}" if part.returns else ""
-            word = "async def" if isinstance(part, ast.AsyncFunctionDef) else "def"
-            return f"{marks}{word} {name}({ast.unparse(part.args)}){returns}:"
-    raise ValueError(f"the source does not define {name}()")
+    found = _definitions(ast.parse(text).body, name)
+    if not found:
+        raise ValueError(f"the source does not define {name}()")
+    found[0].body = []
+    return ast.unparse(found[0]).strip()
 
 
-@functools.lru_cache(maxsize=256)
-def _maker(text: str, free: tuple[str, ...], name: str, owner: str) -> CodeType:
+def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
     """The code of a function that, called, defines what the text defines and returns `name`.
 
     It lies inside another that holds the free names, so that it can be given the living cells of a
-    closure; its globals are those of whoever calls it, and nothing is written there.
+    closure, and inside a class, so that private names work. Its globals are those of whoever calls
+    it, and nothing is written there.
     """
-    import __future__
     import ast
     import linecache
 
     filename = f"<code of {name}, {next(_numbers)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    _texts[filename] = None
-    while len(_texts) > 512:
-        linecache.cache.pop(_texts.popitem(last=False)[0], None)
-    nest = "def outer():\n {}\n def maker():\n  pass\n return maker"
-    tree = ast.parse(nest.format(" = ".join([*free, "None"])))
-    outer: Any = tree.body[0]
-    body = ast.parse(text, filename)
-    for part in ast.walk(body):  # private names, as inside the class
-        for field in ("attr", "id"):
-            word = getattr(part, field, "")
-            if owner and word.startswith("__") and not word.endswith("__"):
-                setattr(part, field, f"_{owner.lstrip('_')}{word}")
-    outer.body[1].body = [*body.body, ast.parse(f"return {name}").body[0]]
-    code = compile(tree, filename, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
-    for _ in "outer", "maker":
+    outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
+    tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+    tree.body[0].body[0].body[1].body[:0] = ast.parse(text, filename).body
+    code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
+    for _ in "class", "outer", "maker":
         code = next(part for part in code.co_consts if isinstance(part, CodeType))
     return code
-
-
-_texts: OrderedDict[str, None] = OrderedDict()
-
-
-def _function_from(
-    text: str, name: str, original: Any, local: Mapping[str, Any], owner: str
-) -> Callable[..., Any]:
-    """The function that the text defines, in the place of `original`: its globals, closure, defaults."""
-    original = original if isinstance(original, FunctionType) else _function_from
-    cells = {key: CellType(value) for key, value in local.items()}
-    cells.update(zip(original.__code__.co_freevars, original.__closure__ or ()))
-    code = _maker(text, tuple(sorted(cells)), name, owner)
-    closure = tuple(cells[key] for key in code.co_freevars)
-    function: Any = FunctionType(code, original.__globals__, name, None, closure)()
-    if isinstance(function, FunctionType):
-        function.__defaults__, function.__kwdefaults__ = (
-            original.__defaults__,
-            original.__kwdefaults__,
-        )
-        function.__qualname__, function.__module__ = original.__qualname__, original.__module__
-    return cast("Callable[..., Any]", function)
 
 
 class _Marked(str):
@@ -1637,13 +1516,9 @@ class _Marked(str):
 
 
 _DEPTH = 100  # levels of containers in containers that one value may have
-_TAGS: dict[str, Any] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict}
-_TAGS |= {
-    "$bytes": bytes.fromhex,
-    "$float": float.fromhex,
-    "$text": _Marked,
-    "$int": lambda text: int(text, 16),
-}
+_TAGS: dict[str, Any] = {f"${kind.__name__}": kind for kind in (tuple, set, frozenset, dict)}
+_TAGS |= {"$bytes": bytes.fromhex, "$float": float.fromhex, "$text": _Marked}
+_TAGS["$int"] = functools.partial(int, base=16)
 
 
 def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = False) -> Any:
@@ -1672,14 +1547,14 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
     TypeError: args[1]['x']: a builtin_function_or_method cannot be written as JSON
     """
     kind, inside = type(value), functools.partial(encode, depth=depth + 1, as_text=as_text)
-    if value is None or kind in (bool, str) or (kind is int and value.bit_length() <= 10_000):
+    if value is None or kind in (bool, str) or (kind is float and math.isfinite(value)):
         return value
-    if kind is float and math.isfinite(value):
-        return value
+    if kind is int:
+        return value if value.bit_length() <= 10_000 else {"$int": hex(value)}
     if kind in (float, bytes):
         return {f"${kind.__name__}": value.hex()}
-    if kind is int:
-        return {"$int": hex(value)}
+    if kind is _Marked:
+        return {"$text": str(value)}
     if depth <= _DEPTH and kind is dict:
         if all(type(key) is str and key[:1] != "$" for key in value):
             return {k: inside(item, f"{place}[{k!r}]") for k, item in value.items()}
@@ -1691,8 +1566,7 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
         return items if kind is list else {f"${kind.__name__}": items}
     if as_text:
         base = next((base for base in (int, float, str) if isinstance(value, base)), None)
-        marked = base is None or isinstance(value, _Marked)
-        return {"$text": str(value) if base else _text(value)} if marked else encode(base(value))
+        return encode(base(value)) if base else {"$text": _text(value)}
     if depth > _DEPTH:
         raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
     raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
@@ -1707,10 +1581,8 @@ def decode(tree: Any) -> Any:
     >>> decode({"$set": [1, 2]}), decode({"$dict": [[{"$tuple": [0, 1]}, "edge"]]})
     ({1, 2}, {(0, 1): 'edge'})
     """
-    if type(tree) is list:
-        return [decode(item) for item in tree]
     if type(tree) is not dict:
-        return tree
+        return [*map(decode, tree)] if type(tree) is list else tree
     tag = next(iter(tree), "")
     if tag[:1] != "$":
         return {key: decode(item) for key, item in tree.items()}
@@ -1723,23 +1595,20 @@ def _write(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole: under another name first, then in place of the old one."""
     import tempfile
 
-    handle, name = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)), suffix=".tmp")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
+        name = os.path.join(folder, "whole")
+        with open(name, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(handle)
+            os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 class Module:
     """An object with parameters: what `torch.nn.Module` is to tensors.
 
-    Parameters are found in attributes that are parameters, trainable bundles, modules, or lists, tuples
-    and dicts of these at any depth; a property is never run. Calling a module runs `forward`.
+    Parameters are found in attributes that are parameters, trainable bundles, modules, or lists,
+    tuples and dicts of these at any depth; a property is never run. A call runs `forward`.
 
     >>> class Greeter(Module):
     ...     def __init__(self):
@@ -1765,13 +1634,10 @@ class Module:
     def parameters_dict(self) -> dict[str, ParameterNode[Any]]:
         """Every parameter by the dotted path of attributes that leads to it first."""
         found: dict[str, ParameterNode[Any]] = {}
-        known: set[int] = set()
         for path, parameter in _parameters_in("", self, set()):
-            if parameter._number not in known:
-                known.add(parameter._number)
-                while path in found:
-                    path += "_"
-                found[path] = parameter
+            while path in found:
+                path += "_"
+            found[path] = parameter
         return found
 
     def copy(self) -> Any:
@@ -1787,54 +1653,53 @@ class Module:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read values that `save` wrote. All are checked, code too, before any is set.
 
-        Raises: `ValueError` that lists what is missing and what is extra, or says which value is wrong.
+        Raises: `ValueError` that lists what is missing and extra, or says which value is wrong.
         """
         with open(path, encoding="utf-8") as file:
             saved = json.load(file)
-        if not isinstance(saved, dict) or not isinstance(saved.get("parameters"), dict):
+        values = saved.get("parameters") if isinstance(saved, dict) else None
+        if not isinstance(values, dict):
             raise ValueError(f"{os.fspath(path)} is not a saved module")
-        own, values = self.parameters_dict(), saved["parameters"]
+        own = self.parameters_dict()
         missing, extra = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
         if missing or extra:
-            raise ValueError(
-                f"{os.fspath(path)} is of another module: missing {missing}, extra {extra}"
-            )
+            faults = f"missing {missing}, extra {extra}"
+            raise ValueError(f"{os.fspath(path)} is of another module: {faults}")
         good = {name: own[name].checked(decode(value)) for name, value in values.items()}
         for name, value in good.items():
             own[name].set(value)
 
 
-def _parameters_in(
-    path: str, value: Any, seen: set[int]
-) -> Iterator[tuple[str, ParameterNode[Any]]]:
+def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """The parameters in a value, each with its path. What was seen is not entered again."""
+    if isinstance(value, (Bundle, _Bound)):
+        value = value.parameter
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     if isinstance(value, ParameterNode):
         yield path, value
-    elif isinstance(value, (Bundle, _Bound)):
-        yield from ((path, parameter) for parameter in value.parameters())
-    elif isinstance(value, (Module, list, tuple, dict)) and id(value) not in seen:
-        seen.add(id(value))
-        for name, item in _attributes(value):
-            yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
+    for name, item in _attributes(value):
+        yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
 
 
 def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
-    """The items of a container, or the attributes of a module: its own, then those of its classes."""
+    """The items of a container, or the attributes of a module: its own, then its classes'."""
     if isinstance(value, dict):
         return list(value.items())
-    if isinstance(value, (list, tuple)):
-        return enumerate(value)
-    own, bundles = dict(vars(value)), {}
+    if not isinstance(value, Module):
+        return enumerate(value if isinstance(value, (list, tuple)) else ())
+    own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
+    codes = []
     for kind in type(value).__mro__:
         for name, item in vars(kind).items():
             while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
                 item = item.__wrapped__
-            if not isinstance(item, Bundle):
-                own.setdefault(name, item)
-            elif item.trainable:
-                key = item.key_in(value)
-                bundles[key or name] = item if key is None else item.code_of(value)
-    return [*((k, v) for k, v in own.items() if k not in bundles), *bundles.items()]
+            if isinstance(item, Bundle) and item.trainable:
+                path = f"{kind.__name__}.{name}" if name in own else name
+                codes.append((path, item.code_of(value)))
+            own.setdefault(name, None if isinstance(item, Bundle) else item)
+    return [*own.items(), *codes]
 
 
 def model(cls: type[Any]) -> type[Any]:
@@ -1863,42 +1728,43 @@ def model(cls: type[Any]) -> type[Any]:
 _LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
 _CROSSING, _PRINTED = 4_000_000, 20_000  # characters that cross at once; that one call prints
 _IDLE = 8  # warm children kept for each memory limit
-_PURE = """abc array base64 bisect calendar cmath collections copy csv dataclasses datetime decimal
-    difflib enum fractions functools hashlib heapq html itertools json math numbers operator random
-    re statistics string struct textwrap typing unicodedata"""
-_CALM = "bool bytes complex dict float frozenset int list range re.compile set str tuple".split()
-_BARRED = """__import__ __loader__ __spec__ breakpoint compile copyright credits delattr dir eval
-    exec exit getattr globals hasattr help input license locals open quit setattr vars"""
-_PLAIN = "Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr".split()
+_PURE = str.split("""abc array base64 bisect calendar cmath collections copy csv dataclasses
+    datetime decimal difflib enum fractions functools hashlib heapq html itertools json math numbers
+    operator random re statistics string struct textwrap typing unicodedata""")
+_CALM = str.split("bool bytes complex dict float frozenset int list range re.compile set str tuple")
+_BARRED = str.split("""__import__ __loader__ __spec__ breakpoint compile copyright credits delattr
+    dir eval exec exit getattr globals hasattr help input license locals open quit setattr vars""")
+_PLAIN = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
 _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
 _INNER = r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)"
 _HIDDEN = r"(?:^|[.\[])__\w+__"
 _LAST_WORDS = {"LimitError": "", "MemoryError": "memory: used up", "SystemExit": "exit: "}
+_STATUS = {152: "time", -24: "time"}  # the signal for too much processor time
 
 
 def _nesting(source: str) -> int:
     """At most how deep the expressions of some code nest: operators in one without a comma."""
     import tokenize
 
-    chain, kinds = [0], (tokenize.OP, tokenize.NAME)
+    deepest = depth = 0
     with contextlib.suppress(tokenize.TokenError, SyntaxError):  # the parser will stop there too
         for kind, text, *_ in tokenize.generate_tokens(io.StringIO(source).readline):
-            ends = kind == tokenize.NEWLINE or text in (",", ";")
-            chain.append(
-                0 if ends else chain[-1] + bool(kind in kinds and re.fullmatch(_NESTS, text))
-            )
-    return max(chain)
+            if kind == tokenize.NEWLINE or text in (",", ";"):
+                depth = 0
+            elif kind in (tokenize.OP, tokenize.NAME):
+                depth += bool(re.fullmatch(_NESTS, text))
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def _parse(source: str) -> ast.Module:
     """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
     import ast
 
+    most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
     try:
         if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
-            raise SyntaxError(
-                f"over {_LONGEST:,} characters or {_DEEPEST} operators in an expression"
-            )
+            raise SyntaxError(f"over {most}")
         tree = ast.parse(source, "the code")
         compile(tree, "the code", "exec")
     except (SyntaxError, RecursionError, MemoryError) as error:
@@ -1927,27 +1793,25 @@ def _out_of_reach(tree: ast.Module, imports: Sequence[str]) -> Iterator[str]:
 
     nodes: list[Any] = list(ast.walk(tree))
     own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    barred = set(_BARRED.split()) - own - {getattr(n, "arg", getattr(n, "name", "")) for n in nodes}
+    own |= {getattr(n, "arg", getattr(n, "name", "")) for n in nodes}
     for node in nodes:
         kind = type(node).__name__
         lists = [v if type(v) is list else [v] for v in vars(node).values()]
         words = [word for word in itertools.chain(*lists) if isinstance(word, str)]
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
+        if kind in ("Import", "ImportFrom"):
             words = words or [alias.name if kind == "Import" else "." for alias in node.names]
             yield from (word for word in words if not _allows(imports, word))
-        elif kind == "Constant":
-            yield from (word for word in words if re.search(_HIDDEN, word))
         elif not kind.endswith("FunctionDef"):
-            yield from (
-                w for w in words if re.fullmatch(_INNER, w) or (kind == "Name" and w in barred)
-            )
+            inner = re.compile(_HIDDEN if kind == "Constant" else rf"^({_INNER})$")
+            barred = set(_BARRED) - own if kind == "Name" else ()
+            yield from (word for word in words if inner.search(word) or word in barred)
 
 
 def _allows(imports: Iterable[str], module: str) -> bool:
     return any(f"{module}.".startswith(f"{name}.") for name in (*imports, "__future__"))
 
 
-def _header(function: ast.stmt) -> str:
+def _bare(function: Any) -> str:
     """A function's header without annotations: what stays when its code is rewritten."""
     import ast
 
@@ -1992,7 +1856,7 @@ def check_code(
     tree: Any = _parse(source)
     for word in _out_of_reach(tree, limits.imports) if limits else ():
         raise ValueError(f"`{word}` is not allowed under limits, nor any import but the listed")
-    found = [n for n in tree.body if "FunctionDef" in type(n).__name__ and n.name == name]
+    found = _definitions(tree.body, name)
     if len(found) != 1:
         raise ValueError(f"the code must define one function `{name}` at top level")
     if signature is not None:
@@ -2000,15 +1864,15 @@ def check_code(
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
         extra = [mark for mark in found[0].decorator_list if ast.unparse(mark) not in known]
-        old, new = _header(given), _header(copy.deepcopy(found[0]))
+        old, new = _bare(given), _bare(copy.deepcopy(found[0]))
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
-        vars(found[0]).update(decorator_list=extra, args=ast.parse("def f(): 0").body[0].args)
+        empty: Any = ast.parse("def f(): 0").body[0]
+        vars(found[0]).update(decorator_list=extra, args=empty.args)
     for node in _on_load(tree):
         text = ast.unparse(node).strip().partition("\n")[0][:80]
-        raise ValueError(
-            f"`{text}` at top level: only imports, functions and constants may be there"
-        )
+        good = "only imports, functions and constants may be there"
+        raise ValueError(f"`{text}` at top level: {good}")
 
 
 class LimitError(MinitraceError):
@@ -2076,7 +1940,7 @@ class Limits:
     """
 
     def __init__(
-        self, seconds: float = 2, memory_mb: int = 256, imports: Iterable[str] = _PURE.split()
+        self, seconds: float = 2, memory_mb: int = 256, imports: Iterable[str] = _PURE
     ) -> None:
         self.seconds, self.memory_mb, self.imports = seconds, memory_mb, tuple(imports)
         if not (0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
@@ -2085,9 +1949,7 @@ class Limits:
     def __repr__(self) -> str:
         return f"Limits(seconds={self.seconds}, memory_mb={self.memory_mb})"
 
-    def run(
-        self, source: str, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
-    ) -> Any:
+    def run(self, source: str, name: str, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Call the function `name` of some code in a child process, and return its result.
 
         The code is loaded afresh for each call, so that nothing it keeps lasts. Safe in threads. An
@@ -2098,7 +1960,7 @@ class Limits:
             CodeError: the code itself raised.
         """
         head = json.dumps([source, name, self.imports, self.seconds])
-        line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs), 'kwargs')}]"
+        line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs or {}), 'kwargs')}]"
         with _child(self.memory_mb) as child:
             answer = _ask(child, line, self.seconds)
             if isinstance(answer, CodeError) and answer.kind in _LAST_WORDS:
@@ -2166,8 +2028,8 @@ def _child(memory_mb: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def _start(memory_mb: int) -> subprocess.Popen[bytes]:
     """Start a child: this very file, in isolated mode, with no environment and nowhere to be."""
-    import subprocess
     import tempfile
+    from subprocess import PIPE, Popen
 
     boot = """import sys; from importlib import util
 s = util.spec_from_file_location("minitrace", sys.argv[1])
@@ -2175,9 +2037,7 @@ m = sys.modules["minitrace"] = util.module_from_spec(s); s.loader.exec_module(m)
     command = [sys.executable, "-ISBc", boot, os.path.abspath(__file__), str(memory_mb)]
     env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
-        child = subprocess.Popen(
-            command, stdin=-1, stdout=-1, cwd=home, env=env, start_new_session=True
-        )
+        child = Popen(command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True)
     _ask(child, "[]", 30)  # its start is no part of anybody's call
     return child
 
@@ -2189,20 +2049,22 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _exchange(child: Any, line: str, replies: list[bytes]) -> None:
-    """Send a request and wait for its reply; skip what carries another mark than this request's."""
-    mark = os.urandom(8).hex()
-    with contextlib.suppress(OSError, ValueError):
-        child.stdin.write(f"{mark}{line}\n".encode())
-        child.stdin.flush()
-        while not replies and (reply := child.stdout.readline(_CROSSING + 100)):
-            replies += [reply[16:]] if reply.startswith(mark.encode()) else []
+def _ask(child: Any, line: str, seconds: float) -> Any:
+    """A child's answer to one request; what carries another mark than the request is no answer.
 
-
-def _ask(child: subprocess.Popen[bytes], line: str, seconds: float) -> Any:
-    """A child's answer. A thread of its own waits on the pipe, which works everywhere."""
+    A thread of its own waits on the pipe, which works everywhere.
+    """
+    mark = os.urandom(8).hex().encode()
     replies: list[bytes] = []
-    thread = threading.Thread(target=_exchange, args=(child, line, replies), daemon=True)
+
+    def exchange() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.write(mark + line.encode() + b"\n")
+            child.stdin.flush()
+            while not replies and (reply := child.stdout.readline(_CROSSING + 100)):
+                replies.extend([reply[16:]] * reply.startswith(mark))
+
+    thread = threading.Thread(target=exchange, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
@@ -2212,7 +2074,7 @@ def _ask(child: subprocess.Popen[bytes], line: str, seconds: float) -> Any:
     with contextlib.suppress(Exception):
         child.wait(1)
     status = child.returncode or 0
-    word = "exit" if 0 <= status < 128 else "time" if status in (152, -24) else "crashed"
+    word = _STATUS.get(status, "exit" if 0 <= status < 128 else "crashed")
     raise LimitError(f"{word}: the child process ended with status {status}")
 
 
@@ -2265,14 +2127,17 @@ def _tighten(memory_mb: int) -> list[str]:
     """Set the resource limits of this process; return the words of those that it took."""
     import resource
 
-    held, statm = ["cpu"], "/proc/self/statm"
-    used = int(open(statm).read().split()[0]) if os.path.exists(statm) else 0
+    used = 0  # pages that the interpreter itself takes
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        used = int(file.read().split()[0])
     bounds = {"files FSIZE": 0, "descriptors NOFILE": 32, "processes NPROC": 0, "core CORE": 0}
     bounds["memory AS"] = used * resource.getpagesize() + (memory_mb << 20)
+    held = ["cpu"]
     for names, bound in bounds.items():
+        word, limit = names.split()
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{names.split()[1]}"), (bound, bound))
-            held.append(names.split()[0])
+            resource.setrlimit(getattr(resource, f"RLIMIT_{limit}"), (bound, bound))
+            held.append(word)
     return held
 
 
@@ -2312,8 +2177,6 @@ def _loaded(source: str, name: str, imports: tuple[str, ...]) -> Any:
 
 def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Load the code afresh and call its function."""
-    import builtins
-
     source, name, imports, seconds = head
     code = _loaded(source, name, tuple(imports))
     with contextlib.suppress(ImportError, ValueError):
@@ -2321,25 +2184,23 @@ def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
 
         spent = int(sum(os.times()[:2]) + seconds) + 2  # this limit counts all calls of the child
         resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    known = {key: item for key, item in vars(builtins).items() if key not in _BARRED.split()}
+    known = {key: item for key, item in vars(builtins).items() if key not in _BARRED}
     known["__import__"] = functools.partial(_import, imports)
     scope: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
     exec(code, scope)
     result = scope[name](*args, **kwargs)
-    if not hasattr(result, "__await__"):
-        return result
-    import asyncio
+    if hasattr(result, "__await__"):
+        import asyncio
 
-    return asyncio.run(result)
+        result = asyncio.run(result)
+    return result
 
 
-def _import(
-    imports: Sequence[str], name: str, _g: Any = 0, _l: Any = 0, fromlist: Any = (), level: int = 0
-) -> ModuleType:
+def _import(imports: Any, name: str, _g: Any, _l: Any, wanted: Any, level: int) -> ModuleType:
     """The `__import__` of code under limits: a copy of a listed module without its own imports."""
     if level or not _allows(imports, name):
         raise ImportError(f"importing {name} is not allowed under limits")
-    module = __import__(name, fromlist=fromlist)
+    module = __import__(name, fromlist=wanted)
     face = ModuleType(module.__name__)
     for key, item in vars(module).items():
         inner = isinstance(item, ModuleType) and f"{face.__name__}.{key}" not in sys.modules
@@ -3012,14 +2873,12 @@ class ReplyError(MinitraceError):
     >>> optimizer.backward(x + 1, "too small")
     >>> optimizer.step()
     Traceback (most recent call last):
-    minitrace.ReplyError: no usable reply in 1 attempt: No answer was found in the reply, neither as \
-JSON nor in tags.
+    minitrace.ReplyError: no usable reply in 1 attempt: No answer was found in the reply, neither \
+as JSON nor in tags.
     """
 
-    def __init__(
-        self, message: str, replies: Sequence[str] = (), problems: Sequence[str] = ()
-    ) -> None:
-        super().__init__(message)
+    def __init__(self, why: str, replies: Sequence[str] = (), problems: Sequence[str] = ()) -> None:
+        super().__init__(why)
         self.replies, self.problems = list(replies), list(problems)
 
 
@@ -3106,7 +2965,7 @@ _TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<ma
       (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))?
     | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | ."""
 _ESCAPE = r"(?s)\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5})|(.))"
-_ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`")) | {"\n": ""}
+_ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`", strict=True)) | {"\n": ""}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
@@ -3225,11 +3084,10 @@ class _ReplyReader:
         name = self.name(given)
         value = _unfence(value) if name[:6] == "__code" and isinstance(value, str) else value
         if not name:
-            self.problems += [
-                f"There is no variable {_text(given, 80)}, only {', '.join(self.names)}."
-            ]
+            known = ", ".join(self.names)
+            self.problems.append(f"There is no variable {_text(given, 80)}, only {known}.")
         elif repr(self.values.setdefault(name, value)) != repr(value):
-            self.problems += [f"The reply gives {name} twice, with different values."]
+            self.problems.append(f"The reply gives {name} twice, with different values.")
 
     def read_object(self, opening: re.Match[str]) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
@@ -3304,17 +3162,20 @@ def _untag(body: str) -> str:
 
 
 _SYSTEM = """\
-You improve a program by changing its variables. It ran once: Code has a line for each call, in the \
-order they ran, with the value it gave after #. Feedback says how good the outputs were; work back from \
-it to the variables that caused them.
+You improve a program by changing its variables. It ran once: Code has a line for each call, in \
+the order they ran, with the value it gave after #. Feedback says how good the outputs were; work \
+back from it to the variables that caused them.
 Answer with one JSON object and nothing else:
-{"reasoning": "what caused the feedback, and which change would mend it", "answer": "if the instruction \
-or the feedback asks a question, its answer; else empty", "suggestion": {"variable name": new value}}
-In suggestion give each variable that should change, whole and in its own type. One that should stay is \
-left out; if nothing should change, suggestion is {}. A variable of type code is Python source in a JSON \
-string: it starts at the margin and keeps the name and the signature of its function."""
+{"reasoning": "what caused the feedback, and which change would mend it", "answer": "the answer to \
+a question in the instruction or the feedback; else empty", "suggestion": {"variable name": value}}
+In suggestion give each variable that should change, whole and in its own type. One that should \
+stay is left out; if nothing should change, suggestion is {}. A variable of type code is Python \
+source in a JSON string: it starts at the margin and keeps the name and the signature of its \
+function."""
 
 _OBJECTIVE = "Change the variables so that the feedback becomes as good as it can."
+_PAST = "Past attempts, the oldest first"
+_AGAIN = "That reply was refused and changed nothing:\n- {}\nAnswer again, whole."
 
 
 class Prompt(list[dict[str, str]]):
@@ -3329,7 +3190,8 @@ class Prompt(list[dict[str, str]]):
 class Proposal(dict[ParameterNode[Any], Any]):
     """New values by parameter, checked but not applied, and how they came about.
 
-    A dict; `prompt`, `replies`, `refused`, `reasoning`, `answer`, `usage` and `seconds` tell its story.
+    A dict; `prompt`, `replies`, `refused`, `reasoning`, `answer`, `usage` and `seconds` tell its
+    story; usage is summed over all the replies.
 
     >>> x = node(1, name="x", trainable=True)
     >>> print(Proposal({x: 2}).diff().splitlines()[-1])
@@ -3340,7 +3202,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
     replies: Sequence[str] = ()
     refused: Sequence[str] = ()
     reasoning = answer = ""
-    usage: Any = None
+    usage: Mapping[str, int] | None = None
     seconds = 0.0
 
     @property
@@ -3355,11 +3217,12 @@ class Proposal(dict[ParameterNode[Any], Any]):
 
         rows: list[str] = []
         for parameter, value in self.items():
-            old, new = (_lines(each) for each in (parameter._data, value))
-            rows += difflib.unified_diff(
-                old, new, parameter.py_name, f"{parameter.py_name} (new)", lineterm=""
-            )
+            name, old, new = parameter.py_name, _lines(parameter._data), _lines(value)
+            rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
         return "\n".join(rows)
+
+
+_Approve = Callable[[str], Any]
 
 
 def _lines(value: Any) -> list[str]:
@@ -3367,8 +3230,10 @@ def _lines(value: Any) -> list[str]:
 
 
 class Attempt(NamedTuple):
-    """A step as an optimizer's history keeps it: the values that were tried, by name, what was said of
-    them, and the proposal that followed."""
+    """A step as an optimizer's history keeps it.
+
+    The values that were tried, by name, what was said of them, and the proposal that followed.
+    """
 
     values: dict[str, Any]
     feedback: list[Any]
@@ -3381,8 +3246,8 @@ class Attempt(NamedTuple):
 class Optimizer:
     """What optimizers share: feedback in, checked proposals out, all of an update or none of it.
 
-    A subclass says how to make a proposal: by a prompt (`describe`, what it puts before the language
-    model) or, with `propose` redefined, in any way it likes.
+    A subclass says how to make a proposal: by a prompt (`describe`, what it puts before the
+    language model) or, with `propose` redefined, in any way it likes.
 
     Args:
         parameters: parameters, or a module or bundle that has some.
@@ -3394,7 +3259,8 @@ class Optimizer:
         max_chars: what a prompt may take at most, in characters.
         retries: how often it is asked again after a reply that cannot be used.
         on_refusal: then "raise" a `ReplyError`, or "keep" the values as they are.
-        include_example: accepted for programs written for Trace; the prompt shows the form of a reply.
+        include_example: accepted for programs written for Trace; the prompt shows the form of a
+            reply.
 
     >>> GRAPH.clear()
     >>> class Increment(Optimizer):
@@ -3419,17 +3285,19 @@ class Optimizer:
         on_refusal: str = "raise",
         include_example: bool = False,
     ) -> None:
-        found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
-        self.parameters: list[ParameterNode[Any]] = list({id(p): p for p in found}.values())
+        self._named = _by_name(parameters)
+        self.names, self.parameters = list(self._named), list(self._named.values())
         self.llm, self.propagator = llm, propagator or GraphPropagator()
         self.objective = objective or _OBJECTIVE
         self.memory_size, self.max_tokens, self.max_chars = memory_size, max_tokens, max_chars
         self.retries, self.on_refusal = retries, on_refusal
         self.history: list[Attempt] = []
-        self.names = _distinct_names(self.parameters)
+        self._refused: dict[str, None] = {}  # every rule that was broken, in order
+        self._outputs: list[Output] = []  # what was said, where no graph carries it
 
     def zero_feedback(self) -> None:
         """Forget the feedback of every parameter."""
+        self._outputs.clear()
         for parameter in self.parameters:
             parameter.zero_feedback()
 
@@ -3440,10 +3308,7 @@ class Optimizer:
                 each.feedback.append(received)
 
     def step(
-        self,
-        bypassing: bool = False,
-        verbose: bool = False,
-        approve: Callable[[str], Any] | None = None,
+        self, bypassing: bool = False, verbose: bool = False, approve: _Approve | None = None
     ) -> dict[ParameterNode[Any], Any]:
         """Propose new values and set them; return what changed, by parameter.
 
@@ -3454,29 +3319,28 @@ class Optimizer:
         """
         proposal = self.propose()
         if verbose:
-            print(
-                *(message["content"] for message in proposal.prompt), *proposal.replies, sep="\n\n"
-            )
+            print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
         verdict = approve(proposal.diff()) if approve and proposal else True
-        if bypassing or verdict is not True:
-            reason = "" if verdict is True else str(verdict or "refused")
-            self._remember(proposal, reason or "bypassed")
-            return dict(proposal) if bypassing else {}
-        return self.update(proposal)
+        refusal = "" if verdict is True else str(verdict or "refused")
+        if not (refusal or bypassing):
+            return self.update(proposal)
+        if refusal:
+            values = _listed({parameter.py_name: value for parameter, value in proposal.items()})
+            self._refused[f"{values}: {refusal}"] = None
+        self._remember(proposal, refusal or "bypassed")
+        return dict(proposal) if bypassing else {}
 
     def update(self, update: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
         """Set new values, by parameter or by name: all of them, or none if one is refused."""
-        known = {**{name: p for p, name in zip(self.parameters, self.names)}}
-        chosen = {
-            known[key] if isinstance(key, str) else key: value for key, value in update.items()
-        }
-        good = {parameter: parameter.checked(value) for parameter, value in chosen.items()}
-        self._remember(
-            update if isinstance(update, Proposal) else Proposal(good), "" if good else "no change"
-        )
-        for parameter, value in good.items():
-            parameter._data = value
-        return good
+        good = self._checked(update)
+        proposal = update if isinstance(update, Proposal) else Proposal(good)
+        self._remember(proposal, "" if good else "no change")
+        return _assign(good)
+
+    def _checked(self, values: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
+        """The values as the parameters would take them; `ValueError` if one is refused."""
+        pairs = [(self._named[k] if isinstance(k, str) else k, v) for k, v in values.items()]
+        return {parameter: parameter.checked(value) for parameter, value in pairs}
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -3484,89 +3348,113 @@ class Optimizer:
         With `n`, a list of so many, asked for side by side; each prompt says which of them it is.
         """
         if n is None:
-            return self._ask(self.prompt())
-        notes = [
-            f" This is candidate {i} of {n}: seek one unlike the others." for i in range(1, n + 1)
-        ]
-        return _side_by_side([functools.partial(self._ask, self.prompt(note)) for note in notes])
+            return self._ask(self._prompts(""))
+        note = " This is candidate {} of {}: seek one unlike the others."
+        return _side_by_side(self._ask, [self._prompts(note.format(i + 1, n)) for i in range(n)])
 
     def prompt(self, note: str = "") -> Prompt:
         """The messages that would be sent, before anything is spent."""
-        text, stats = self.describe(self.max_chars - len(_SYSTEM) - len(note))
-        text = text.replace(self.objective, self.objective + note, 1)
-        prompt = Prompt([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}])
-        prompt.stats = {"characters": len(_SYSTEM) + len(text), **stats}
+        parts = self._prompts(note)
+        whole = Prompt(itertools.chain(*parts))
+        whole.stats = {**parts[0].stats, "characters": sum(p.stats["characters"] for p in parts)}
+        return whole
+
+    def _prompts(self, note: str) -> list[Prompt]:
+        """All that is asked for one proposal: here a single prompt, about all the variables."""
+        return [self._prompt(self._named, _feedback_text(self.graph()), note)]
+
+    def _prompt(self, named: Mapping[str, ParameterNode[Any]], feedback: str, note: str) -> Prompt:
+        """A prompt about some variables; feedback and the past take a third of the room each."""
+        variables = "\n".join(_variable_text(name, each) for name, each in named.items())
+        head = _page(Instruction=self.objective + note)
+        room = self.max_chars - len(_SYSTEM + head + variables) - 80
+        if room < 400:
+            raise ValueError(
+                "the prompt's fixed text and the variables' own values take "
+                f"{self.max_chars - room:,} characters, and max_chars is {self.max_chars:,}: "
+                "raise it, or optimize fewer parameters"
+            )
+        feedback, past = _cut(feedback, room // 3), self._past(room // 3)
+        tail = _page(Variables=variables, Feedback=feedback, **{_PAST: past})
+        shown, stats = self.describe(self.max_chars - len(_SYSTEM + head + tail) - 2)
+        text = "\n".join(filter(None, (head, shown, tail)))
+        prompt = Prompt([_message("system", _SYSTEM), _message("user", text)])
+        prompt.stats = {"characters": len(_SYSTEM + text), **stats}
         return prompt
 
     def describe(self, room: int) -> tuple[str, dict[str, Any]]:
-        """The problem in words, in at most `room` characters, and what is to be said about it."""
+        """What is shown of the program, in at most `room` characters, and what to say about it.
+
+        Every prompt has the instruction, the variables, the feedback and past attempts already.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither describe() nor propose()")
 
     def graph(self) -> TraceGraph:
         """All the feedback that the parameters hold, as one graph."""
-        graphs = {
-            id(g): g for p in self.parameters for g in p.feedback if isinstance(g, TraceGraph)
-        }
-        if not graphs:
-            raise MinitraceError(
-                "there is no feedback to learn from: call backward(output, feedback) before step()"
-            )
-        return TraceGraph.merged(graphs.values())
+        graph = self._merged()
+        if not len(graph):
+            raise MinitraceError(_NO_FEEDBACK)
+        return graph
 
-    def _ask(self, prompt: Sequence[dict[str, str]]) -> Proposal:
-        """Ask the language model until a reply can be used, telling it what was wrong with the last."""
-        began, messages, replies, refused = time.monotonic(), list(prompt), [], []
-        llm = self.llm or _default_llm()
+    def _merged(self) -> TraceGraph:
+        found = (each for parameter in self.parameters for each in parameter.feedback)
+        graph = TraceGraph.merged(each for each in found if isinstance(each, TraceGraph))
+        graph.outputs = graph.outputs or self._outputs
+        return graph
+
+    def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
+        """One proposal from the answers to all the prompts, which are asked side by side."""
+        return _joined(_side_by_side(self._answer, prompts))
+
+    def _answer(self, prompt: Prompt) -> Proposal:
+        """Ask until a reply can be used, each time telling what was wrong with the last."""
+        began, usage = time.monotonic(), Counter[str]()
+        replies: list[str] = []
+        refused: list[str] = []
+        messages, llm = [*prompt], self.llm or _default_llm()
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
         for _ in range(self.retries + 1):
-            answer = llm(list(messages), **options)
+            answer = llm([*messages], **options)
+            usage += _usage_told(answer)
             replies.append(_reply_text(answer))
             reply = read_reply(replies[-1], self.names)
             proposal, problems = self._check(reply)
             if not problems:
                 break
             refused += problems
-            again = (
-                "That reply was refused and changed nothing:\n- "
-                + "\n- ".join(problems)
-                + "\nAnswer again, whole."
-            )
-            messages += [
-                {"role": "assistant", "content": replies[-1]},
-                {"role": "user", "content": again},
-            ]
+            self._refused.update(dict.fromkeys(problems))
+            messages.append(_message("assistant", _cut(replies[-1], self.max_chars)))
+            messages.append(_message("user", _AGAIN.format("\n- ".join(problems))))
         if problems and self.on_refusal == "raise":
             times = f"{len(replies)} attempt{'s' * (len(replies) > 1)}"
             raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, problems)
         proposal.prompt, proposal.replies, proposal.refused = prompt, replies, refused
         proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
-        proposal.usage, proposal.seconds = getattr(answer, "usage", None), time.monotonic() - began
+        proposal.usage, proposal.seconds = usage, time.monotonic() - began
         return proposal
 
     def _check(self, reply: Reading) -> tuple[Proposal, list[str]]:
-        """The values of a reply as the parameters would take them, or why not."""
-        proposal, problems = Proposal(), list(reply.problems)
-        for parameter, name in zip(self.parameters, self.names):
-            if name in reply.values:
-                try:
-                    proposal[parameter] = parameter.checked(
-                        coerce_value(reply.values[name], parameter._data)
-                    )
-                except ValueError as error:
-                    problems.append(f"{name}: {error}")
-        changed = Proposal({p: v for p, v in proposal.items() if _text(v) != _text(p._data)})
-        return (Proposal(), problems) if problems else (changed, [])
+        """The changes of a reply as the parameters would take them, or why not."""
+        changed, problems = Proposal(), list(reply.problems)
+        for name, raw in reply.values.items():
+            parameter = self._named[name]
+            try:
+                value = parameter.checked(coerce_value(raw, parameter._data))
+                if _text(value) != _text(parameter._data):
+                    changed[parameter] = value
+            except ValueError as error:
+                problems.append(f"{name}: {_cut(str(error), 600)}")
+        return (Proposal() if problems else changed), problems
 
-    def _remember(self, proposal: Proposal, reason: str = "") -> None:
-        feedback, score = [], None
-        with contextlib.suppress(MinitraceError):
-            graph = self.graph()
-            feedback, score = graph.feedback, graph.score
-        values = dict(zip(self.names, [p._data for p in self.parameters]))
-        self.history.append(Attempt(values, feedback, score, proposal, proposal.diff(), reason))
+    def _remember(self, proposal: Proposal, reason: str) -> None:
+        graph, values = self._merged(), {name: p._data for name, p in self._named.items()}
+        self.history.append(
+            Attempt(values, graph.feedback, graph.score, proposal, proposal.diff(), reason)
+        )
         if len(self.history) > 100:  # of what is older, only values, score and update stay
             old = self.history[-101]
-            self.history[-101] = Attempt(old.values, [], old.score, Proposal(old.proposal or {}))
+            light = Proposal(old.proposal or {})
+            self.history[-101] = old._replace(feedback=[], proposal=light, diff="")
 
     @property
     def best(self) -> Attempt | None:
@@ -3576,92 +3464,118 @@ class Optimizer:
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        pairs = [(p, attempt.values[name]) for p, name in zip(self.parameters, self.names)]
-        good = [(parameter, parameter.checked(value)) for parameter, value in pairs]
-        for parameter, value in good:
-            parameter._data = value
+        _assign(self._checked(attempt.values))
 
     def undo(self) -> None:
         """Put back the values from before the last update that was not undone yet."""
-        for place in reversed(range(len(self.history))):
-            if self.history[place].proposal and not self.history[place].reason:
-                self.restore(self.history[place])
-                self.history[place] = self.history[place]._replace(reason="undone")
+        for place, attempt in reversed([*enumerate(self.history)]):
+            if attempt.proposal and not attempt.reason:
+                self.restore(attempt)
+                self.history[place] = attempt._replace(reason="undone")
                 return
         raise MinitraceError("there is no update to undo")
 
     def _past(self, room: int) -> str:
-        """Past attempts with what was said of them, and every rule that a reply ever broke."""
-        rows, refused = [], []
-        for attempt in self.history:
-            refused += [*attempt.proposal.refused] if attempt.proposal else []
-            refused += [attempt.reason] if attempt.reason not in _QUIET else []
-        for number, attempt in enumerate(
-            self.history[-self.memory_size :] if self.memory_size else [], 1
-        ):
-            values = "; ".join(f"{name} = {_text(v, 300)}" for name, v in attempt.values.items())
-            rows.append(f"{number}. {values}")
-            rows += [f"   feedback: {_cut(str(each), 300)}" for each in attempt.feedback]
+        """Past attempts with what was said of them, and the rules that replies broke."""
+        rows = []
+        shown = self.history[-self.memory_size :] if self.memory_size else []
+        for number, attempt in enumerate(shown, 1):
+            rows.append(f"{number}. {_listed(attempt.values)}")
+            rows += [f"   feedback: {_said(each, 300)}" for each in attempt.feedback]
             rows += [f"   score: {attempt.score:g}"] if attempt.score is not None else []
-        if refused:
+        if self._refused:
             rows.append("Refused so far, do not repeat:")
-            rows += [f"- {_cut(words, 300)}" for words in [*dict.fromkeys(refused)][-8:]]
+            rows += [f"- {_said(words, 300)}" for words in [*self._refused][-8:]]
         return _cut("\n".join(rows), room)
 
-    def _variables(self) -> str:
-        return "\n".join(map(_variable_text, self.parameters, self.names))
+
+_NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
 
 
-_QUIET = ("", "no change", "bypassed", "undone")
+def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
+    """The parameters by the names that prompts give them, which must differ."""
+    found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
+    named: dict[str, ParameterNode[Any]] = {}
+    for each in found:
+        if not isinstance(each, ParameterNode):
+            raise TypeError(f"an optimizer works on parameters; {_text(each, 60)} is none")
+        name = each.py_name
+        if named.setdefault(name, each) is not each:
+            raise ValueError(f"two parameters are called {name}: give one of them another name")
+    if not named:
+        raise ValueError("an optimizer needs at least one parameter: node(value, trainable=True)")
+    return named
 
 
-def _side_by_side(jobs: Sequence[Callable[[], T]], workers: int = 8) -> list[T]:
-    """Run functions in threads, each in a copy of this context; their results, in order."""
+def _assign(values: dict[ParameterNode[Any], Any]) -> dict[ParameterNode[Any], Any]:
+    """Set values that were checked, and return them."""
+    for parameter, value in values.items():
+        parameter._data = value
+    return values
+
+
+def _joined(parts: Sequence[Proposal]) -> Proposal:
+    """One proposal with the values and the stories of several."""
+    whole = Proposal({parameter: value for part in parts for parameter, value in part.items()})
+    for field in "prompt", "replies", "refused":
+        setattr(whole, field, [each for part in parts for each in getattr(part, field)])
+    for field in "reasoning", "answer":
+        setattr(whole, field, "\n".join(getattr(part, field) for part in parts).strip())
+    whole.usage = sum((Counter(part.usage) for part in parts), Counter()) or None
+    whole.seconds = max(part.seconds for part in parts)
+    return whole
+
+
+S = TypeVar("S")
+
+
+def _side_by_side(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Call a function in threads, each in a copy of this context; the results, in order."""
     from concurrent.futures import ThreadPoolExecutor
 
-    if len(jobs) < 2 or workers < 2:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(min(workers, len(jobs))) as pool:
-        futures = [pool.submit(contextvars.copy_context().run, job) for job in jobs]
+    if len(items) < 2:
+        return list(map(function, items))
+    with ThreadPoolExecutor(min(8, len(items))) as pool:
+        futures = [pool.submit(contextvars.copy_context().run, function, i) for i in items]
         return [future.result() for future in futures]
 
 
 def ask(diff: str) -> bool | str:
-    """Show a diff on the terminal and ask a person: true, or words of refusal. For `step(approve=ask)`.
+    """Show a diff on the terminal and ask a person: true, or words of refusal.
 
-    >>> Optimizer.step.__annotations__["approve"]
-    'Callable[[str], Any] | None'
+    For `step(approve=ask)`.
+
+    >>> from unittest import mock
+    >>> with mock.patch("sys.stdin", io.StringIO("four is unlucky")):
+    ...     ask("-1\\n+4")
+    Accept? Enter, or what is wrong with it: 'four is unlucky'
     """
     print(diff, file=sys.stderr)
     words = input("Accept? Enter, or what is wrong with it: ").strip()
     return words or True
 
 
-def _distinct_names(parameters: list[Any]) -> list[str]:
-    """The parameters' names as prompts write them, which must differ."""
-    if not parameters:
-        raise ValueError("an optimizer needs at least one parameter: node(value, trainable=True)")
-    names: list[str] = []
-    for parameter in parameters:
-        if not isinstance(parameter, ParameterNode):
-            raise TypeError(f"an optimizer works on parameters; {_text(parameter, 60)} is none")
-        if parameter.py_name in names:
-            raise ValueError(
-                f"two parameters are called {parameter.py_name}: give one of them another name"
-            )
-        names.append(parameter.py_name)
-    return names
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _reply_text(answer: Any) -> str:
     """The text of what a language model returned: text, or a chat completion as object or dict."""
     if isinstance(answer, str):
         return answer
-    get: Any = (lambda x, key: x[key]) if isinstance(answer, dict) else getattr
+    get: Any = operator.getitem if isinstance(answer, dict) else getattr
     try:
         return str(get(get(get(answer, "choices")[0], "message"), "content") or "")
     except (AttributeError, KeyError, IndexError, TypeError):
         raise TypeError(f"a language model must return text, not {_text(answer, 80)}") from None
+
+
+def _usage_told(answer: Any) -> Counter[str]:
+    """What an answer says that it took: the counts in a dict, or in an object's attributes."""
+    told = getattr(answer, "usage", None)
+    counts = getattr(told, "__dict__", told)
+    pairs = counts.items() if isinstance(counts, dict) else ()
+    return Counter({key: count for key, count in pairs if isinstance(count, int)})
 
 
 _warned_of_stub = False
@@ -3675,9 +3589,10 @@ def _default_llm() -> Any:
     if not _warned_of_stub:
         _warned_of_stub = True
         warnings.warn(
-            "no language model is configured, so a StubLLM answers: it can search numbers and choices but "
-            "not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's key, or pass llm=",
-            stacklevel=5,
+            "no language model is configured, so a StubLLM answers: it can search numbers and "
+            "choices but not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the "
+            "provider's key, or pass llm=",
+            stacklevel=7,
         )
     return StubLLM()
 
@@ -3705,37 +3620,14 @@ class OptoPrime(Optimizer):
     >>> optimizer.step()
     {<ParameterNode x:0 = 6>: 6}
 
-    Source: Trace, arXiv:2406.16218. Its prompt lists every value in sections of its own; here a value
-    stands beside the call that gave it.
+    Source: Trace, arXiv:2406.16218. Its prompt lists every value in sections of its own; here a
+    value stands beside the call that gave it.
     """
 
     def describe(self, room: int) -> tuple[str, dict[str, Any]]:
         """The graph as text."""
-        graph = self.graph()
-        used = len(self.objective) + len(self._variables()) + 60
-        if used + 400 > room:
-            raise ValueError(
-                f"the prompt's fixed text and the variables' own values take {self.max_chars - room + used:,} "
-                f"characters, and max_chars is {self.max_chars:,}: raise it, or optimize fewer parameters"
-            )
-        feedback = _cut(_feedback_text(graph), (room - used) // 3)
-        past = self._past((room - used) // 3)
-        view = _View(graph, room - used - len(feedback) - len(past) - 120)
-        sections = {
-            "Instruction": self.objective,
-            "Code": view.code(),
-            "Documentation": view.documentation(),
-            "Variables": self._variables(),
-            "Inputs": view.inputs(),
-            "Feedback": feedback,
-            "Past attempts, the oldest first": past,
-        }
-        return _page(sections), view.stats()
-
-
-def _page(sections: Mapping[str, str]) -> str:
-    """The sections that are not empty, each under its title."""
-    return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
+        view = _View(self.graph(), room)
+        return view.text(view.shown), view.stats()
 
 
 class OPRO(Optimizer):
@@ -3765,14 +3657,16 @@ class OPRO(Optimizer):
     """
 
     def describe(self, room: int) -> tuple[str, dict[str, Any]]:
-        """The values, the feedback and the past."""
-        sections = {"Instruction": self.objective, "Variables": self._variables()}
-        sections["Feedback"] = _cut(_feedback_text(self.graph()), room // 4)
-        used = len(_page(sections)) + 60
-        if used + 200 > room:
-            raise ValueError(f"the variables alone take {used:,} characters: raise max_chars")
-        sections["Past attempts, the oldest first"] = self._past(room - used)
-        return _page(sections), {"nodes": len(self.graph()), "shown": len(self.parameters)}
+        """Nothing of the program."""
+        nodes, shown = len(self.graph()), len(self.parameters)
+        why = "only variables are shown"
+        return "", {"nodes": nodes, "shown": shown, "left_out": nodes - shown, "why": why}
+
+
+_CRITICISM = """\
+A step of a program: {}
+Feedback on what it gave: {}
+Say in a few sentences how its input {} should change for better feedback."""
 
 
 class _Critic(SumPropagator):
@@ -3782,26 +3676,29 @@ class _Critic(SumPropagator):
         super().__init__()
         self.optimizer = optimizer
 
+    def start(self, outputs: Sequence[Output]) -> list[Any]:
+        """What was said, which the optimizer's history keeps."""
+        self.optimizer._outputs += [each._replace(node=None) for each in outputs]
+        return super().start(outputs)
+
     def propagate(self, node: Node[Any], feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
-        call = ", ".join(f"{name}={_text(p._data, 1000)}" for name, p in node.inputs.items())
-        step = f"{node.op_name}({call}) gave {_text(node._data, 1000)}.\n{node.op_name}: {node.description}"
+        llm, inputs = self.optimizer.llm or _default_llm(), node.inputs
+        call = ", ".join(f"{name}={_text(p._data, 1000)}" for name, p in inputs.items())
+        step = f"{node.op_name}({call}) gave {_text(node._data, 1000)}.\n{node.op_name}: "
+        step = _cut(step, 6000) + _cut(node.description, 1000)
 
-        def criticism(name: str) -> Any:
-            return self.optimizer._say(
-                f"A step of a program: {_cut(step, 6000)}\nFeedback on what it gave: {_cut(str(feedback), 3000)}"
-                f"\nSay in a few sentences how its input {name} should change for better feedback."
-            )
+        def criticism(name: str) -> str:
+            question = _CRITICISM.format(step, _said(feedback, 3000), name)
+            return _reply_text(llm([_message("user", question)]))
 
-        names = [name if parent._tracked else "" for name, parent in node.inputs.items()]
-        asked = _side_by_side([functools.partial(criticism, name) for name in names if name])
-        answers = iter(asked)
-        return [next(answers) if name else None for name in names]
+        names = [name for name, parent in inputs.items() if parent._tracked]
+        answers = dict(zip(names, _side_by_side(criticism, names), strict=True))
+        return [answers.get(name) for name in inputs]
 
 
 class TextGrad(Optimizer):
-    """The optimizer that asks for a criticism at every edge on the way back, then for one rewrite of each
-    parameter.
+    """The optimizer that asks for a criticism at every edge, then for a rewrite of each parameter.
 
     >>> GRAPH.clear()
     >>> word = node("Hello", name="word", trainable=True)
@@ -3815,62 +3712,54 @@ class TextGrad(Optimizer):
     """
 
     def __init__(self, parameters: Any, llm: Any = None, **options: Any) -> None:
-        super().__init__(
-            parameters, llm, options.pop("propagator", None) or _Critic(self), **options
-        )
+        options["propagator"] = options.get("propagator") or _Critic(self)
+        super().__init__(parameters, llm, **options)
 
-    def _say(self, question: str) -> str:
-        llm = self.llm or _default_llm()
-        return _reply_text(llm([{"role": "user", "content": question}]))
+    def _prompts(self, note: str) -> list[Prompt]:
+        """A prompt for each parameter that has feedback."""
+        heard = {name: each for name, each in self._named.items() if each.feedback}
+        if not heard:
+            raise MinitraceError(_NO_FEEDBACK)
+        said = {n: "\n".join(f"{n}: {_said(f)}" for f in p.feedback) for n, p in heard.items()}
+        return [self._prompt({name: heard[name]}, said[name], note) for name in heard]
 
-    def propose(self, n: int | None = None) -> Any:
-        """One rewrite for each parameter that has feedback, asked for side by side."""
-        if n is not None:
-            return [self.propose() for _ in range(n)]
-        jobs = [functools.partial(self._rewrite, p) for p in self.parameters if p.feedback]
-        whole = Proposal()
-        for part in _side_by_side(jobs):
-            whole.update(part)
-            whole.prompt, whole.reasoning = [*whole.prompt, *part.prompt], part.reasoning
-            whole.replies, whole.refused = (
-                [*whole.replies, *part.replies],
-                [*whole.refused, *part.refused],
-            )
-        return whole
-
-    def _rewrite(self, parameter: ParameterNode[Any]) -> Proposal:
-        name = self.names[[p is parameter for p in self.parameters].index(True)]
-        sections = {
-            "Instruction": self.objective,
-            "Variables": _variable_text(parameter, name),
-            "Feedback": "\n".join(
-                f"{name}: {_cut(str(each), 3000)}" for each in parameter.feedback
-            ),
-            "Past attempts, the oldest first": self._past(3000),
-        }
-        return self._ask(
-            [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _page(sections)}]
-        )
+    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+        """Nothing of the program: the criticisms have seen it."""
+        return "", {}
 
 
-def _variable_text(parameter: ParameterNode[Any], name: str) -> str:
-    """A parameter in the prompt: its whole value, and the rules for a new one."""
-    rules = [parameter.description, parameter.constraint or ""]
-    low, high = parameter.bounds or (None, None)
-    rules += [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-    rules += [f"one of {_text(parameter.choices)}"] * (parameter.choices is not None)
-    note = "  # " + ", ".join(filter(None, rules)) if any(rules) else ""
-    if _is_code(parameter):
-        return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
-    return f"({type(parameter._data).__name__}) {name} = {_text(parameter._data)}{note}"
+def _page(**sections: str) -> str:
+    """The sections that are not empty, each under its title."""
+    return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
+
+
+def _said(words: Any, limit: int = 0) -> str:
+    """Feedback, or the message of a failure, without memory addresses."""
+    return _cut(re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words)), limit)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} = {_text(value, 300)}" for name, value in values.items())
 
 
 def _feedback_text(graph: TraceGraph) -> str:
     rows = []
-    for output in graph.outputs:
-        score = "" if output.score is None else f" (score: {output.score:g})"
-        rows.append(f"{graph.names[output.node]}: {output.feedback}{score}")
+    for number, feedback, score, _ in graph.outputs:
+        judged = "" if score is None else f" (score: {score:g})"
+        rows.append(f"{graph.names[number]}: {_said(feedback)}{judged}")
     return "\n".join(rows)
+
+
+def _variable_text(name: str, parameter: ParameterNode[Any]) -> str:
+    """A parameter in the prompt: its whole value, and the rules for a new one."""
+    low, high = parameter.bounds or (None, None)
+    rules = {"at least": low, "at most": high, "one of": parameter.choices}
+    words = [f"{rule} {_text(value)}" for rule, value in rules.items() if value is not None]
+    note = ", ".join(filter(None, (parameter.description, parameter.constraint, *words)))
+    note = note and f"  # {note}"
+    if _is_code(parameter):
+        return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
+    return f"({type(parameter._data).__name__}) {name} = {_text(parameter._data)}{note}"
 
 
 _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
@@ -3879,132 +3768,105 @@ _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
 class _View:
     """The part of a trace graph that fits into so many characters, as text.
 
-    Calls enter in the order of their distance from the outputs, failures first, with what they need:
-    the documentation of the operator, inputs that are too long to stand in the line.
+    Calls enter in the order of their distance from failures, outputs and parameters, each with what
+    it needs: its line, the documentation of its operator, inputs too long to stand in the line.
     """
 
     def __init__(self, graph: TraceGraph, room: int) -> None:
+        import bisect
+
         self.graph, self.names = graph, graph.names
         self.calls = [record for record in graph if record.parents]
-        self.outputs = {output.node for output in graph.outputs}
+        self.outputs = dict.fromkeys(output.node for output in graph.outputs)
+        self.folded = self._repeated() - self.outputs.keys()
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))
-        self.lines: dict[int, str] = {}
-        self.docs: dict[str, str] = {}
-        self.folded = self._repeated()
-        self._fill(room)
+        self.most = max(60, min(1500, room // 4))
+        self.nearest = [*itertools.islice(self._by_nearness(), room // 15)]
+        parents = {graph[number] for record in self.nearest for number in record.parents}
+        inputs = (record for record in parents if record.kind == "input")
+        self.inputs = {record.number: _text(record.data, self.limit) for record in inputs}
+        self.lines = {record.number: self._line(record) for record in self.nearest}
+        sizes = range(1, len(self.nearest) + 1)
+        self.shown = bisect.bisect(sizes, room, key=lambda size: len(self.text(size)))
 
     def _repeated(self) -> set[int]:
         """The middle of every run of more than twelve calls of one operator in a row."""
         folded: set[int] = set()
-        for _, group in itertools.groupby(
-            self.calls, key=lambda record: (record.operator, record.kind)
-        ):
-            run = [record.number for record in group]
-            folded.update(run[4:-4] if len(run) > 12 else ())
+        for _, run in itertools.groupby(self.calls, lambda record: (record.operator, record.kind)):
+            numbers = [record.number for record in run]
+            folded.update(numbers[4:-4] if len(numbers) > 12 else ())
         return folded
 
     def _by_nearness(self) -> Iterator[Record]:
-        """The calls: failures, the outputs, then outwards from both ends."""
-        yield from (record for record in self.calls if record.kind == "exception")
-        wave, seen = list(self.outputs), set(self.outputs)
-        while wave:
-            records = [self.graph[number] for number in wave]
-            yield from (record for record in records if record.parents)
-            wave = [
-                p
-                for p in dict.fromkeys(itertools.chain(*(r.parents for r in records)))
-                if p not in seen
-            ]
-            seen.update(wave)
-
-    def _fill(self, room: int) -> None:
-        for record in self._by_nearness():
-            if record.number in self.lines or record.number in self.folded:
-                continue
-            line, doc = self._line(record), self._doc(record)
-            inputs = sum(len(self._input_line(p)) + 1 for p in record.parents if self._is_long(p))
-            room -= (
-                len(line)
-                + 1
-                + inputs
-                + (len(doc) + 1 if doc and record.operator not in self.docs else 0)
-            )
-            if room < 80:
-                break
-            self.lines[record.number] = line
-            if doc:
-                self.docs[cast(str, record.operator)] = doc
-
-    def _is_long(self, number: int) -> bool:
-        """Is this an input that needs a line of its own?"""
-        record = self.graph[number]
-        return record.kind == "input" and len(_text(record.data, 60)) > 40
+        """The calls: failures, outputs, the first use of each parameter, then outwards."""
+        failed = [record.number for record in self.calls if record.kind == "exception"]
+        uses = [self.graph.children(parameter)[:1] for parameter in self.graph.parameters]
+        near = [*failed, *self.outputs, *(record.number for use in uses for record in use)]
+        seen: set[int] = set()
+        for number in near:  # it grows on the way
+            record = self.graph[number]
+            if record.parents and number not in seen:
+                seen.add(number)
+                near += record.parents
+                if number not in self.folded:
+                    yield record
 
     def _operand(self, number: int) -> str:
-        record = self.graph[number]
-        plain = record.kind == "input" and not self._is_long(number)
-        return _text(record.data) if plain else self.names[number]
+        """A parent as a call shows it: by name, unless it is a short input."""
+        text = self.inputs.get(number, "")
+        return text if 0 < len(text) <= 40 else self.names[number]
 
     def _line(self, record: Record) -> str:
         """A call as a line of code, with its value."""
-        given = dict(zip(record.arguments, map(self._operand, record.parents)))
-        if re.match(_FORMULA, record.description):
-            call = re.sub(
-                r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), record.description
-            )
+        given = dict(zip(record.arguments, map(self._operand, record.parents), strict=True))
+        call = record.description
+        if re.match(_FORMULA, call):
+            call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), call)
         else:
-            call = f"{record.operator}({', '.join(f'{name}={value}' for name, value in given.items())})"
-        limit = 1500 if record.number in self.outputs else self.limit
-        value = f"raised {record.data}" if record.kind == "exception" else _text(record.data, limit)
-        return f"{self.names[record.number]} = {call}  # {value}"
+            items = ", ".join(f"{name}={value}" for name, value in given.items())
+            call = f"{record.operator}({items})"
+        value = _text(record.data, self.most if record.number in self.outputs else self.limit)
+        if record.kind == "exception":
+            value = f"raised {_said(record.data, self.most)}"
+        return f"{self.names[record.number]} = {_cut(call, self.most)}  # {value}"
 
-    def _doc(self, record: Record) -> str:
-        known = re.match(_FORMULA, record.description)
-        return "" if known else f"{record.operator}: {_cut(record.description, 600)}"
+    def text(self, size: int) -> str:
+        """So many of the nearest calls, in the order of the program, with what they need."""
+        records = sorted(self.nearest[:size], key=lambda record: record.number)
+        told = dict.fromkeys((record.operator, record.description) for record in records)
+        docs = [(name, words) for name, words in told if not re.match(_FORMULA, words)]
+        limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
+        about = [f"{name}: {_cut(words, limit)}" for name, words in docs]
+        used = dict.fromkeys(number for record in records for number in record.parents)
+        long = [number for number in used if len(self.inputs.get(number, "")) > 40]
+        inputs = [f"{self.names[number]} = {self.inputs[number]}" for number in long]
+        code = self._code({record.number for record in records})
+        return _page(Code=code, Documentation="\n".join(about), Inputs="\n".join(inputs))
 
-    def _input_line(self, number: int) -> str:
-        return f"{self.names[number]} = {_text(self.graph[number].data, self.limit)}"
-
-    def code(self) -> str:
-        """The lines in the order of the program, and a line for each gap."""
+    def _code(self, shown: set[int]) -> str:
+        """The lines of these calls, and a line for each gap between them."""
         rows: list[str] = []
-        for shown, group in itertools.groupby(
-            self.calls, key=lambda record: record.number in self.lines
-        ):
-            records = list(group)
-            kinds = Counter(cast(str, record.operator) for record in records)
-            names = ", ".join(f"{name} {count}" for name, count in kinds.most_common(5))
-            first, last = (self.names[record.number] for record in (records[0], records[-1]))
-            note = f"# {len(records)} calls left out, {first} to {last}: {names}"
-            rows += [self.lines[record.number] for record in records] if shown else [note]
+        for is_gap, group in itertools.groupby(self.calls, lambda call: call.number not in shown):
+            numbers = [record.number for record in group]
+            rows += [self._gap(numbers)] if is_gap else [self.lines[number] for number in numbers]
         return "\n".join(rows)
 
-    def documentation(self) -> str:
-        """A line for each operator that is no formula."""
-        return "\n".join(self.docs.values())
-
-    def inputs(self) -> str:
-        """The inputs that are too long for a line of code, in the order of their first use."""
-        shown = (record for record in self.calls if record.number in self.lines)
-        used = dict.fromkeys(p for record in shown for p in record.parents if self._is_long(p))
-        return "\n".join(map(self._input_line, used))
+    def _gap(self, numbers: list[int]) -> str:
+        """The line that stands for calls left out: how many, from where to where, and which."""
+        counts = Counter(self.graph[number].operator for number in numbers).most_common(5)
+        kinds = ", ".join(f"{count} {name}" for name, count in counts)
+        first, last = self.names[numbers[0]], self.names[numbers[-1]]
+        return _cut(f"# {len(numbers)} calls left out, {first} to {last}: {kinds}", 120)
 
     def stats(self) -> dict[str, Any]:
         """How many nodes there are, how many are shown, and why the others are not."""
-        out = len(self.calls) - len(self.lines)
-        folded = len(self.folded - self.lines.keys())
-        why = [f"{folded} repeat their neighbours"] * bool(folded) + [
-            f"{out - folded} for want of room"
-        ] * (out > folded)
-        return {
-            "nodes": len(self.graph),
-            "shown": len(self.graph) - out,
-            "left_out": out,
-            "why": ", ".join(why),
-        }
+        nodes, folded, left = len(self.graph), len(self.folded), len(self.calls) - self.shown
+        reasons = {"repeat their neighbours": folded, "for want of room": left - folded}
+        why = ", ".join(f"{count} {words}" for words, count in reasons.items() if count)
+        return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
 
 
-# ---- 5. Language models ---------------------------------------------------------------------------
+# ---- 5. Language models --------------------------------------------------------------------------
 #
 # How does text go out to a language model and come back, whoever serves it?
 #
@@ -4124,13 +3986,6 @@ def _in_thread(work: Callable[[], Any]) -> Any:
     return future
 
 
-def _random(seed: str | None) -> random.Random:
-    """A source of chance, made when first needed: the module takes long to import."""
-    import random
-
-    return random.Random(seed)
-
-
 class _LanguageModel:
     """A callable from messages to `Reply`, counted by budgets; a subclass says how, in `_ask`."""
 
@@ -4154,23 +4009,20 @@ class _LanguageModel:
 
         The first failure is raised when the calls in flight have ended, and no other is started.
         """
-        from concurrent.futures import FIRST_EXCEPTION, wait
+        jobs = iter(list(enumerate(prompts)))
 
-        asked = list(prompts)
-        replies, jobs = [Reply()] * len(asked), iter(list(enumerate(asked)))
+        def work() -> list[tuple[int, Reply]]:
+            try:  # one iterator, shared: each job goes to one thread
+                return [(place, self(prompt, **options)) for place, prompt in jobs]
+            finally:
+                list(jobs)
 
-        def work() -> None:
-            for place, prompt in jobs:  # one iterator, shared: each job goes to one thread
-                replies[place] = self(prompt, **options)
-
-        threads = [_in_thread(work) for _ in range(max(1, min(workers, len(asked))))]
+        threads = [_in_thread(work) for _ in range(max(1, workers))]
         try:
-            wait(threads, return_when=FIRST_EXCEPTION)
+            done = [thread.result() for thread in threads]
         finally:
             list(jobs)
-        for thread in threads:
-            thread.result()
-        return replies
+        return [reply for _, reply in sorted(itertools.chain(*done))]
 
     async def acall(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
         """Ask without blocking the event loop; a cancelled call is left to its own deadline."""
@@ -4240,7 +4092,7 @@ class Budget:
         forms = ("{:,} calls", "{:,} tokens", "${:.4f}", "{:.1f} s")
         return ", ".join(
             form.format(self.spent[kind]) + ("" if limit is None else f" of {limit:,}")
-            for (kind, limit), form in zip(self.limits.items(), forms)
+            for (kind, limit), form in zip(self.limits.items(), forms, strict=True)
             if limit is not None or kind in ("calls", "tokens") or (kind == "usd" and self.prices)
         )
 
@@ -4248,7 +4100,8 @@ class Budget:
         price = self.prices.get(model, self.prices.get("*"))
         if price is None and self.limits["usd"] is not None:
             raise BudgetError(f"no price for {model!r}: add it, or '*' for any, to prices=")
-        usd = sum(n * rate for n, rate in zip((tokens_in, tokens_out), price or ())) / 1e6
+        rate_in, rate_out = price or (0, 0)
+        usd = (tokens_in * rate_in + tokens_out * rate_out) / 1e6
         return {"calls": 1, "tokens": tokens_in + tokens_out, "usd": usd}
 
     def _check(self, cost: dict[str, float]) -> dict[str, float]:
@@ -4268,14 +4121,14 @@ def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) 
     name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), _budgets.get()
     guess = _tokens(_prompt(messages)), min(500, options.get("max_tokens", 500))
     with _ledger:  # one lock for all budgets: each of them lets a call pass, or none counts it
-        costs = [budget._check(budget._cost(name, *guess)) for budget in budgets]
-        for budget, cost in zip(budgets, costs):
+        costs = [(budget, budget._check(budget._cost(name, *guess))) for budget in budgets]
+        for budget, cost in costs:
             budget._add(cost)
     used, scope = guess, _budgets.set(())
     try:
         reply = llm._ask(messages, options)
-        usage = {"input_tokens": guess[0], "output_tokens": _tokens(reply)} | (reply.usage or {})
-        used = usage["input_tokens"], usage["output_tokens"]
+        usage = reply.usage or {}
+        used = usage.get("input_tokens", guess[0]), usage.get("output_tokens", _tokens(reply))
         return reply
     except LLMError as error:
         used = (0, 0) if error.status >= 400 else guess
@@ -4283,7 +4136,7 @@ def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) 
     finally:
         _budgets.reset(scope)
         with _ledger:
-            for budget, cost in zip(budgets, costs):
+            for budget, cost in costs:
                 budget._add(budget._cost(name, *used), instead_of=cost)
 
 
@@ -4294,12 +4147,12 @@ class _Protocol(NamedTuple):
     """A wire format: where a request goes, what it looks like, where things are in an answer."""
 
     path: str  # what follows the base address
-    headers: dict[str, str]  # those it demands beside the key
     options: dict[str, str]  # an option's names on the wire; the first that is not refused is sent
     fields: Callable[[_Messages], dict[str, Any]]  # from messages to the fields that carry them
     text: tuple[str | int, ...]  # the path to the text of an answer
     end: tuple[str | int, ...]  # the path to why the text ended
     usage: tuple[str, str]  # the counts that add up to the tokens in, and out
+    headers: Mapping[str, str] = {}  # those it demands beside the key
 
 
 class _Provider(NamedTuple):
@@ -4332,11 +4185,15 @@ def _ollama_address(host: str) -> str:
     return f"{parts.scheme}://{name}:{port}{parts.path.rstrip('/')}/v1"
 
 
+def _same(names: str) -> dict[str, str]:
+    """Options that have their own names on the wire."""
+    return {name: name for name in names.split()}
+
+
 PROTOCOLS = {
     "openai": _Protocol(
         "/chat/completions",
-        {},
-        {k: k for k in "temperature top_p seed stop reasoning_effort response_format".split()}
+        _same("temperature top_p seed stop reasoning_effort response_format")
         | {"max_tokens": "max_tokens max_completion_tokens"},
         lambda messages: {"messages": messages},
         ("choices", 0, "message", "content"),
@@ -4347,12 +4204,12 @@ PROTOCOLS = {
     # knows the older form: LLM(headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}).
     "anthropic": _Protocol(
         "/v1/messages",
-        {"anthropic-version": "2026-10-21"},
-        {k: k for k in "temperature top_p top_k max_tokens".split()} | {"stop": "stop_sequences"},
+        _same("temperature top_p top_k max_tokens") | {"stop": "stop_sequences"},
         _anthropic_fields,
         ("content",),
         ("stop_reason",),
         ("input_tokens cache_creation_input_tokens cache_read_input_tokens", "output_tokens"),
+        {"anthropic-version": "2026-10-21"},
     ),
 }
 # By the first part of a name, as in "groq/llama-3"; "compatible" serves bare names at a `base_url`.
@@ -4386,12 +4243,12 @@ _LARGEST = 16 << 20  # bytes in an answer, before and after decompression
 
 
 class _Answer(NamedTuple):
-    """What came back; `trouble` says in words why nothing did."""
+    """What came back, or why nothing did: the `kind` of an `LLMError`, and words as `body`."""
 
+    kind: str = ""
+    body: str = ""
     status: int = 0
     headers: Mapping[str, str] = {}
-    body: str = ""
-    trouble: str = ""
 
 
 def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
@@ -4404,93 +4261,79 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     import socket
     from concurrent.futures import wait
 
-    deadline, wires = time.monotonic() + seconds, list[socket.socket]()
+    late, wires = _Answer("timeout", "no whole answer in time"), list[socket.socket]()
+    deadline = time.monotonic() + seconds
 
     def talk() -> _Answer:
         # Whatever goes wrong becomes text: a traceback through http.client would show the key.
         try:
-            connection, target, more = _connection(route.url, seconds + 1)
-            connection.connect()
-            wires.append(connection.sock)
-            if time.monotonic() < deadline:  # nobody pays for an answer that nobody waits for
+            connection, target, more = _connection(route, seconds + 1)
+            with contextlib.closing(connection):
+                connection.connect()
+                wires.append(connection.sock)
+                if time.monotonic() > deadline:  # nobody pays for an answer that nobody waits for
+                    return late
                 connection.request("POST", target, body, {**route.headers, **more})
                 return _receive(connection.getresponse(), route.redact)
-            return _Answer(trouble=_LATE)
         except Exception as error:
-            return _Answer(trouble=f"{type(error).__name__}: {error}")
-        finally:
-            for wire in wires:
-                wire.close()
+            return _Answer("network", f"{type(error).__name__}: {error}")
 
     talking = _in_thread(talk)
     try:
         wait([talking], seconds)
-        return talking.result() if talking.done() else _Answer(trouble=_LATE)
+        return talking.result() if talking.done() else late
     finally:
         for wire in wires:
             with contextlib.suppress(OSError):  # closed already
                 socket.socket.shutdown(wire, socket.SHUT_RDWR)
 
 
-_LATE = "no whole answer in time"
-
-
 def _receive(response: Any, redact: Callable[[str], str]) -> _Answer:
     """Read an answer whole, but never more than the largest we take, and without our key."""
     import zlib
 
-    headers = {k.lower(): redact(v) for k, v in response.getheaders()}
     body = response.read(_LARGEST + 1)
     cut = bool(response.length)  # read(n) is silent about what did not come
-    if body[:2] == b"\x1f\x8b":  # gzip, which some send unasked
+    if body.startswith(b"\x1f\x8b"):  # gzip, which some send unasked
         unpack = zlib.decompressobj(wbits=31)
         body = unpack.decompress(body, _LARGEST + 1)
         cut = cut or not unpack.eof
     if len(body) > _LARGEST:
-        return _Answer(response.status, headers, "", f"an answer larger than {_LARGEST:,} bytes")
+        return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
     if cut:
-        return _Answer(trouble="the answer was cut")
-    return _Answer(response.status, headers, redact(body.decode("utf-8-sig", "replace")))
+        return _Answer("network", "the answer was cut")
+    headers = {name.lower(): redact(value) for name, value in response.getheaders()}
+    return _Answer("", redact(body.decode("utf-8-sig", "replace")), response.status, headers)
 
 
-def _connection(url: str, seconds: float) -> tuple[Any, str, dict[str, str]]:
+def _connection(route: _Route, seconds: float) -> tuple[Any, str, dict[str, str]]:
     """A connection not yet open, what to ask of it, and headers for a proxy on the way."""
-    from base64 import b64encode
     from http.client import HTTPConnection, HTTPSConnection
-    from urllib.parse import unquote, urlsplit
-    from urllib.request import getproxies, proxy_bypass
+    from urllib.request import ProxyHandler, Request, getproxies, proxy_bypass
 
-    goal = urlsplit(url)
-    secure, host, target = goal.scheme == "https", goal.hostname, url.partition(goal.netloc)[2]
-    port, make = goal.port or (443 if secure else 80), HTTPSConnection if secure else HTTPConnection
-    proxy = getproxies().get(goal.scheme, "")
-    if not proxy or _is_here(str(host)) or proxy_bypass(goal.netloc):
-        return make(str(host), port, timeout=seconds), target, {}
-    via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if via.scheme != "http":
-        raise OSError(f"a proxy must have an http:// address, not {via.scheme}://")
-    pair = f"{unquote(via.username or '')}:{unquote(via.password or '')}".encode()
-    login = {"Proxy-Authorization": f"Basic {b64encode(pair).decode()}"} if via.username else {}
-    connection: Any = make(str(via.hostname), via.port or 80, timeout=seconds)
-    if secure:
-        connection.set_tunnel(str(host), port, login)
-        return connection, target, {}
-    return connection, url, login
-
-
-def _is_here(host: str) -> bool:
-    """Is it this machine's own loopback, and nothing that only looks like it?"""
-    byte = r"\.(25[0-5]|2[0-4]\d|1?\d?\d)"
-    return bool(re.fullmatch(rf"localhost|::1|(::ffff:)?127({byte}){{3}}", host))
+    request = Request(route.url)
+    goal, scheme = request.host, request.type
+    proxy = getproxies().get(scheme, "")
+    if proxy and not route.here and not proxy_bypass(goal):
+        if re.match("(?!http:).*://", proxy):
+            kind = proxy.partition("://")[0]
+            raise OSError(f"a proxy must have an http:// address, not {kind}://")
+        ProxyHandler({}).proxy_open(request, proxy, scheme)
+    make = HTTPSConnection if scheme == "https" else HTTPConnection
+    connection = make(request.host, timeout=seconds)
+    if scheme == "http" or request.host == goal:
+        return connection, request.selector, dict(request.headers)
+    connection.set_tunnel(goal, headers=request.headers)
+    return connection, request.selector, {}
 
 
 # ---- Reading an answer: a text, or an error that says what to do.
 
-_FINISHES = dict(end_turn="stop", stop_sequence="stop", max_tokens="length")
+_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _KINDS = {"length": "cut off", "refusal": "refused", "content_filter": "filtered"}
 _NEVER_HEALS = r"insufficient_quota|billing_error|CERTIFICATE|an answer larger"
-_REFUSES_BY_NAME = (
-    "unsupported|not support|unknown|unrecognized|unexpected|permitted|not allowed|extra_forbidden"
+_REFUSES = (
+    r"un(supported|known|recognized|expected)|not (support|allowed)|permitted|extra_forbidden"
 )
 _ADVICE = [  # the first row whose pattern is found in "kind status words"
     ("insufficient_quota|billing|credit", "the account has nothing left: top it up or use another"),
@@ -4509,34 +4352,31 @@ _ADVICE = [  # the first row whose pattern is found in "kind status words"
 ]
 
 
-def _words(answer: Any, body: str) -> str:
+def _words(data: Any, answer: _Answer) -> str:
     """A server's own words for an error, in whichever of the many shapes they come."""
-    answer = answer[0] if isinstance(answer, list) and answer else answer
+    data = data[0] if isinstance(data, list) and data else data
     paths = (("error", "message"), ("error",), ("detail",), ("message",))
-    words = next(filter(None, (_dig(answer, *path) for path in paths)), None)
+    words = next(filter(None, (_dig(data, *path) for path in paths)), None)
     if words is None:
-        words = re.sub(r"<[^>]*>|\s+", " ", body[:2000])
-    codes = (_dig(answer, "error", field) for field in ("code", "type"))
+        words = re.sub(r"<[^>]*>|\s+", " ", answer.body[:2000])
     text = words if isinstance(words, str) else json.dumps(words)
-    return " ".join([text.strip()[:500], *(f"[{c:.80}]" for c in codes if isinstance(c, str))])
+    codes = [_dig(data, "error", "code"), _dig(data, "error", "type")]
+    labels = [f"[{code:.80}]" for code in codes if isinstance(code, str)]
+    return " ".join([text.strip()[:500], *labels, answer.headers.get("location", "")]).strip()
 
 
-def _asked_pause(answer: _Answer) -> float | None:
-    """The seconds a server asks us to wait: milliseconds, seconds, a date or Google's RetryInfo."""
+def _asked_pause(answer: _Answer) -> float:
+    """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
     from email.utils import parsedate_to_datetime
 
-    after, info = answer.headers.get("retry-after"), r'"retryDelay":\s*"([\d.]+)s"'
-    ways: tuple[Callable[[], float], ...] = (
-        lambda: float(answer.headers["retry-after-ms"]) / 1000,
-        lambda: float(after or ""),
-        lambda: parsedate_to_datetime(after or "").timestamp() - time.time(),
-        lambda: float(re.findall(info, answer.body)[0]),
-    )
-    for read in ways:
-        with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
-            if 0 <= (seconds := read()) < float("inf"):
-                return seconds
-    return None
+    info = re.search(r'"retryDelay":\s*"([\d.]+)s"', answer.body)
+    after, thousandths = map(answer.headers.get, ("retry-after", "retry-after-ms"))
+    for text, unit in ((thousandths, 1000), (after, 1), (info and info[1], 1)):
+        if re.fullmatch(r"\d+(\.\d+)?", text or ""):
+            return float(text or 0) / unit
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0, parsedate_to_datetime(after or "").timestamp() - time.time())
+    return 0
 
 
 def _may_heal(answer: _Answer, error: LLMError) -> bool:
@@ -4571,6 +4411,13 @@ class _Route(NamedTuple):
         return f"{self.provider}/{self.model}"
 
     @property
+    def here(self) -> bool:
+        """Does it lead to this machine's own loopback, and not only look like it?"""
+        net = r"127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}"
+        host = rf"localhost|{net}|\[::1]|\[::ffff:{net}]"
+        return bool(re.match(rf"https?://({host})(?![^:/?])", self.url))
+
+    @property
     def secrets(self) -> list[_Key]:
         hidden = (k for k in self.headers if re.search("auth|key|token|secret|cookie", k))
         return [_Key(word) for name in hidden for word in self.headers[name].split()]
@@ -4588,9 +4435,9 @@ class _Route(NamedTuple):
             return "base_url must be http(s)://..., without a user or a password"
         if not all(re.fullmatch("[!-9;-~]+:[ -~]+", header) for header in headers):
             return "the key, or another header, holds a line break or what else none can carry"
-        if self.secrets and self.url.startswith("http:") and not may_be_plain:
+        if self.secrets and self.url.startswith("http:") and not (self.here or may_be_plain):
             return "plain http would show the key: use https, or allow_http=True, or api_key=''"
-        if needs_key and not self.secrets:
+        if needs_key and not (self.here or self.secrets):
             return f"there is no key: pass api_key= or set {self.keys or 'headers='}"
         return ""
 
@@ -4600,35 +4447,34 @@ class _Route(NamedTuple):
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         advice = next(advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I))
         message = f"{self.name} at {url}: {said}. {advice.replace('{keys}', self.keys)}."
-        facts = dict(provider=self.provider, model=self.model, url=url, words=words)
-        return LLMError(message, kind=kind, status=status, **facts)
+        where = {"provider": self.provider, "model": self.model, "url": url}
+        return LLMError(message, kind=kind, status=status, words=words, **where)
 
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
-        status, protocol = answer.status, self.protocol
-        if answer.trouble:
-            kind = "unreadable" if status else "timeout" if answer.trouble == _LATE else "network"
-            return self.error(kind, answer.trouble, status)
+        if answer.kind:
+            return self.error(answer.kind, answer.body)
         try:
             data = json.loads(answer.body)
         except (ValueError, RecursionError):
             data = None
-        words, code = _words(data, answer.body), str(_dig(data, "error", "code"))
-        if _dig(data, "error") and status == 200:  # some gateways put an error into a success
-            status = int(code) if re.fullmatch(r"[45]\d\d", code) else status
+        words, status, path = _words(data, answer), answer.status, self.protocol.text
+        if _dig(data, "error") or not 200 <= status < 300:
+            code = str(_dig(data, "error", "code"))
+            if status == 200 and re.fullmatch(r"[45]\d\d", code):  # as some gateways do
+                status = int(code)
             return self.error("status", words, status)
-        if not 200 <= status < 300:
-            words = f"{words} {answer.headers.get('location', '')}".strip()
-            return self.error("status", words, status)
-        if not isinstance(_dig(data, protocol.text[0]), list):
+        if not isinstance(_dig(data, path[0]), list):
             return self.error("unreadable", words, status)
-        text, end = _content(_dig(data, *protocol.text)), str(_dig(data, *protocol.end) or "stop")
-        refusal, end = _dig(data, *protocol.text[:-1], "refusal"), _FINISHES.get(end, end)
-        if refusal or not text.strip() or end in ("refusal", "content_filter"):
-            kind = "refused" if refusal else _KINDS.get(end, "empty")
+        text, refusal = _content(_dig(data, *path)), _dig(data, *path[:-1], "refusal")
+        end = str(_dig(data, *self.protocol.end) or "stop")
+        end = _FINISHES.get(end, end)
+        kind = "refused" if refusal else _KINDS.get(end, "empty")
+        if kind in ("refused", "filtered") or not text.strip():
             return self.error(kind, f"{refusal or text} (finish reason: {end})", status)
-        facts = {"finish_reason": end, "model": self.redact(str(_dig(data, "model") or self.model))}
-        return Reply(self.redact(text), usage=_usage(data, protocol), **facts)
+        model = self.redact(str(_dig(data, "model") or self.model))
+        usage = _usage(data, self.protocol)
+        return Reply(self.redact(text), usage=usage, finish_reason=end, model=model)
 
 
 def _usage(data: Any, protocol: _Protocol) -> dict[str, int] | None:
@@ -4699,9 +4545,9 @@ class LLM(_LanguageModel):
         sleep: Callable[[float], object] = time.sleep,
         **options: Any,
     ) -> None:
-        api_key = api_key if api_key is None else _Key(api_key)  # this frame may be in a traceback
-        headers = {name: _Key(value) for name, value in headers.items()}
-        self._key, self._headers = api_key, headers
+        # Both names are bound anew, since this frame may be shown in a traceback.
+        self._key = api_key = api_key and _Key(api_key)
+        self._headers = headers = {name: _Key(value) for name, value in headers.items()}
         self.model, self.base_url, self.timeout, self.retries = model, base_url, timeout, retries
         self.allow_http, self.sleep, self.options = allow_http, sleep, {**options, "extra": extra}
         self._refused: set[str] = set()
@@ -4718,10 +4564,11 @@ class LLM(_LanguageModel):
         return {**self.__dict__, "_key": None, "_headers": {}, "_found": None}
 
     def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
-        deadline = time.monotonic() + self.timeout
+        import random
+
+        deadline, attempt = time.monotonic() + self.timeout, 0
         route = self._found = self._found or self._route()
         _check_options(options, route.protocol)
-        attempt = 0
         while True:
             sent = self._request(route, messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
@@ -4732,9 +4579,7 @@ class LLM(_LanguageModel):
             self._learn(route, sent, result)
             if sent != self._request(route, messages, options):
                 continue
-            pause = _asked_pause(answer)
-            if pause is None:
-                pause = 0.5 * 2 ** min(attempt, 4) * _random(None).uniform(0.75, 1)
+            pause = _asked_pause(answer) or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
             if attempt >= self.retries or not in_time or not _may_heal(answer, result):
                 raise result
@@ -4752,15 +4597,15 @@ class LLM(_LanguageModel):
 
     def _learn(self, route: _Route, sent: dict[str, Any], error: LLMError) -> None:
         """Remember an option that the server refuses by name; another name is tried, or none."""
-        if error.status not in (400, 422) or not re.search(_REFUSES_BY_NAME, error.words.lower()):
+        if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
             return
-        for names in map(str.split, route.protocol.options.values()):
-            for name in names:
-                if name in sent and re.search(rf"\b{name}\b", error.words):
-                    self._refused.add(name)
-                    if self._refused.issuperset(names):
-                        warnings.warn(f"{route.name} refuses {name!r}: it is left out from now on")
-                    return
+        families = [names.split() for names in route.protocol.options.values()]
+        known = {name: names for names in families for name in names if name in sent}
+        for name in [name for name in known if re.search(rf"\b{name}\b", error.words)][:1]:
+            self._refused.add(name)
+            if self._refused.issuperset(known[name]):
+                words = f"{route.name} refuses {name!r}: it is left out from now on"
+                warnings.warn(words, stacklevel=5)
 
     def _route(self) -> _Route:
         """Where the language model is; the environment is read here, and the key sealed."""
@@ -4773,13 +4618,12 @@ class LLM(_LanguageModel):
         first, _, rest = name.partition("/")
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
         row = _Provider(*PROVIDERS[provider])
-        moved = os.environ.get(row.variable, "") if row.variable else ""
+        moved = os.environ.get(row.variable, "")
         base = self.base_url or (row.adapt(moved) if moved else row.base_url)
-        protocol = PROTOCOLS[row.protocol]
-        url, here = _address(base, protocol.path)
-        headers = _headers(row, protocol.headers, self._key, self._headers)
+        protocol, headers = PROTOCOLS[row.protocol], _headers(row, self._key, self._headers)
+        url = _address(base, protocol.path)
         route = _Route(provider, model, protocol, url, row.keys, headers)
-        fault = route.fault(here or self.allow_http, base == row.base_url and not here)
+        fault = route.fault(self.allow_http, base == row.base_url)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
         if url.startswith("https://api.openai.com/"):
@@ -4794,23 +4638,20 @@ def _check_options(options: Iterable[str], *protocols: _Protocol) -> None:
         raise TypeError(f"no option {name!r}: known are {', '.join(known)}; {words}")
 
 
-def _address(base: str, path: str) -> tuple[str, bool]:
-    """The address of a request, and whether it is on this machine; "" if the base is no address."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(base)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        return "", False
-    if not good or "@" in parts.netloc or not re.fullmatch("[!-~]+", base):
-        return "", False
-    trunk = parts.path.rstrip("/").removesuffix(path)
+def _address(base: str, path: str) -> str:
+    """The address of a request, or "" if the base is no address."""
+    host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])"
+    form = rf"(?=[!-~]+\Z)(https?://{host}(?::\d+)?)((?:/[^?#]*)?)((?:\?[^#]*)?)"
+    parts = re.fullmatch(form, base)
+    if not parts:
+        return ""
+    origin, trunk, query = parts.groups()
+    trunk = trunk.rstrip("/").removesuffix(path)
     trunk = trunk.removesuffix("/v1") if path.startswith("/v1/") else trunk
-    return parts._replace(path=trunk + path, fragment="").geturl(), _is_here(str(parts.hostname))
+    return origin + trunk + path + query
 
 
-def _headers(row: _Provider, fixed: Any, key: str | None, given: Any) -> dict[str, str]:
+def _headers(row: _Provider, key: str | None, given: Mapping[str, str]) -> dict[str, str]:
     """The headers of a request. Nothing is raised here, where the environment's keys are bare."""
     get, prefix = os.environ.get, row.variable.partition("_BASE")[0]
     lines = get(f"{prefix}_CUSTOM_HEADERS", "")
@@ -4823,7 +4664,8 @@ def _headers(row: _Provider, fixed: Any, key: str | None, given: Any) -> dict[st
         key = next(filter(None, map(get, row.keys.split())), None)
     if key and key.strip():
         own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-    return {"content-type": "application/json", "user-agent": "minitrace", **fixed, **own}
+    common = {"content-type": "application/json", "user-agent": "minitrace"}
+    return {**common, **PROTOCOLS[row.protocol].headers, **own}
 
 
 class Replay(_LanguageModel):
@@ -4852,31 +4694,27 @@ class Replay(_LanguageModel):
     Paris. Still Paris.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], live: Callable[..., str] | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], live: Callable[..., str] | None = None):
         self.path, self.live = os.fspath(path), live
         self.model = getattr(live, "model", None) or "replay"
-        self._records: dict[str, list[dict[str, Any]]] | None = None
-        self._turns: dict[str, int] = {}
+        self._records: dict[str, list[Reply]] | None = None
+        self._turns = Counter[str]()
 
     def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        key = _call_key(messages, options)
         with _cassettes:
             if self._records is None:
                 self._records = _read_cassette(self.path)
-            recorded = self._records
-            key = _call_key(messages, options)
-            turn = self._turns[key] = self._turns.get(key, 0) + 1
-        if turn <= len(recorded.get(key, ())):
-            record = recorded[key][turn - 1]
-            facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
-            return Reply(record["reply"], **facts)
+            self._turns[key] += 1
+            turn, recorded = self._turns[key], self._records.get(key, [])
+        if turn <= len(recorded):
+            return recorded[turn - 1]
         if self.live is None:
-            closest = _closest(key, recorded)
+            closest = _closest(key, self._records)
             words = f"{self.path} has no record {turn} of this call; closest to it is\n{closest}"
             raise LLMError(words, kind="miss")
-        reply = self.live(messages, **options)
-        reply = reply if isinstance(reply, Reply) else Reply(reply)
+        said = self.live(messages, **options)
+        reply = said if isinstance(said, Reply) else Reply(said)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {"time": when, "messages": messages, "options": options, "reply": reply}
         _append(self.path, {**record, **vars(reply)})
@@ -4900,20 +4738,20 @@ def _whole_lines(data: bytes) -> list[bytes]:
     return lines
 
 
-def _read_cassette(path: str) -> dict[str, list[dict[str, Any]]]:
-    """The records of a cassette, by what was asked; no file is an empty one."""
-    records: dict[str, list[dict[str, Any]]] = {}
-    lines: list[bytes] = []
+def _read_cassette(path: str) -> dict[str, list[Reply]]:
+    """The replies of a cassette, by what was asked; no file is an empty one."""
+    data, replies = b"", defaultdict[str, list[Reply]](list)
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        lines = _whole_lines(file.read())
-    for number, line in enumerate(lines, 1):
+        data = file.read()
+    for number, line in enumerate(_whole_lines(data), 1):
         try:
             record = json.loads(line)
+            facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
             key = _call_key(record["messages"], record["options"])
-            records.setdefault(key, []).append({**record, "reply": str(record["reply"])})
-        except (ValueError, LookupError, TypeError):
+            replies[key].append(Reply(record["reply"], **facts))
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise LLMError(f"{path}, line {number}: not the record of a call") from None
-    return records
+    return replies
 
 
 def _append(path: str, record: dict[str, Any]) -> None:
@@ -4929,18 +4767,14 @@ def _append(path: str, record: dict[str, Any]) -> None:
 
 def _closest(key: str, keys: Iterable[str]) -> str:
     """How a call differs from the recorded one that is most like it."""
-    from difflib import SequenceMatcher, unified_diff
+    from difflib import unified_diff
 
-    words = SequenceMatcher(None, b=key.split())
-
-    def likeness(other: str) -> float:
-        words.set_seq1(other.split())
-        return words.quick_ratio()
-
-    best = max(keys, key=likeness, default="nothing, for it is empty")
+    words = set(key.split())
+    likest = sorted(keys, key=lambda other: len(words.symmetric_difference(other.split())))
+    best = likest[0] if likest else "nothing, for it is empty"
     old, new = (text.replace("\\n", "\n").splitlines() for text in (best, key))
-    lines = unified_diff(old, new, "recorded", "asked", lineterm="", n=1)
-    return "\n".join(itertools.islice(lines, 40)) or "the same, recorded fewer times"
+    lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
+    return "\n".join(lines[:40]) or "the same, recorded fewer times"
 
 
 class Script(_LanguageModel):
@@ -4970,29 +4804,24 @@ class Script(_LanguageModel):
         prompt = _prompt(messages)
         pairs = (pair for pair in self.replies if not isinstance(pair, str))
         fits = (reply for pattern, reply in pairs if re.search(pattern, prompt))
-        reply = next(itertools.chain(fits, self._texts), None)
-        if reply is None:
-            words = f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}"
-            raise LLMError(words, kind="miss")
-        return Reply(reply, model="script")
+        for reply in itertools.chain(fits, self._texts):
+            return Reply(reply, model="script")
+        words = f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}"
+        raise LLMError(words, kind="miss")
 
 
 def _call_llm(*prompts: Any) -> MessageNode[Any]:
-    """Ask a language model as a step of the program: `call_llm(llm, system, *user)`, or without `llm`."""
+    """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`."""
     llm, words = (prompts[0], prompts[1:]) if callable(to_data(prompts[0])) else (None, prompts)
     ask = functools.partial(_asked, to_data(llm))
-    op = _Operator(
-        "call_llm", "the reply of a language model to the prompts", ("system",), ask, effects=True
-    )
-    return _apply(op, words)
+    means = "the reply of a language model to the prompts"
+    return _apply(_Operator("call_llm", means, ("system",), ask, effects=True), words)
 
 
 def _asked(llm: Any, system: str, *prompts: str) -> str:
-    messages = [
-        {"role": "system", "content": system},
-        *({"role": "user", "content": p} for p in prompts),
-    ]
-    return _reply_text((llm or _default_llm())(messages))
+    users = [{"role": "user", "content": prompt} for prompt in prompts]
+    answer = (llm or _default_llm())([{"role": "system", "content": system}, *users])
+    return _reply_text(answer)
 
 
 operators.call_llm = _call_llm
@@ -5001,10 +4830,11 @@ operators.call_llm = _call_llm
 class StubLLM(_LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
-    It reads the same prompt that a language model would get, past attempts included, and answers in the
-    same form; a pure function of its seed and the prompt. Numbers follow the words of the feedback
-    ("too low", "higher") by doubling and then bisection, or climb its score, inside their bounds.
-    Booleans and choices: one not tried yet. Text and code it leaves as they are, and says so.
+    It reads the same prompt that a language model would get, past attempts included, and answers in
+    the same form; a pure function of its seed and the prompt. Numbers follow the words of the
+    feedback ("too low", "higher") by doubling and then bisection, or climb its score, inside their
+    bounds. Booleans and choices: one not tried yet. Text and code it leaves as they are, and says
+    so.
 
     Args:
         seed: which of several equal guesses it makes.
@@ -5018,15 +4848,16 @@ class StubLLM(_LanguageModel):
         self.seed = seed
 
     def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        import random
+
         asked = [str(m["content"]) for m in messages if m["role"] == "user"]
-        text, rng = "\n" + asked[0], _random(f"{self.seed}\n{asked}")
-        rows = re.findall(
-            r"^\((\w+)\) (\w+)(?: = (.*?))?(?:  # (.*))?$", _section(text, "Variables"), re.M
-        )
+        text, rng = "\n" + asked[0], random.Random(f"{self.seed}\n{asked}")
+        row = r"^\((\w+)\) (\w+)(?: = (.*?))?(?:  # (.*))?$"
+        rows = re.findall(row, _section(text, "Variables"), re.M)
         past = re.split(r"\n\d+\. ", _section(text, "Past attempts"))[1:]
-        now = {name: value for _, name, value, _ in rows}
-        tried = [*map(_attempt_read, past), (now, *_judged(_section(text, "Feedback")))]
-        reasons, suggestion = [], {}
+        now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
+        tried = [_attempt(block) for block in [*past, now + "\n" + _section(text, "Feedback")]]
+        reasons, suggestion = [], dict[str, Any]()
         for place, (kind, name, _, rules) in enumerate(rows):
             seen = [(values[name], way, score) for values, way, score in tried if name in values]
             new, why = _guess(kind, rules, seen, (place, len(rows)), rng)
@@ -5036,16 +4867,19 @@ class StubLLM(_LanguageModel):
         return Reply(json.dumps(said), model="stub")
 
 
-def _guess(kind: str, rules: str, seen: list[Any], place: Any, rng: random.Random) -> Any:
-    """The next value of a variable, None to leave it, and why."""
+def _guess(kind: str, rules: str, seen: Any, turn: tuple[int, int], rng: random.Random) -> _Guess:
+    """A choice not tried yet, or the next number."""
+    import ast
+
     choices = re.search(r"one of (\[.*\])", rules)
     if kind == "bool" or choices:
-        listed = choices[1] if choices else "[False, True]"
-        left = _untried(listed, [value for value, _, _ in seen], rng)
-        return left, "not tried yet" if left is not None else "all were tried"
-    if kind not in ("int", "float"):
-        return None, "a stub cannot write"
-    return _next_number([(float(v), w, s) for v, w, s in seen], rules, kind, place, rng)
+        tried = {value for value, _, _ in seen}
+        listed = ast.literal_eval(choices[1]) if choices else [False, True]
+        left = [choice for choice in listed if repr(choice) not in tried]
+        return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
+    if kind in ("int", "float"):
+        return _next_number(kind, rules, [(float(v), w, s) for v, w, s in seen], turn)
+    return None, "a stub cannot write"
 
 
 def _section(text: str, title: str) -> str:
@@ -5054,82 +4888,59 @@ def _section(text: str, title: str) -> str:
     return found[1] if found else ""
 
 
-_MORE = "low small cold little few short below under increase higher more larger bigger raise up".split()
+_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
 _LESS = (
-    "high big large hot warm long above over decrease lower less fewer smaller reduce down".split()
+    "high|big|large|hot|warm|long|above|over|too much|too many"
+    "|decrease|lower|less|fewer|smaller|reduce|down"
 )
+_Seen = list[tuple[float, int, Any]]  # values of a number, the way from each, and its score or None
+_Guess = tuple[Any, str]  # the next value of a variable, or None to leave it, and why
 
 
-def _judged(said: str) -> tuple[int, float | None]:
-    """Which way the words of a feedback point, 1 up or -1 down, and its score."""
-    words = re.findall(r"[a-z]+", re.sub(r"too (much|many)", "over", said.lower()))
-    way = sum(word in _MORE for word in words) - sum(word in _LESS for word in words)
-    score = re.search(r"score:? *(-?[\d.]+(?:e[-+]?\d+)?)", said)
-    return (way > 0) - (way < 0), float(score[1]) if score else None
-
-
-def _attempt_read(block: str) -> tuple[dict[str, str], int, float | None]:
-    """One past attempt of a prompt: the values as text, the way its feedback points, its score."""
+def _attempt(block: str) -> tuple[dict[str, str], int, float | None]:
+    """The values of an attempt, the way its feedback points (up if above 0), and its score."""
     values, _, said = block.partition("\n")
-    return dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values)), *_judged(said)
+    up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
+    score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
+    named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
+    return named, up - down, float(score[1]) if score else None
 
 
-def _untried(choices: str, tried: list[str], rng: random.Random) -> Any:
-    """A choice that no attempt had, or None."""
-    import ast
-
-    left = [choice for choice in ast.literal_eval(choices) if repr(choice) not in tried]
-    return rng.choice(left) if left else None
-
-
-def _next_number(
-    seen: list[tuple[float, int, float | None]],
-    rules: str,
-    kind: str,
-    place: tuple[int, int],
-    rng: random.Random,
-) -> tuple[Any, str]:
-    """The next number to try, and why; None to stay."""
-    low, high = (
-        float(found[1]) if (found := re.search(rf"at {word} (-?[\d.e+-]+)", rules)) else end
-        for word, end in (("least", -math.inf), ("most", math.inf))
-    )
+def _next_number(kind: str, rules: str, seen: _Seen, turn: tuple[int, int]) -> _Guess:
+    """Where the feedback points, inside the bounds."""
     value, way, score = seen[-1]
-    if way:
-        new = _bisected(value, [s for s in seen if s[1]], rng)
-    elif score is not None:
-        new = _climbed([(v, s) for v, _, s in seen if s is not None], place)
-    else:
+    if not way and score is None:
         return None, "the feedback does not say which way"
-    new = min(max(round(new) if kind == "int" else new, low), high)
-    new = int(new) if kind == "int" else new
+    new = _bisected(seen) if way else _climbed(seen, *turn)
+    ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
+    new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
+    new = round(new) if kind == "int" else new
     if new == value:
         return None, f"it stays at {value:g}"
     return new, f"{'up' if new > value else 'down'} from {value:g}"
 
 
-def _bisected(
-    value: float, seen: list[tuple[float, int, float | None]], rng: random.Random
-) -> float:
+def _bisected(seen: _Seen) -> float:
     """Twice as far while only one side is known, then the middle between the nearest of both."""
-    way = seen[-1][1]
-    other = [v for v, w, _ in seen if w == -way and (v - value) * way > 0]
-    if not other:
-        return value + way * max(abs(value), 1)
-    return (value + min(other, key=lambda v: abs(v - value))) / 2
+    value, way, _ = seen[-1]
+    beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
+    if not beyond:
+        return value + math.copysign(max(abs(value), 1), way)
+    return (value + min(beyond, key=lambda v: abs(v - value))) / 2
 
 
-def _climbed(seen: list[tuple[float, float]], place: tuple[int, int]) -> float:
-    """A step from the best value so far: on after a success, else back and shorter, a variable a turn."""
-    scores = [score for _, score in seen]
-    at = max(range(len(seen)), key=lambda n: (scores[n], n))
-    best, failures, (turn, variables) = seen[at][0], len(seen) - 1 - at, place
-    before = [v for v, s in seen[:at] if v != best]
-    stride = 2 * (best - before[-1]) if before else max(abs(best), 1) / 2
+def _climbed(seen: _Seen, turn: int, variables: int) -> float:
+    """A step from the best value so far: on after a success, else back and shorter, by turns."""
+    scored = [(value, score) for value, _, score in seen if score is not None]
+    scores = [score for _, score in scored]
+    failures = scores[::-1].index(max(scores))
+    *before, best = [value for value, _ in scored][: len(scored) - failures]
+    strides = [best - value for value in before if value != best] or [max(abs(best), 1) / 4]
     if failures // 2 % variables != turn:
         return best
-    part = -0.5 if failures % 2 else 0.5 if failures else 1
-    return best + stride * part / 3 ** (failures // (2 * variables))
+    if not failures:
+        return best + 2 * strides[-1]
+    return best + (-1.0) ** failures * strides[-1] / 3.0 ** (failures // (2 * variables))
 
 
 # ---- 6. Looking ----------------------------------------------------------------------------------

@@ -490,3 +490,205 @@ def test_a_failure_under_limits_is_feedback_like_any_other():
     assert work(1).data == 2
     with pytest.raises(ValueError, match="`open` is not allowed under limits"):
         work.parameter.set("def work(x):\n    return open('/etc/passwd').read()")
+
+
+# ---- the budget, on any graph
+
+
+def wide(count):
+    return operators.make_list(*(node(n, name=f"p{n}_", trainable=True) for n in range(count)))
+
+
+def many_outputs():
+    x = y = node(1, name="x", trainable=True)
+    outputs = []
+    for n in range(600):
+        y = (y + 1) * 2 if n % 2 else -y
+        outputs.append(y)
+    return outputs, ["too low, much too low"] * 600, [x]
+
+
+def long_feedback():
+    x = node(1, name="x", trainable=True)
+    return [x + 1], ["no " * 50_000], [x]
+
+
+def hundreds_of_inputs():
+    x = node(1, name="x", trainable=True)
+    others = [node("i" * (n % 90), name=f"input{n}_") for n in range(400)]
+    return [operators.make_list(x, *others)], ["hm"], [x]
+
+
+def many_operators():
+    x = y = node(1, name="x", trainable=True)
+    for n in range(80):
+        y = bundle(f"[step_{n}] " + f"Step {n} does what follows. " * 90)(lambda y: y)(y)
+    return [y], ["hm"], [x]
+
+
+def long_failure():
+    @bundle()
+    def parse(words):
+        """Read a number."""
+        return int(words)
+
+    words = node("x" * 90, name="words", trainable=True)
+    with pytest.raises(ExecutionError) as caught:
+        operators.identity(parse(words + "y" * 5_000))
+    return [caught.value.exception_node], ["hm"], [words]
+
+
+PROBLEMS = [many_outputs, long_feedback, hundreds_of_inputs, many_operators, long_failure]
+
+
+@pytest.mark.parametrize("kind", [OptoPrime, OPRO])
+@pytest.mark.parametrize("budget", [1_900, 3_000, 12_000])
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_the_budget_is_obeyed_on_any_graph(make, budget, kind):
+    outputs, feedback, parameters = make()
+    optimizer = kind(parameters, llm=StubLLM(), max_chars=budget)
+    optimizer.backward(outputs, feedback)
+    prompt = optimizer.prompt(" Be quick.")
+    assert sum(len(m["content"]) for m in prompt) == prompt.stats["characters"] <= budget
+    assert prompt.stats["shown"] + prompt.stats["left_out"] == prompt.stats["nodes"]
+    assert prompt.stats["why"] or not prompt.stats["left_out"]
+    if make is long_failure and kind is OptoPrime:
+        assert "raised (ValueError)" in prompt[1]["content"]
+        assert "parse: Read a number." in prompt[1]["content"]
+    if kind is OptoPrime and budget == 12_000:
+        assert prompt.stats["characters"] > 700 + len(optimizer.objective)
+        assert len(prompt[1]["content"].split("# Code\n")[1].splitlines()) > 3
+
+
+def test_an_output_is_never_folded():
+    outputs, feedback, parameters = chain_of_outputs()
+    optimizer = OptoPrime(parameters, llm=StubLLM())
+    optimizer.backward(outputs, feedback)
+    for name in ("add30", "add60"):
+        assert f"\n{name} = " in text(optimizer)
+
+
+def chain_of_outputs():
+    x = y = node(1, name="x", trainable=True)
+    made = []
+    for _ in range(90):
+        y = y + 1
+        made.append(y)
+    return [made[30], made[60], made[89]], ["a", "b", "c"], [x]
+
+
+def test_feedback_and_failures_show_no_address():
+    class Thing:
+        pass
+
+    @bundle()
+    def fail(x):
+        raise ValueError(f"not {Thing()}")
+
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    with pytest.raises(ExecutionError) as caught:
+        fail(x)
+    optimizer.backward(caught.value.exception_node, Thing())
+    assert "raised (ValueError) not <" in text(optimizer) and " at 0x" not in text(optimizer)
+
+
+def test_two_operators_of_one_name_are_both_documented():
+    x = node(1, name="x", trainable=True)
+    y = bundle("[step] Go up.")(lambda x: x + 1)(x)
+    z = bundle("[step] Go down.")(lambda x: x - 1)(y)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(z, "hm")
+    assert "step: Go up.\nstep: Go down." in text(optimizer)
+
+
+# ---- what is remembered
+
+
+def test_what_ended_in_an_error_is_shown_to_the_next_step_and_never_forgotten():
+    x = node(0, name="x", trainable=True, bounds=(0, 500))
+    optimizer = problem(x, llm=lambda messages: reply(x0=501), retries=0)
+    with pytest.raises(ReplyError):
+        optimizer.step()
+    optimizer.llm = lambda messages: reply(x0=x.data + 1)
+    for _ in range(120):
+        optimizer.step()
+    assert "cannot take 501" in text(optimizer)
+
+
+def test_what_was_bypassed_long_ago_cannot_be_undone():
+    x = node(0, name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: reply(x0=x.data + 1))
+    optimizer.step(bypassing=True)
+    for _ in range(110):
+        optimizer.step()
+    for _ in range(110):
+        optimizer.undo()
+    with pytest.raises(MinitraceError, match="no update to undo"):
+        optimizer.undo()
+
+
+def test_a_refusal_says_what_was_refused():
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: reply(x0=4))
+    assert optimizer.step(approve=lambda diff: False) == {}
+    assert "- x0 = 4: refused" in text(optimizer)
+
+
+def test_usage_is_summed_over_all_replies():
+    x = node(1, name="x", trainable=True)
+    replies = [minitrace.Reply(text, usage={"input_tokens": 5}) for text in ("?", reply(x0=2))]
+    optimizer = problem(x, llm=lambda messages: replies.pop(0))
+    optimizer.step()
+    assert optimizer.history[-1].proposal.usage == {"input_tokens": 10}
+
+
+def test_usage_is_read_from_a_completion_object_too():
+    x = node(1, name="x", trainable=True)
+    space = types.SimpleNamespace
+    choices = [space(message=space(content=reply(x0=2)))]
+    usage = space(prompt_tokens=5, details=space(cached=1))
+    optimizer = problem(x, llm=lambda messages: space(choices=choices, usage=usage))
+    assert optimizer.propose().usage == {"prompt_tokens": 5}
+
+
+# ---- TextGrad
+
+
+def critic(a, b):
+    def llm(messages):
+        words = messages[-1]["content"]
+        if "Say in a few sentences" in words:
+            return "more"
+        name = re.search(r"\(str\) (\w+)", words)[1]
+        which = re.search(r"candidate (\d) of", words)
+        return reply(**{name: name + (which[1] if which else "")})
+
+    optimizer = TextGrad([a, b], llm=llm)
+    optimizer.backward(a + b, "bad", score=0.5)
+    return optimizer
+
+
+def test_textgrad_shows_its_prompts_proposes_several_and_remembers():
+    a, b = (node(name, name=name, trainable=True) for name in "ab")
+    optimizer = critic(a, b)
+    prompt = optimizer.prompt()
+    assert [m["role"] for m in prompt] == ["system", "user"] * 2
+    assert prompt.stats["characters"] == sum(len(m["content"]) for m in prompt)
+    first, second = optimizer.propose(n=2)
+    assert (dict(first), dict(second)) == ({a: "a01", b: "b01"}, {a: "a02", b: "b02"})
+    optimizer.step()
+    attempt = optimizer.history[-1]
+    assert list(attempt.proposal.prompt) == list(prompt) and len(attempt.proposal.replies) == 2
+    assert (attempt.feedback, attempt.score, attempt.proposal.reasoning) == (["bad"], 0.5, "so\nso")
+    assert (
+        "1. a0 = 'a'; b0 = 'b'\n   feedback: bad\n   score: 0.5" in optimizer.prompt()[1]["content"]
+    )
+    assert optimizer.best is attempt
+    optimizer.undo()
+    assert (a.data, b.data) == ("a", "b")
+
+
+def test_textgrad_without_feedback_says_what_to_call():
+    with pytest.raises(MinitraceError, match="call backward"):
+        TextGrad([node("a", name="a", trainable=True)], llm=StubLLM()).step()
