@@ -80,10 +80,10 @@ import time
 import warnings
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     import ast
@@ -109,12 +109,14 @@ __all__ = [
 #           ├── add ── z          z.parents == (x, y); nothing points from x to z
 #       y ──┘
 #
-# `node(5)` makes a root, `node(5, trainable=True)` a parameter, and every operator on a node makes a
-# new node that names its parents. Nodes are numbered as they are born, so parents always come first.
-# Left out: functions (section 2), feedback (section 3).
+# `node(5)` makes a root, `node(5, trainable=True)` a parameter, and every operator on a node makes
+# a new node that names its parents. Nodes are numbered as they are born, so parents always come
+# first. Left out: functions (section 2), feedback (section 3).
 
 T = TypeVar("T")
 Method = Callable[..., "MessageNode[Any]"]
+Nodes = tuple["Node[Any]", ...]
+_EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
 class MinitraceError(Exception):
@@ -148,24 +150,24 @@ class GRAPH:
 class _Scope:
     """What surrounds a line of code as it runs: a bundle's body, or a `stop_tracing` block.
 
-    `reads` collects the nodes from outside that a bundle's body looks at, and `values` stands in for
-    some of their data while `rerun` asks what would be if they were different.
+    `reads` collects the nodes from outside that a bundle's body looks at, and `stand_ins` holds
+    what is read in the place of some of them, by their numbers, while `rerun` asks what would be.
     """
 
-    values: Mapping[int, Any] = {}
+    stand_ins: Mapping[int, Node[Any]] = _EMPTY
 
     def __init__(self, outer: _Scope | None, tracing: bool, bundle: object = None) -> None:
         self.outer, self.bundle, self.tracing = outer, bundle, tracing
         self.first = next(_numbers)
         self.reads: dict[int, Node[Any]] = {}
         if outer is not None:
-            self.tracing, self.values = tracing and outer.tracing, outer.values
+            self.tracing, self.stand_ins = tracing and outer.tracing, outer.stand_ins
 
     def read(self, node: Node[Any]) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
         if self.tracing and node._number < self.first:
             self.reads[node._number] = node
-        return self.values.get(node._number, node._data) if self.values else node._data
+        return self.stand_ins.get(node._number, node)._data
 
     def runs(self, bundle: object) -> bool:
         """Is this bundle's body running here, directly or further out?"""
@@ -178,8 +180,8 @@ _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 class _Operator(NamedTuple):
     """A recorded function: its name, what it does in words, and the names of its arguments.
 
-    The last `keywords` arguments go by name. One that has `effects` (it asks a language model, writes
-    a file, draws at random) is not run again by `rerun` unless that is asked for.
+    The last `keywords` arguments go by name. One that has `effects` (it asks a language model,
+    writes a file, draws at random) is not run again by `rerun` unless that is asked for.
     """
 
     name: str
@@ -192,17 +194,17 @@ class _Operator(NamedTuple):
 
     def __reduce__(self) -> Any:
         place = (self.bundle.__module__, self.bundle.__qualname__) if self.bundle else ("", "")
-        return _find_operator, (place, self.name, self.description, self.names)
+        return _find_operator, (*place, self.name, self.description, self.names)
 
 
-def _find_operator(place: tuple[str, str], name: str, description: str, names: Any) -> _Operator:
+def _find_operator(module: str, qualname: str, name: str, words: str, names: Any) -> _Operator:
     """An operator as it comes out of a pickle: the living one, or a description that cannot run."""
-    found: Any = sys.modules.get(place[0])
-    for part in place[1].split("."):
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    found = getattr(found, "op", None) or getattr(vars(operators).get(name), "op", None)
-    same = isinstance(found, _Operator) and found.description == description
-    return cast(_Operator, found) if same else _Operator(name, description, names, None)
+    found = getattr(vars(operators).get(name), "op", None)
+    with contextlib.suppress(AttributeError, KeyError):
+        found = operator.attrgetter(f"{qualname}.op")(sys.modules[module])
+    if isinstance(found, _Operator) and found.description == words:
+        return found
+    return _Operator(name, words, names, None)
 
 
 class _Call(NamedTuple):
@@ -211,18 +213,22 @@ class _Call(NamedTuple):
     names: tuple[str, ...]
     values: tuple[Any, ...]
     keywords: int = 0
-    outside: Mapping[int, Any] = MappingProxyType({})  # nodes read from outside, by their number
+    outside: Mapping[int, Any] = _EMPTY  # nodes read from outside, by their number
 
     def inputs(self) -> dict[str, Node[Any]]:
         """Each node by the argument it stands in: `x`, or `xs[0]` inside a container."""
         found: dict[str, Node[Any]] = {}
-        outside = ((node.py_name, node) for node in self.outside.values())
-        for name, value in itertools.chain(zip(self.names, self.values), outside):
+        outside = [(node.py_name, node) for node in self.outside.values()]
+        for name, value in [*zip(self.names, self.values, strict=False), *outside]:
             for path, item in _paths(name, value):
-                while path in found:
-                    path += "_"
-                found[path] = item
+                found[_free(path, found)] = item
         return found
+
+    def map(self, leaf: Callable[[Any], Any]) -> _Call:
+        """The same call of `leaf(item)` for each item: an argument, or one inside a container."""
+        outside = {number: leaf(node) for number, node in self.outside.items()}
+        values = tuple([_replace(value, leaf) for value in self.values])
+        return self._replace(values=values, outside=outside)
 
     def plain(self) -> list[Any]:
         """The values without their nodes, read as by whoever calls."""
@@ -235,21 +241,41 @@ class _Call(NamedTuple):
         if not self.keywords:
             return function(*plain)
         n = len(plain) - self.keywords
-        return function(*plain[:n], **dict(zip(self.names[n:], plain[n:])))
+        return function(*plain[:n], **dict(zip(self.names[n:], plain[n:], strict=True)))
 
 
-def _operator(
-    name: str, function: Callable[..., Any], description: str, *names: str, **options: Any
-) -> Method:
-    """A function of nodes and plain values that runs `function` on the data and records the call."""
-    return _traced(_Operator(name, description, names or ("x",), function, **options))
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, with underscores at its end for as long as something else has it."""
+    while name in taken:
+        name += "_"
+    return name
 
 
-def _traced(op: _Operator) -> Method:
+class _Operators:
+    """Every operator as a function of nodes and plain values; any function of the standard
+    `operator` module too."""
+
+    def __getattr__(self, name: str) -> Method:
+        function = getattr(operator, name, None)
+        if function is None or name.startswith("__"):
+            words = f"there is no operator {name!r}: see dir(operators), or bundle one"
+            raise AttributeError(words)
+        words = (function.__doc__ or name).splitlines()[0]
+        return _operator(name, lambda x, *more: function(_own(x), *more), words, "x", "y", "z")
+
+
+operators: Any = _Operators()
+
+
+def _operator(name: str, function: Callable[..., Any], description: str, *names: str) -> Method:
+    """Put a function among `operators`: it runs `function` on the data and records the call."""
+    op = _Operator(name, description, names or ("x",), function)
+
     def method(*args: Any, **kwargs: Any) -> MessageNode[Any]:
         return _apply(op, args, kwargs)
 
-    method.op = op  # type: ignore[attr-defined]
+    setattr(method, "op", op)
+    setattr(operators, name, method)
     return method
 
 
@@ -258,11 +284,9 @@ def _plain(function: Callable[..., Any]) -> Any:
     return lambda self, *others: function(self.data, *map(to_data, others))
 
 
-def _infix(
-    name: str, function: Callable[[Any, Any], Any], description: str, *names: str
-) -> tuple[Method, Method]:
-    """The two methods of an operator between two values, `x + y` and its reflection: the fast path."""
-    op = _Operator(name, description, names or ("x", "y"), function)
+def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, Method]:
+    """The two methods of an operator between two values, `x + y` and its reflection: a fast path."""
+    op: _Operator = getattr(_operator(name, function, words, *(names or ("x", "y"))), "op")
     surrounding = _scope.get
 
     def method(x: Any, y: Any) -> MessageNode[Any]:
@@ -279,17 +303,17 @@ def _infix(
     def reflected(y: Any, x: Any) -> MessageNode[Any]:
         return _apply(op, (x, y))
 
-    method.op = op  # type: ignore[attr-defined]
     return method, reflected
 
 
 class Node(Generic[T]):
     """A value and where it came from.
 
-    Made by `node`, by operators and by bundles. `data` is the value; `parents` the nodes that it was
-    computed from, `()` for a root. Operators on a node make new nodes and never change its data.
-    Python decides what stays plain: `==`, `bool`, `len`, `in`, `hash`, `str`, f-strings, `int` and
-    `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the traced forms.
+    Made by `node`, by operators and by bundles. `data` is the value; `parents` the nodes that it
+    was computed from, `()` for a root. Operators on a node make new nodes and never change its
+    data. Python decides what stays plain: `==`, `bool`, `len`, `in`, `hash`, `str`, f-strings,
+    `int` and `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the
+    traced forms.
 
     Args:
         data: any Python value.
@@ -310,7 +334,7 @@ class Node(Generic[T]):
     __array_ufunc__ = None  # numpy and pandas leave `array + node` to the node
     __pandas_priority__ = 5000
 
-    parents: tuple[Node[Any], ...] = ()
+    parents: Nodes = ()
     trainable = False
     _op: _Operator | None = None
     _call: _Call | None = None
@@ -320,8 +344,7 @@ class Node(Generic[T]):
         self._data = data
         self._base = base = type(data).__name__ if name is None else name.partition(":")[0]
         self._description = description
-        self._number = next(_numbers)
-        self._index = next(_names[base])
+        self._number, self._index = next(_numbers), next(_names[base])
 
     @property
     def data(self) -> T:
@@ -398,7 +421,7 @@ class Node(Generic[T]):
         self, feedback: Any = "", propagator: Propagator | None = None, **options: Any
     ) -> Any:
         """Send feedback from here to every parameter that had a part in it: see `backward`."""
-        return _backward_method(self, feedback, propagator, **options)
+        return _send_back(self, feedback, propagator, **options)
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
         """What would this be if those nodes had other values? See `rerun` in section 3."""
@@ -409,7 +432,12 @@ class Node(Generic[T]):
         return TraceGraph.of(self).tree(**options)
 
     def _root(self, data: T, name: str) -> Node[T]:
+        """A new root like this one."""
         return Node(data, name, self._description)
+
+    def _recipe(self) -> tuple[Any, ...]:
+        """How a pickle makes this node again: a callable and its arguments."""
+        return Node, (self._data, self._base, self._description)
 
     # Plain: these read the value, and the trace stops here.
     __bool__ = _plain(bool)
@@ -449,11 +477,7 @@ class Node(Generic[T]):
         return self._root(copy.deepcopy(self._data, memo), f"{self.py_name}_copy")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _last, ([_pickled(each) for each in _ancestors([self])],)
-
-    def _fields(self) -> tuple[Any, ...]:
-        """What a pickle keeps of a node, beside its parents."""
-        return self._data, self._base, self._description
+        return operator.itemgetter(-1), ([*map(_pickled, _ancestors([self]))],)
 
     # Traced: one line each. A reflected operator comes with its own.
     # fmt: off
@@ -521,36 +545,23 @@ class MessageNode(Node[T]):
     __slots__ = ("_call", "_op", "_tracked", "parents")
 
     def __init__(
-        self,
-        data: T,
-        op: _Operator,
-        parents: tuple[Node[Any], ...],
-        tracked: bool,
-        call: _Call | None = None,
+        self, data: T, op: _Operator, parents: Nodes, tracked: bool, call: _Call | None = None
     ) -> None:
-        self._data = data
-        self._op = op
-        self._call = call
-        self.parents = parents
-        self._tracked = tracked
+        self._data, self.parents, self._tracked = data, parents, tracked
+        self._op, self._call, self._description = op, call, None
         self._base = base = op.name
-        self._description = None
-        self._number = next(_numbers)
-        self._index = next(_names[base])
+        self._number, self._index = next(_numbers), next(_names[base])
 
-    def _fields(self) -> tuple[Any, ...]:
-        call = self._call
-        if call is not None:
-            outside = {number: _pickled(node) for number, node in call.outside.items()}
-            call = call._replace(values=_replace(call.values, _pickled_leaf), outside=outside)
-        return self._data, self._op, self._tracked, call
+    def _recipe(self) -> tuple[Any, ...]:
+        parents, call = tuple(map(_pickled, self.parents)), self._call and self._call.map(_pickled)
+        return type(self), (self._data, self._op, parents, self._tracked, call)
 
 
 class ParameterNode(Node[T]):
     """A root that may change: what an optimizer works on.
 
-    Whoever sets it, by `set` or through an optimizer, a value is kept only if it has the type of the
-    present one and passes every check given here; the first value is checked as well.
+    Whoever sets it, by `set` or through an optimizer, a value is kept only if it has the type of
+    the present one and passes every check given here; the first value is checked as well.
 
     Args:
         choices: the values allowed.
@@ -568,7 +579,7 @@ class ParameterNode(Node[T]):
     ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
     """
 
-    __slots__ = ("_feedback", "bounds", "check", "choices", "constraint", "projections")
+    __slots__ = ("bounds", "check", "choices", "constraint", "feedback", "projections")
     _tracked = True
     trainable = True
 
@@ -588,53 +599,48 @@ class ParameterNode(Node[T]):
         self.choices = None if choices is None else list(choices)
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
-        self._feedback: list[Any] = []
+        self.feedback: list[Any] = []
         self.set(data)
 
-    @property
-    def feedback(self) -> list[Any]:
-        """What backward brought here: one entry for each backward that reached it."""
-        return self._feedback
-
     def checked(self, value: Any) -> T:
-        """The value as this parameter would keep it; `ValueError` with the reason if it would not."""
+        """The value as this parameter would keep it; `ValueError` with the reason if it does not."""
         shown = _text(value, 80)
         try:
             for project in self.projections:
                 value = project(value)
             value = _fit(value, self._data)
-            reason = self._objection(value)
+            self._check(value)
         except Exception as error:
             raise ValueError(f"parameter {self.name} cannot take {shown}: {error}") from error
-        if reason:
-            raise ValueError(f"parameter {self.name} cannot take {shown}: {reason}")
         return cast(T, value)
 
     def set(self, value: Any) -> None:
         """Give it a new value, after the checks."""
         self._data = self.checked(value)
 
-    def _objection(self, value: Any) -> str:
-        """Why the value is outside choices or bounds, or fails the check; "" if it is good."""
+    def _check(self, value: Any) -> None:
+        """`ValueError` with the reason if it is outside choices or bounds, or fails the check."""
         low, high = self.bounds or (None, None)
         if self.choices is not None and value not in self.choices:
-            return f"it must be one of {_text(self.choices, 400)}"
+            raise ValueError(f"it must be one of {_text(self.choices, 400)}")
         if not ((low is None or _all(low <= value)) and (high is None or _all(value <= high))):
-            ends = f"between {low} and {high}", f"at least {low}", f"at most {high}"
-            return "it must be " + ends[1 if high is None else 2 if low is None else 0]
+            words = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise ValueError(f"it must be {words if low is not None else f'at most {high}'}")
         verdict = self.check(value) if self.check else None
-        failed = verdict is not None and not isinstance(verdict, str) and not _all(verdict)
-        return verdict if isinstance(verdict, str) else "its check failed" * failed
-
-    def _root(self, data: T, name: str) -> ParameterNode[T]:
-        return ParameterNode(data, name, self._description, **self._checks())
+        if isinstance(verdict, str) and verdict:
+            raise ValueError(verdict)
+        if verdict is not None and not isinstance(verdict, str) and not _all(verdict):
+            raise ValueError("its check failed")
 
     def _checks(self) -> dict[str, Any]:
         names = "choices", "bounds", "constraint", "projections", "check"
         return {name: getattr(self, name) for name in names}
 
-    def _fields(self) -> tuple[Any, ...]:
-        return *super()._fields(), self._checks()
+    def _root(self, data: T, name: str) -> ParameterNode[T]:
+        return ParameterNode(data, name, self._description, **self._checks())
+
+    def _recipe(self) -> tuple[Any, ...]:
+        return functools.partial(ParameterNode, **self._checks()), super()._recipe()[1]
 
 
 def _all(verdict: Any) -> bool:
@@ -643,29 +649,36 @@ def _all(verdict: Any) -> bool:
 
 
 def _fit(value: Any, like: Any) -> Any:
-    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple; else `ValueError`."""
+    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or `ValueError`."""
     kind = type(like)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if like is None:
-        return value
-    if kind is int and number and (isinstance(value, int) or value.is_integer()):
-        return int(value)
-    if kind is float and number and math.isfinite(value):
-        return float(value)
-    if kind in (list, tuple, set, frozenset) and type(value) in (list, tuple):
+    listed = type(value) in (list, tuple) and kind in (list, tuple, set, frozenset)
+    whole = kind is int and number and value % 1 == 0
+    if whole or listed or (kind is float and number and math.isfinite(value)):
         return kind(value)
-    if kind not in (int, float) and isinstance(value, kind):
+    if like is None or (isinstance(value, kind) and kind not in (int, float)):
         return value
-    article = "a finite" if kind is float else "an" if kind.__name__[0] in "aeiou" else "a"
-    raise ValueError(f"it must be {article} {kind.__name__}, as its present value is")
+    name = "finite float" if kind is float else kind.__name__
+    article = "an" if name[0] in "aeiou" else "a"
+    raise ValueError(f"it must be {article} {name}, as its present value is")
+
+
+@overload
+def node(data: Node[T], *args: Any, **options: Any) -> Any: ...
+
+
+@overload
+def node(
+    data: T, name: str | None = ..., trainable: Literal[False] = ..., description: str | None = ...
+) -> Node[T]: ...
+
+
+@overload
+def node(data: T, name: str | None = ..., *args: Any, **options: Any) -> ParameterNode[T]: ...
 
 
 def node(
-    data: Any,
-    name: str | None = None,
-    trainable: bool = False,
-    description: str | None = None,
-    **checks: Any,
+    data: Any, name: Any = None, trainable: bool = False, description: Any = None, **checks: Any
 ) -> Any:
     """Declare a value: a root of the graph, or with `trainable=True` a parameter.
 
@@ -689,19 +702,15 @@ def node(
     """
     if checks and not trainable:
         raise TypeError(f"node(): {', '.join(checks)} check a parameter: add trainable=True")
-    if isinstance(data, Node) and not trainable:
-        if name is not None:
-            warnings.warn(
-                f"node() of a node is that node: {data.name} keeps its name", stacklevel=2
-            )
-        return data
     if isinstance(data, Node):
+        if not trainable:
+            if name is not None:
+                words = f"node() of a node is that node: {data.name} keeps its name"
+                warnings.warn(words, stacklevel=2)
+            return data
         data, name = data.data, name or data._base
-    return (
-        ParameterNode(data, name, description, **checks)
-        if trainable
-        else Node(data, name, description)
-    )
+    kind: Any = ParameterNode if trainable else Node
+    return kind(data, name, description, **checks)
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, slice)
@@ -716,35 +725,38 @@ def _nodes_in(value: Any) -> Iterator[Node[Any]]:
             yield item
         elif isinstance(item, _CONTAINERS) and id(item) not in seen:
             seen.add(id(item))
-            stack.extend([*item, *item.values()] if isinstance(item, dict) else _items(item))
+            stack.extend(_items(item))
 
 
 def _items(container: Any) -> Iterable[Any]:
-    return (
-        (container.start, container.stop, container.step)
-        if isinstance(container, slice)
-        else container
-    )
+    """What a container holds; of a dict first its keys, then its values."""
+    if isinstance(container, slice):
+        return container.start, container.stop, container.step
+    return [*container, *container.values()] if isinstance(container, dict) else container
+
+
+def _holds(value: Any) -> bool:
+    """Is it a node, or a container with one in it at any depth?"""
+    return next(_nodes_in(value), None) is not None
 
 
 def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
     """A copy of a container, of its own type, with `leaf(item)` for whatever is no container."""
     if not isinstance(value, _CONTAINERS):
         return leaf(value)
+    result: Any = copy.copy(value)  # it keeps what a subclass adds, such as a default factory
     if isinstance(value, dict):
-        result = copy.copy(value)
         result.clear()
         for key, item in value.items():
-            holds = next(_nodes_in(key), None) is not None
-            result[_replace(key, leaf) if holds else key] = _replace(item, leaf)
+            known = _replace(key, leaf) if _holds(key) else key
+            result[known] = _replace(item, leaf)
         return result
     items = [_replace(item, leaf) for item in _items(value)]
-    if isinstance(value, list) and type(value) is not list:
-        result = copy.copy(value)
+    if isinstance(value, list):
         result[:] = items
         return result
-    make = slice if isinstance(value, slice) else getattr(type(value), "_make", None)
-    return slice(*items) if make is slice else (make or type(value))(items)
+    make = getattr(type(value), "_make", type(value))
+    return slice(*items) if isinstance(value, slice) else make(items)
 
 
 def _paths(path: str, value: Any) -> Iterator[tuple[str, Node[Any]]]:
@@ -764,9 +776,8 @@ def _wrap(value: Any, name: str | None = None) -> Any:
     """The value as a node; a container that holds nodes as one with a node for every leaf."""
     if isinstance(value, Node):
         return value
-    if isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None:
-        return _replace(value, _wrap)
-    return Node(value, name)
+    holds = isinstance(value, _CONTAINERS) and _holds(value)
+    return _replace(value, _wrap) if holds else Node(value, name)
 
 
 def to_data(value: Any) -> Any:
@@ -777,14 +788,11 @@ def to_data(value: Any) -> Any:
     """
     if isinstance(value, Node):
         return value.data
-    if isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None:
-        return _replace(value, lambda leaf: leaf.data if isinstance(leaf, Node) else leaf)
-    return value
+    holds = isinstance(value, _CONTAINERS) and _holds(value)
+    return _replace(value, to_data) if holds else value
 
 
-def _apply(
-    op: _Operator, args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})
-) -> MessageNode[Any]:
+def _apply(op: _Operator, args: Sequence[Any], kwargs: Any = _EMPTY) -> MessageNode[Any]:
     """Run an operator on nodes and plain values, and record it."""
     rest = (f"args_{i}" for i in range(len(args) - len(op.names)))
     names = (*op.names[: len(args)], *rest, *kwargs)
@@ -792,33 +800,30 @@ def _apply(
 
 
 def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
-    plain = call.plain()
     try:
-        data = call.apply(op.function, plain)
+        data = call.apply(op.function, call.plain())
     except Exception as error:
         raise _execution_error(op, call, error) from _original(error)
-    return _record(op, call, data)
+    return cast("MessageNode[Any]", _record(op, call, data))
 
 
 def _record(op: _Operator, call: _Call, data: Any, kind: Any = None) -> Any:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
-    scope, parents, tracked = _scope.get(), call.values, False
+    scope, parents, kind = _scope.get(), call.values, kind or MessageNode
     if scope is not None and not scope.tracing:
-        return (kind or MessageNode)(data, op, (), False)
-    simple = call.names == op.names and not call.outside
-    for parent in parents:
-        if not isinstance(parent, Node):
-            simple = False
-            break
-        tracked = tracked or parent._tracked
+        return kind(data, op, (), False)
+    simple, tracked = call.names == op.names and not call.outside, False
+    for value in parents:
+        simple = simple and isinstance(value, Node)
+        tracked = tracked or (simple and value._tracked)
     if not simple:
         parents = tuple(call.inputs().values())
         tracked = any(parent._tracked for parent in parents)
-    return (kind or MessageNode)(data, op, parents, tracked, None if simple else call)
+    return kind(data, op, parents, tracked, None if simple else call)
 
 
 def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[Any]]:
-    """The nodes and all they come from (only what depends on a parameter if `tracked`), parents first.
+    """The nodes and all they come from, parents first; if `tracked`, what depends on a parameter.
 
     A node is numbered after its parents, so sorting by number is a topological order.
     """
@@ -842,33 +847,17 @@ class _Pickled:
         self.node = node
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (
-            type(self.node),
-            self.node._fields(),
-            [*map(_pickled, self.node.parents)],
-        )
+        return self.node._recipe()
 
 
 _pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDictionary()
 
 
-def _pickled(node: Node[Any]) -> _Pickled:
-    return _pickling.setdefault(node._number, _Pickled(node))
-
-
-def _pickled_leaf(leaf: Any) -> Any:
-    return _pickled(leaf) if isinstance(leaf, Node) else leaf
-
-
-def _unpickled(kind: Any, fields: tuple[Any, ...], parents: list[Any]) -> Any:
-    if issubclass(kind, MessageNode):
-        data, op, tracked, call = fields
-        return kind(data, op, tuple(parents), tracked, call)
-    data, base, description, *checks = fields
-    return kind(data, base, description, **(checks[0] if checks else {}))
-
-
-_last = operator.itemgetter(-1)
+def _pickled(value: Any) -> Any:
+    """What stands for a node in a pickle; anything else is itself."""
+    return (
+        _pickling.setdefault(value._number, _Pickled(value)) if isinstance(value, Node) else value
+    )
 
 
 def _own(value: Any) -> Any:
@@ -880,12 +869,12 @@ _OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
 
 
 def _text(value: Any, limit: int = 0) -> str:
-    """`repr`, the same on every run (no memory address, sets sorted), cut in the middle to `limit`."""
+    """`repr`, the same on every run (no address, sets sorted), cut in the middle to `limit`."""
     try:
         text = repr(value)
-        if type(value) in (set, frozenset) and value:
-            items = "{" + ", ".join(sorted(map(repr, value))) + "}"
-            text = items if type(value) is set else f"frozenset({items})"
+        if type(value) in (set, frozenset):
+            items = [*map(repr, value)]
+            text = text.replace(", ".join(items), ", ".join(sorted(items)))
     except Exception:
         text = f"<{type(value).__name__}>"
     if not isinstance(value, str) and " at 0x" in text:
@@ -907,53 +896,28 @@ def _identifier(text: str) -> str:
     return f"_{word}" if word[:1].isdigit() else word
 
 
-class _Operators:
-    """Every operator as a function of nodes and plain values; any function of the standard `operator`
-    module too."""
-
-    def __getattr__(self, name: str) -> Method:
-        function = getattr(operator, name, None)
-        if function is None or name.startswith("__"):
-            raise AttributeError(
-                f"there is no operator {name!r}: see dir(operators), or bundle one"
-            )
-        words = (function.__doc__ or name).splitlines()[0]
-        method = _operator(name, lambda x, *more: function(_own(x), *more), words, "x", "y", "z")
-        setattr(self, name, method)
-        return method
-
-
-operators: Any = _Operators()
-for _method in list(vars(Node).values()):
-    if isinstance(getattr(_method, "op", None), _Operator):
-        setattr(operators, _method.op.name, _traced(_method.op))
 for _name, _alias in ("len", "len_"), ("getattr", "node_getattr"), ("divmod", "node_divmod"):
     setattr(operators, _alias, getattr(operators, _name))
 # fmt: off
-for _method in (
-    _operator("identity", lambda x: x, "x itself"),
-    _operator("cond", lambda test, a, b: a if test else b, "a if test is true, else b", "test", "a", "b"),
-    _operator("not_", operator.not_, "not x"),
-    _operator("is_", operator.is_, "x is y", "x", "y"),
-    _operator("is_not", operator.is_not, "x is not y", "x", "y"),
-    _operator("in_", lambda x, y: x in y, "x in y", "x", "y"),
-    _operator("not_in", lambda x, y: x not in y, "x not in y", "x", "y"),
-    _operator("concat", lambda *parts: functools.reduce(operator.add, parts), "the parts joined by +", "x", "y"),
-    _operator("ord_", ord, "the code point of the character x"),
-    _operator("chr_", chr, "the character with code point x"),
-    _operator("to_list", list, "list(x)"),
-    _operator("to_tuple", tuple, "tuple(x)"),
-    _operator("to_set", set, "set(x)"),
-    _operator("to_dict", dict, "dict(x)"),
-    _operator("make_list", lambda *items: [*items], "a list of the items", "x"),
-    _operator("make_tuple", lambda *items: items, "a tuple of the items", "x"),
-    _operator("make_set", lambda *items: {*items}, "a set of the items", "x"),
-    _operator("make_dict", lambda **items: items, "a dict of the items"),
-    _operator("list_extend", lambda x, y: [*x, *y], "a new list: x with the items of y at its end", "x", "y"),
-    _operator("dict_update", lambda x, y: {**x, **y}, "a new dict: x with the items of y put over it", "x", "y"),
-):
-    setattr(operators, _method.op.name, _method)  # type: ignore[attr-defined]
+_operator("identity", lambda x: x, "x itself")
+_operator("cond", lambda test, a, b: a if test else b, "a if test is true, else b", "test", "a", "b")
+_operator("not_", operator.not_, "not x")
+_operator("is_", operator.is_, "x is y", "x", "y")
+_operator("is_not", operator.is_not, "x is not y", "x", "y")
+_operator("in_", lambda x, y: x in y, "x in y", "x", "y")
+_operator("not_in", lambda x, y: x not in y, "x not in y", "x", "y")
+_operator("concat", lambda *parts: functools.reduce(operator.add, parts), "the parts joined by +", "x", "y")
+_operator("ord_", ord, "the code point of the character x")
+_operator("chr_", chr, "the character with code point x")
+_operator("make_list", lambda *items: [*items], "a list of the items", "x")
+_operator("make_tuple", lambda *items: items, "a tuple of the items", "x")
+_operator("make_set", lambda *items: {*items}, "a set of the items", "x")
+_operator("make_dict", lambda **items: items, "a dict of the items")
+_operator("list_extend", lambda x, y: [*x, *y], "a new list: x with the items of y at its end", "x", "y")
+_operator("dict_update", lambda x, y: {**x, **y}, "a new dict: x with the items of y put over it", "x", "y")
 # fmt: on
+for _kind in (list, tuple, set, dict):
+    _operator(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
 
 
 # ---- 2. Forward ----------------------------------------------------------------------------------
@@ -2217,30 +2181,35 @@ def _import(imports: Any, name: str, _g: Any, _l: Any, wanted: Any, level: int) 
 #             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then x:0 and y:0,
 #       y:0 ──┘                           each once, after all that it fed
 #
-# A propagator says how feedback starts, how several merge, and what each parent receives. With sums it
-# is a gradient; with one growing TraceGraph it is Trace. The graph is never changed by the walk.
+# A propagator says how feedback starts, how several merge, and what each parent receives. With sums
+# it is a gradient; with one growing TraceGraph it is Trace. The graph is never changed by the walk.
 # Left out: what the parameters should become (section 4).
 
 
 class GraphError(MinitraceError):
     """A trace graph that cannot be read or used: it says what is wrong, and at which node.
 
-    >>> TraceGraph.from_json('{"format": "minitrace-graph", "version": "1.0", "nodes": [{"id": "x"}, {"id": "x"}]}')
+    >>> TraceGraph.from_json('{"nodes": [{"id": "x"}, {"id": "x"}]}')
     Traceback (most recent call last):
     minitrace.GraphError: nodes[1]: the id 'x' is used twice
     """
 
 
+Rule = Callable[["Node[Any]", Any], "Sequence[Any]"]
+
+
 class Propagator:
     """How feedback flows: three small duties, which a subclass may redefine.
 
-    `init_feedback` says how it starts, `aggregate` how several that reach one node merge, `propagate`
-    what each parent receives. `register` overrides `propagate` for one operator.
+    `init_feedback` says how it starts, `aggregate` how several that reach one node merge,
+    `propagate` what each parent receives. `register` overrides `propagate` for one operator.
 
     The derivative of a sum and of a product are enough for a first gradient:
 
     >>> gradients = SumPropagator()
-    >>> gradients.register("multiply", lambda node, g: [g * node.parents[1].data, g * node.parents[0].data])
+    >>> def product(node, g):
+    ...     return [g * other.data for other in reversed(node.parents)]
+    >>> gradients.register("multiply", product)
     >>> x, y = node(3.0, name="x", trainable=True), node(4.0, name="y", trainable=True)
     >>> found = backward(x * y + x, 1.0, gradients)
     >>> found[x], found[y]
@@ -2248,11 +2217,11 @@ class Propagator:
     """
 
     def __init__(self) -> None:
-        self._rules: dict[str, Callable[[Node[Any], Any], Sequence[Any]]] = {}
+        self._rules: dict[str, Rule] = {}
 
-    def register(self, op_name: str, function: Callable[[Node[Any], Any], Sequence[Any]]) -> None:
-        """Let `function(node, feedback)` say what the parents of this operator's nodes receive: a list
-        with one feedback for each of `node.parents`."""
+    def register(self, op_name: str, function: Rule) -> None:
+        """Let `function(node, feedback)` say what the parents of this operator's nodes receive: a
+        list with one feedback for each of `node.parents`."""
         self._rules[op_name] = function
 
     def init_feedback(self, node: Node[Any], feedback: Any) -> Any:
@@ -2274,8 +2243,9 @@ class Propagator:
     def __call__(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
         sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
-        if not isinstance(sent, (list, tuple)) or len(sent) != len(node.parents):
-            said = f"{len(sent)} feedbacks" if isinstance(sent, (list, tuple)) else _text(sent, 80)
+        listed = isinstance(sent, (list, tuple))
+        if not listed or len(sent) != len(node.parents):
+            said = f"{len(sent)} feedbacks" if listed else _text(sent, 80)
             raise ValueError(
                 f"{node.op_name} at {node.name}: {said} for {len(node.parents)} parents; a rule gives "
                 "a list with one feedback for each of node.parents"
@@ -2329,7 +2299,7 @@ class GraphPropagator(Propagator):
         graph = TraceGraph()
         graph.outputs = [each._replace(node=each.node._number) for each in outputs]
         for each in outputs:
-            graph._put(_input(each.node))  # until the walk comes by
+            graph._put(_as_record(each.node))  # until the walk comes by
         return [graph] * len(outputs)
 
     def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
@@ -2351,7 +2321,7 @@ class Output(NamedTuple):
     node: Any
     feedback: Any
     score: float | None = None
-    extra: Mapping[str, Any] = MappingProxyType({})
+    extra: Mapping[str, Any] = _EMPTY
 
 
 def backward(
@@ -2364,8 +2334,9 @@ def backward(
 ) -> dict[Node[Any], Any]:
     """Carry feedback from an output to every node that lies between it and a parameter.
 
-    Nodes are visited in the reverse of their creation, so each has heard from all its children before
-    it is its turn. Takes time linear in the graph, a sort aside, and leaves the graph as it was.
+    Nodes are visited in the reverse of their creation, so each has heard from all its children
+    before it is its turn. Takes time linear in the graph, a sort aside, and leaves the graph as it
+    was.
 
     Args:
         output: a node, or a list of nodes with a list of feedback.
@@ -2373,8 +2344,9 @@ def backward(
         propagator: how it flows; a `GraphPropagator` by default.
         score: a number, higher is better; for several outputs a list.
 
-    Returns: what each node reached received, merged: a dict from node to feedback. Nothing is stored;
-        `node.backward` does that. If no parameter is reached there is a warning, and it is empty.
+    Returns: what each node reached received, merged: a dict from node to feedback. Nothing is
+        stored; `node.backward` does that. If no parameter is reached there is a warning, and it is
+        empty.
 
     >>> GRAPH.clear()
     >>> x, y = node(2, name="x", trainable=True), node(3, name="y")
@@ -2382,51 +2354,46 @@ def backward(
     >>> [(each.py_name, words) for each, words in found.items()]
     [('add0', 'too small'), ('x0', 'too small')]
 
-    Source: reverse mode differentiation; the order by counting is Kahn's, 1962, found once at creation.
+    Source: reverse mode differentiation; the order by counting is Kahn's, 1962, found at creation.
     """
     propagator = propagator or GraphPropagator()
-    several = not isinstance(output, Node)
-    outputs = list(output) if several else [output]  # type: ignore[arg-type,list-item]
-    words = (
-        list(feedback)
-        if several and isinstance(feedback, (list, tuple))
-        else [feedback] * len(outputs)
-    )
-    scores = list(score) if isinstance(score, (list, tuple)) else [score] * len(outputs)
-    if not len(outputs) == len(words) == len(scores):
-        raise ValueError(
-            f"backward(): {len(outputs)} outputs, {len(words)} feedbacks, {len(scores)} scores"
-        )
-    waiting: dict[int, list[Any]] = defaultdict(list)
-    started = propagator.start([*map(Output, outputs, words, scores)])
-    for each, start in zip(reversed(outputs), reversed(started)):
-        waiting[each._number].append(start)
-    reached = {}
-    for each in reversed(_ancestors(outputs, tracked=True)):
-        reached[each] = merged = propagator.aggregate(waiting.pop(each._number)[::-1])
-        for parent, sent in zip(each.parents[::-1], propagator(each, merged)[::-1]):
+    outputs = _outputs(output, feedback, score)
+    waiting: defaultdict[int, list[Any]] = defaultdict(list)
+    for each, start in zip(outputs[::-1], propagator.start(outputs)[::-1], strict=True):
+        waiting[each.node._number].append(start)
+    reached: dict[Node[Any], Any] = {}
+    for node in reversed(_ancestors([each.node for each in outputs], tracked=True)):
+        reached[node] = merged = propagator.aggregate(waiting.pop(node._number)[::-1])
+        for parent, sent in zip(node.parents[::-1], propagator(node, merged)[::-1], strict=True):
             if parent._tracked:  # the last first, as the nodes come; turned round when merged
                 waiting[parent._number].append(sent)
     if not reached:
-        names = ", ".join(each.name for each in outputs)
-        warnings.warn(
-            f"backward from {names} reaches no parameter: a trace ends where a value is read plainly, by ==, "
-            "bool, int(), an f-string or .data, and in stop_tracing",
-            stacklevel=_level,
+        names = ", ".join(each.node.name for each in outputs)
+        words = (
+            f"backward from {names} reaches no parameter: a trace ends where a value is read "
+            "plainly, by ==, bool, int(), an f-string or .data, and in stop_tracing"
         )
+        warnings.warn(words, stacklevel=_level)
     return reached
 
 
-def _backward_method(
-    output: Node[Any],
-    feedback: Any,
-    propagator: Propagator | None,
-    retain_graph: bool = False,
-    visualize: bool = False,
-    score: float | None = None,
-) -> Any:
+def _outputs(output: Node[Any] | Sequence[Node[Any]], feedback: Any, score: Any) -> list[Output]:
+    """Each output with its feedback and score; what is no list holds for all of them."""
+    nodes, words = ([output], [feedback]) if isinstance(output, Node) else (output, feedback)
+    count = len(nodes)
+    words = words if isinstance(words, (list, tuple)) else [words] * count
+    scores = score if isinstance(score, (list, tuple)) else [score] * count
+    if not count == len(words) == len(scores):
+        said = f"{count} outputs, {len(words)} feedbacks, {len(scores)} scores"
+        raise ValueError(f"backward(): {said}")
+    return [*map(Output, nodes, words, scores)]
+
+
+def _send_back(
+    output: Node[Any], *said: Any, retain_graph: bool = False, visualize: bool = False, **score: Any
+) -> str | None:
     """`Node.backward`: propagate, then store on the parameters what reached them."""
-    for each, received in backward(output, feedback, propagator, score=score, _level=4).items():
+    for each, received in backward(output, *said, **score, _level=4).items():
         if isinstance(each, ParameterNode):
             each.feedback.append(received)
     return TraceGraph.of(output).tree() if visualize else None
@@ -2435,29 +2402,36 @@ def _backward_method(
 class Record:
     """A node as a trace graph keeps it: plain values, and other nodes by their numbers.
 
-    `kind` is parameter, input, operator or exception; `arguments` and `parents` go in pairs; `extra`
-    holds what a JSON form said beyond what is known here.
+    `kind` is parameter, input, operator or exception; `arguments` and `parents` go in pairs;
+    `extra` holds what a JSON form said beyond what is known here.
     """
 
-    __slots__ = ("arguments", "base", "data", "description", "extra", "id", "kind", "number", "operator",
-                 "parameter", "parents", "type")  # fmt: skip
+    __slots__ = ("arguments", "base", "data", "description", "extra", "id", "kind", "number",
+                 "operator", "parameter", "parents", "type")  # fmt: skip
 
     def __init__(
-        self, number: int, base: str, kind: str, data: Any, description: str = "", operator: str = "",
-        arguments: tuple[str, ...] = (), parents: tuple[int, ...] = (),
-        parameter: ParameterNode[Any] | None = None, id: Any = None, type: str = "", extra: Any = None,
+        self, number: int, base: str, kind: str, data: Any, type: str, description: str,
+        operator: str = "", arguments: tuple[str, ...] = (), parents: tuple[int, ...] = (),
+        parameter: ParameterNode[Any] | None = None,
     ) -> None:  # fmt: skip
         self.number, self.base, self.kind, self.data = number, base, kind, data
-        self.description, self.operator, self.arguments = description, operator, arguments
-        self.parents, self.parameter, self.id = parents, parameter, id
-        self.type, self.extra = type or data.__class__.__name__, extra
+        self.type, self.description, self.operator = type, description, operator
+        self.arguments, self.parents, self.parameter = arguments, parents, parameter
+        self.id: Any = None
+        self.extra: Mapping[str, Any] = _EMPTY
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.id or self.base} = {_text(self.data, 60)}>"
 
 
+def _as_record(node: Node[Any], kind: str = "input", *made: Any) -> Record:
+    """A node as a record of this kind; `made` is its operator, arguments, parents and parameter."""
+    data, words = node._data, node.description
+    return Record(node._number, node._base, kind, data, data.__class__.__name__, words, *made)
+
+
 class TraceGraph:
-    """The part of a graph between parameters and outputs, with the feedback: what an optimizer reads.
+    """The part of a graph between parameters and outputs, with the feedback, for an optimizer.
 
     It holds plain records of the values as they were at backward, in topological order, and no live
     node except the parameters that it can update. Iterating gives the records.
@@ -2476,9 +2450,6 @@ class TraceGraph:
 
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
-        self._order: list[int] | None = None
-        self._names: dict[int, str] | None = None
-        self._children: dict[int, list[Record]] | None = None
         self.outputs: list[Output] = []
         self.extra: dict[str, Any] = {}
 
@@ -2494,24 +2465,22 @@ class TraceGraph:
     def add(self, node: Node[Any]) -> None:
         """Take in a node, and as fixed inputs those of its parents that depend on no parameter."""
         if isinstance(node, ParameterNode):
-            self._put(Record(node._number, node._base, "parameter", node._data, node.description,
-                             parameter=node))  # fmt: skip
+            self._put(_as_record(node, "parameter", "", (), (), node))
         elif node._op is None or not node.parents:
-            self._put(_input(node))
+            self._put(_as_record(node))
         else:
+            for parent in node.parents:
+                if not parent._tracked and parent._number not in self._records:
+                    self._put(_as_record(parent))
             kind = "exception" if isinstance(node, ExceptionNode) else "operator"
             names = node._op.names if node._call is None else tuple(node.inputs)
             parents = tuple([parent._number for parent in node.parents])
-            for parent in node.parents:
-                if not parent._tracked and parent._number not in self._records:
-                    self._put(_input(parent))
-            self._put(Record(node._number, node._base, kind, node._data, node._op.description,
-                             node._op.name, names, parents))  # fmt: skip
+            self._put(_as_record(node, kind, node._op.name, names, parents))
 
     def _put(self, record: Record) -> None:
         self._records[record.number] = record
-        if self._order is not None:
-            self._order = self._names = self._children = None
+        self.__dict__.pop("names", None)  # with what was derived from the records until now
+        self.__dict__.pop("_children", None)
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
@@ -2524,9 +2493,7 @@ class TraceGraph:
         return whole
 
     def __iter__(self) -> Iterator[Record]:
-        if self._order is None:
-            self._order = sorted(self._records)
-        return (self._records[number] for number in self._order)
+        return (self._records[number] for number in sorted(self._records))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -2550,50 +2517,42 @@ class TraceGraph:
         scores = [output.score for output in self.outputs if output.score is not None]
         return sum(scores) / len(scores) if scores else None
 
-    @property
+    @functools.cached_property
     def names(self) -> dict[int, str]:
         """A name for each record, by its number: an identifier that nothing else here has.
 
-        Parameters keep their own. The others are counted in the order of this graph, so that what ran
-        before, or beside it in another thread, changes nothing.
+        Parameters keep their own. The others are counted in the order of this graph, so that what
+        ran before, or beside it in another thread, changes nothing.
         """
-        if self._names is None:
-            named: dict[int, str] = {}
-            taken: set[str] = set()
-            counts: dict[str, Iterator[int]] = defaultdict(itertools.count)
-            for record in sorted(self, key=lambda record: record.parameter is None):  # they first
-                own = record.parameter.py_name if record.parameter is not None else record.id
-                name = None if own is None else _identifier(str(own))
-                while name is None or name in taken:
-                    name = _identifier(f"{record.base}{next(counts[record.base])}")
-                taken.add(name)
-                named[record.number] = name
-            self._names = named
-        return self._names
+        named: dict[str, int] = {}
+        counts: dict[str, Iterator[int]] = defaultdict(itertools.count)
+        for record in sorted(self, key=lambda record: record.parameter is None):  # they first
+            own = record.id if record.parameter is None else record.parameter.py_name
+            name = None if own is None else _identifier(str(own))
+            while name is None or name in named:
+                name = _identifier(f"{record.base}{next(counts[record.base])}")
+            named[name] = record.number
+        return {number: name for name, number in named.items()}
 
     @property
     def ids(self) -> dict[int, Any]:
         """The id of each record in the JSON form: the one it was read with, or else its name."""
-        own = [record.id for record in self if record.id is not None]
-        taken = set(map(str, own))
-        free = lambda name: (
-            name
-            if name not in taken
-            else next(  # noqa: E731
-                f"{name}_{n}" for n in itertools.count(1) if f"{name}_{n}" not in taken
-            )
-        )
-        return {r.number: free(self.names[r.number]) if r.id is None else r.id for r in self}
+        taken = {str(record.id) for record in self if record.id is not None}
+        ids = {number: _free(name, taken) for number, name in self.names.items()}
+        return {r.number: ids[r.number] if r.id is None else r.id for r in self}
 
     def children(self, node: Node[Any] | Record) -> list[Record]:
         """The records computed from this one, in topological order."""
-        if self._children is None:
-            self._children = defaultdict(list)
-            for record in self:
-                for parent in dict.fromkeys(record.parents):
-                    self._children[parent].append(record)
         number = node.number if isinstance(node, Record) else node._number
         return self._children.get(number, [])
+
+    @functools.cached_property
+    def _children(self) -> dict[int, list[Record]]:
+        found: dict[int, list[Record]] = defaultdict(list)
+        for record in self:
+            for parent in dict.fromkeys(record.parents):
+                found[parent].append(record)
+        return found
 
     def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
         """The graph as a text tree: see section 6."""
@@ -2606,15 +2565,11 @@ class TraceGraph:
         for record in self:
             if record.operator:
                 operators.setdefault(record.operator, record.description)
+        outputs = []
+        for output in self.outputs:
+            said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
+            outputs.append({"id": ids[output.node], **_known(said), **output.extra})
         nodes = [_node_json(record, ids, operators) for record in self]
-        outputs = [
-            {
-                "id": ids[o.node],
-                **_known({"feedback": encode(o.feedback, as_text=True), "score": o.score}),
-                **o.extra,
-            }
-            for o in self.outputs
-        ]
         form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": operators}
         whole = {**form, "outputs": outputs, **self.extra}
         return json.dumps(whole, indent=indent, allow_nan=False)
@@ -2623,89 +2578,52 @@ class TraceGraph:
     def from_json(cls, text: str) -> TraceGraph:
         """Read a graph. Trainable nodes become new parameters, which an optimizer can update.
 
-        Raises: `GraphError` with the place of what is wrong: not JSON, not a trace graph, a newer major
-            version, an id used twice, an input that is no node, a cycle.
+        Raises: `GraphError` with the place of what is wrong: not JSON, not a trace graph, a newer
+            major version, an id used twice, an input that is no node, a cycle.
         """
         return _graph_from(_graph_form(text))
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_NODE_FIELDS = {"id", "name", "kind", "operator", "inputs", "type", "value", "description", "constraint",
-                "choices", "bounds", "trainable"}  # fmt: skip
+_TEXTS = "name", "kind", "operator", "type", "description", "constraint"
+_GRAPH_FIELDS = "format", "version", "nodes", "operators", "outputs"
+_OUTPUT_FIELDS = {"id": object, "feedback": object, "score": (int, float)}
+_NODE_FIELDS = {"id": object, "value": object, "inputs": dict, "trainable": bool}
+_NODE_FIELDS |= {"bounds": list, "choices": list, **dict.fromkeys(_TEXTS, str)}
 
 
 def _known(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _input(node: Node[Any]) -> Record:
-    return Record(node._number, node._base, "input", node._data, description=node.description)
+def _beyond(spec: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in fields}
 
 
 def _node_json(record: Record, ids: dict[int, Any], operators: dict[str, str]) -> dict[str, Any]:
     """One node of the JSON form."""
-    parameter = record.parameter
-    said = operators.get(record.operator, "") == record.description
+    said, parameter = operators.get(record.operator, ""), record.parameter
+    pairs = zip(record.arguments, record.parents, strict=True)
     form = {
         "id": ids[record.number],
         "name": record.base,
         "kind": record.kind,
         "operator": record.operator or None,
-        "inputs": {name: ids[p] for name, p in zip(record.arguments, record.parents)} or None,
+        "inputs": {name: ids[parent] for name, parent in pairs} or None,
         "type": record.type,
-        "description": None if said else record.description,
+        "description": None if said == record.description else record.description,
     }
     if parameter is not None:
         form["constraint"], form["trainable"] = parameter.constraint, True
         form["choices"] = parameter.choices and encode(parameter.choices, as_text=True)
         form["bounds"] = parameter.bounds and [*map(encode, parameter.bounds)]
-    return {**_known(form), "value": encode(record.data, as_text=True), **(record.extra or {})}
+    return {**_known(form), "value": encode(record.data, as_text=True), **record.extra}
 
 
-def _graph_form(text: str) -> dict[str, Any]:
-    """The JSON of a trace graph, its outside checked."""
-    try:
-        form = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GraphError(f"not JSON: {error}") from None
-    if not isinstance(form, dict) or not isinstance(form.get("nodes"), list):
-        raise GraphError(
-            f"not a trace graph: an object with format {_FORMAT!r} and a list of nodes is expected"
-        )
-    version = str(form.get("version", _VERSION))
-    if form.get("format", _FORMAT) != _FORMAT or not re.fullmatch(r"\d+(\.\d+)*", version):
-        raise GraphError(f"not a trace graph: format {form.get('format')!r}, version {version!r}")
-    if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
-        raise GraphError(
-            f"version {version} is newer than {_VERSION}, which is what this file reads"
-        )
-    return form
-
-
-def _graph_from(form: dict[str, Any]) -> TraceGraph:
-    """The graph of a JSON form."""
-    graph, numbers = TraceGraph(), {}
-    docs, outputs = form.get("operators", {}), form.get("outputs", [])
-    if not isinstance(docs, dict) or not all(isinstance(words, str) for words in docs.values()):
-        raise GraphError("operators: it must be an object from name to text")
-    if not isinstance(outputs, list):
-        raise GraphError("outputs: it must be a list")
-    for place, spec in _sorted_specs(form["nodes"]):
-        with _at(f"{place} ({spec['id']})"):
-            record = _record_from(spec, numbers, docs)
-        numbers[str(spec["id"])] = record.number
-        graph._put(record)
-    for n, spec in enumerate(outputs):
-        if not isinstance(spec, dict) or str(spec.get("id")) not in numbers:
-            raise GraphError(f"outputs[{n}]: it must be an object whose id is that of a node")
-        with _at(f"outputs[{n}] ({spec['id']})"):
-            _check_types(spec, {"score": (int, float)})
-            extra = {key: item for key, item in spec.items() if key not in ("id", *Output._fields)}
-            number, feedback = numbers[str(spec["id"])], decode(spec.get("feedback"))
-            graph.outputs.append(Output(number, feedback, spec.get("score"), extra))
-    outside = {"format", "version", "nodes", "operators", "outputs"}
-    graph.extra = {key: value for key, value in form.items() if key not in outside}
-    return graph
+def _expect(good: object, words: str) -> None:
+    """Refuse a trace graph where something is not as it must be."""
+    if not good:
+        raise GraphError(words)
 
 
 @contextlib.contextmanager
@@ -2720,43 +2638,78 @@ def _at(place: str) -> Iterator[None]:
 def _check_types(spec: dict[str, Any], types: Mapping[str, Any]) -> None:
     for field, kinds in types.items():
         value = spec.get(field)
-        if value is not None and (
-            not isinstance(value, kinds) or isinstance(value, bool) is not (kinds is bool)
-        ):
+        fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
+        if value is not None and kinds is not object and not fits:
             raise TypeError(f"its {field} cannot be {_text(value, 60)}")
 
 
-_FIELD_TYPES = {"trainable": bool, "inputs": dict, "bounds": list, "choices": list, **dict.fromkeys(
-    ("name", "kind", "operator", "type", "description", "constraint"), str)}  # fmt: skip
+def _graph_form(text: str) -> dict[str, Any]:
+    """The JSON of a trace graph, its outside checked."""
+    with _at("not JSON"):
+        form: Any = json.loads(text)
+    words = f"an object with format {_FORMAT!r} and a list of nodes is expected"
+    good = isinstance(form, dict) and isinstance(form.get("nodes"), list)
+    _expect(good, f"not a trace graph: {words}")
+    named, version = form.get("format", _FORMAT), str(form.get("version", _VERSION))
+    known = named == _FORMAT and re.fullmatch(r"\d+(\.\d+)*", version)
+    _expect(known, f"not a trace graph: format {named!r}, version {version!r}")
+    newer = int(version.partition(".")[0]) > int(_VERSION.partition(".")[0])
+    _expect(not newer, f"version {version} is newer than {_VERSION}, which is what this file reads")
+    docs = form.setdefault("operators", {})
+    good = isinstance(docs, dict) and all(isinstance(words, str) for words in docs.values())
+    _expect(good, "operators: it must be an object from name to text")
+    _expect(isinstance(form.setdefault("outputs", []), list), "outputs: it must be a list")
+    return cast("dict[str, Any]", form)
+
+
+def _graph_from(form: dict[str, Any]) -> TraceGraph:
+    """The graph of a JSON form."""
+    graph, numbers = TraceGraph(), dict[str, int]()
+    graph.extra = _beyond(form, _GRAPH_FIELDS)
+    for place, spec in _sorted_specs(form["nodes"]):
+        with _at(place):
+            record = _record_from(spec, numbers, form["operators"])
+        numbers[str(spec["id"])] = record.number
+        graph._put(record)
+    for n, spec in enumerate(form["outputs"]):
+        good = isinstance(spec, dict) and str(spec.get("id")) in numbers
+        _expect(good, f"outputs[{n}]: it must be an object whose id is that of a node")
+        with _at(f"outputs[{n}] ({spec['id']})"):
+            _check_types(spec, _OUTPUT_FIELDS)
+            number, feedback = numbers[str(spec["id"])], decode(spec.get("feedback"))
+        extra = _beyond(spec, _OUTPUT_FIELDS)
+        graph.outputs.append(Output(number, feedback, spec.get("score"), extra))
+    return graph
 
 
 def _sorted_specs(specs: list[Any]) -> list[tuple[str, dict[str, Any]]]:
     """The nodes of a JSON form, parents first, each with its place; ids and inputs checked."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for n, spec in enumerate(specs):
+        good = isinstance(spec, dict) and type(spec.get("id")) in (str, int)
+        _expect(good, f"nodes[{n}]: it must be an object with an id, a text or an integer")
+        key = str(spec["id"])
+        _expect(key not in found, f"nodes[{n}]: the id {spec['id']!r} is used twice")
+        found[key] = f"nodes[{n}] ({key})", spec
+    parents: dict[str, list[str]] = {}
+    for key, (place, spec) in found.items():
+        with _at(place):
+            _check_types(spec, _NODE_FIELDS)
+        parents[key] = [*map(str, (spec.get("inputs") or {}).values())]
+        for name in parents[key]:
+            _expect(name in found, f"{place}: its input {_text(name, 60)} is no node")
+    return [found[key] for key in _parents_first(parents)]
+
+
+def _parents_first(parents: dict[str, list[str]]) -> Iterable[str]:
+    """The keys in an order that puts each after its parents: as they are, if that is one."""
     import graphlib
 
-    places: dict[str, tuple[str, dict[str, Any]]] = {}
-    parents: dict[str, list[str]] = {}
-    sorted_already = True
-    for n, spec in enumerate(specs):
-        if not isinstance(spec, dict) or type(spec.get("id")) not in (str, int):
-            raise GraphError(f"nodes[{n}]: it must be an object with an id, a text or an integer")
-        key = str(spec["id"])
-        if key in places:
-            raise GraphError(f"nodes[{n}]: the id {spec['id']!r} is used twice")
-        with _at(f"nodes[{n}] ({key})"):
-            _check_types(spec, _FIELD_TYPES)
-        parents[key] = [*map(str, (spec.get("inputs") or {}).values())]
-        sorted_already = sorted_already and all(name in places for name in parents[key])
-        places[key] = f"nodes[{n}]", spec
-    for key, names in parents.items():
-        for name in names:
-            if name not in places:
-                raise GraphError(
-                    f"{places[key][0]} ({key}): its input {_text(name, 60)} is no node"
-                )
+    rank = {key: n for n, key in enumerate(parents)}
+    if all(rank[name] < rank[key] for key, names in parents.items() for name in names):
+        return parents
     try:
-        order = places if sorted_already else graphlib.TopologicalSorter(parents).static_order()
-        return [places[key] for key in order]
+        return [*graphlib.TopologicalSorter(parents).static_order()]
     except graphlib.CycleError as error:
         raise GraphError(_cut(f"a cycle: {' -> '.join(error.args[1])}", 400)) from None
 
@@ -2764,31 +2717,38 @@ def _sorted_specs(specs: list[Any]) -> list[tuple[str, dict[str, Any]]]:
 def _record_from(spec: dict[str, Any], numbers: dict[str, int], docs: dict[str, str]) -> Record:
     """One record of a JSON form, with a new parameter for a trainable node."""
     value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
-    base, operator_name = str(spec.get("name") or spec["id"]), spec.get("operator") or ""
+    base = str(spec.get("name") or spec["id"])
+    kind, op_name = ("operator", base) if inputs else ("input", "")
+    kind, op_name = spec.get("kind") or kind, spec.get("operator") or op_name
     words = spec.get("description")
-    words = docs.get(operator_name, "") if words is None else words
-    extra = {key: item for key, item in spec.items() if key not in _NODE_FIELDS}
-    facts: Any = {"id": spec["id"], "type": spec.get("type") or "", "extra": extra}
-    if not spec.get("trainable", spec.get("kind") == "parameter"):
-        kind = spec.get("kind") or ("operator" if inputs else "input")
-        parents = tuple(numbers[str(parent)] for parent in inputs.values())
-        return Record(next(_numbers), base, kind, value, words, operator_name or base * bool(inputs),
-                      tuple(inputs), parents, **facts)  # fmt: skip
-    if inputs:
-        raise ValueError("a trainable node is a root and has no inputs")
+    words = docs.get(op_name, "") if words is None else words
+    parameter = None
+    if spec.get("trainable", kind == "parameter"):
+        if inputs:
+            raise ValueError("a trainable node is a root and has no inputs")
+        kind, op_name, parameter = "parameter", "", _parameter_from(spec, value, base, words)
+    number = next(_numbers) if parameter is None else parameter._number
+    type_name = spec.get("type") or type(value).__name__
+    names, parents = tuple(inputs), tuple([numbers[str(each)] for each in inputs.values()])
+    record = Record(number, base, kind, value, type_name, words, op_name, names, parents, parameter)
+    record.id, record.extra = spec["id"], _beyond(spec, _NODE_FIELDS)
+    return record
+
+
+def _parameter_from(spec: dict[str, Any], value: Any, base: str, words: str) -> ParameterNode[Any]:
+    """A new parameter for a trainable node of a JSON form, named by its id."""
     bounds, choices = decode(spec.get("bounds")), decode(spec.get("choices"))
-    bounds = bounds and tuple(bounds)
-    parameter = ParameterNode(value, base, words, constraint=spec.get("constraint"),
-                              choices=choices, bounds=bounds)  # fmt: skip
+    checks = {"choices": choices, "bounds": bounds and tuple(bounds)}
+    parameter = ParameterNode(value, base, words, constraint=spec.get("constraint"), **checks)
     parameter._base, parameter._index = str(spec["id"]), ""  # type: ignore[assignment]
-    return Record(parameter._number, base, "parameter", value, words, parameter=parameter, **facts)
+    return parameter
 
 
 def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node[Any]:
     """The output as it would be if some nodes had other values, as the end of a new graph.
 
-    Only what depends on a changed node is computed again. A bundle marked with `effects`, and a call
-    of a language model, keeps its recorded value unless `effects` is true.
+    Only what depends on a changed node is computed again. A bundle marked with `effects`, and a
+    call of a language model, keeps its recorded value unless `effects` is true.
 
     >>> x, y = node(3, name="x", trainable=True), node(4, name="y")
     >>> (x * y + 1).rerun({x: 5}).data, x.data
@@ -2796,13 +2756,13 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
     """
     nodes = _ancestors([output])
     changed = {getattr(each, "_number", None): value for each, value in changes.items()}
-    strays = changed.keys() - {each._number for each in nodes}
+    known = {each._number for each in nodes}
+    strays = [_text(each, 60) for each in changes if getattr(each, "_number", None) not in known]
     if strays:
-        names = [_text(each, 60) for each in changes if getattr(each, "_number", None) in strays]
-        raise GraphError(f"rerun: {', '.join(names)} has no part in {output.name}")
+        raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new: dict[int, Node[Any]] = {}
     scope = _Scope(_scope.get(), tracing=True)
-    scope.values = values = {}
+    scope.stand_ins = new
     token = _scope.set(scope)
     try:
         for each in nodes:
@@ -2811,8 +2771,6 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
                 new[number] = each._root(changed[number], each._base)
             elif op and (effects or not op.effects) and any(p._number in new for p in each.parents):
                 new[number] = _again(op, each, new)
-            if number in new:
-                values[number] = new[number]._data
     finally:
         _scope.reset(token)
     return new.get(output._number, output)
@@ -2820,34 +2778,35 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
 
 def _again(op: _Operator, each: Node[Any], new: dict[int, Node[Any]]) -> Node[Any]:
     """A node computed again, where `new` holds the nodes that took the place of others."""
-    import asyncio
-    from concurrent.futures import ThreadPoolExecutor
 
     def leaf(part: Any) -> Any:
         return new.get(part._number, part) if isinstance(part, Node) else part
 
     if op.function is None:
-        raise GraphError(
-            f"rerun: the function of {each.name} ({op.name}) is not known in this process"
-        )
-    call = each._call or _Call(op.names, each.parents, op.keywords)
-    outside = {number: leaf(node) for number, node in call.outside.items()}
-    call = call._replace(values=tuple(_replace(value, leaf) for value in call.values), outside={})
+        what = f"the function of {each.name} ({op.name})"
+        raise GraphError(f"rerun: {what} is not known in this process")
+    call = (each._call or _Call(op.names, each.parents, op.keywords)).map(leaf)
     if op.bundle is None:
         return _run(op, call)
-    cast(Any, _scope.get()).values.update({n: node._data for n, node in outside.items()})
-    body = _Body(op.bundle, call, op.bundle)
-    if not op.bundle.is_async:
-        again = op.bundle._now(body)
-    else:  # in a thread, since a loop may be running in this one
-        with ThreadPoolExecutor(1) as pool:
-            run = contextvars.copy_context().run
-            again = pool.submit(run, lambda: asyncio.run(op.bundle._later(body))).result()
+    new.update({n: node for n, node in call.outside.items() if node._number != n})
+    body = _Body(op.bundle, call._replace(outside={}), op.bundle)
+    again = _finished(op.bundle, body)
     if body.call.outside:  # the stand-ins are the parents, not what the body names
-        stand = {n: outside.get(n, leaf(node)) for n, node in body.call.outside.items()}
-        again._call = body.call._replace(outside=stand)
+        again._call = body.call.map(leaf)
         again.parents = tuple(again._call.inputs().values())
-    return cast("Node[Any]", again)
+    return again
+
+
+def _finished(bundle: Bundle, body: _Body) -> MessageNode[Any]:
+    """The node that a bundle's body gives, also where it is an `async def`."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    if not bundle.is_async:
+        return bundle._now(body)
+    with ThreadPoolExecutor(1) as pool:  # since a loop may be running in this thread
+        run = contextvars.copy_context().run
+        return pool.submit(run, asyncio.run, bundle._later(body)).result()
 
 
 # ---- 4. Optimize ---------------------------------------------------------------------------------
