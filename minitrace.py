@@ -557,6 +557,9 @@ class MessageNode(Node[T]):
         return type(self), (self._data, self._op, parents, self._tracked, call)
 
 
+_CHECKS = "choices", "bounds", "constraint", "projections", "check"
+
+
 class ParameterNode(Node[T]):
     """A root that may change: what an optimizer works on.
 
@@ -597,6 +600,8 @@ class ParameterNode(Node[T]):
     ) -> None:
         super().__init__(data, name, description)
         self.choices = None if choices is None else list(choices)
+        if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+            raise TypeError(f"bounds must be a pair (low, high), not {_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
         self.feedback: list[Any] = []
@@ -633,8 +638,7 @@ class ParameterNode(Node[T]):
             raise ValueError("its check failed")
 
     def _checks(self) -> dict[str, Any]:
-        names = "choices", "bounds", "constraint", "projections", "check"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _CHECKS}
 
     def _root(self, data: T, name: str) -> ParameterNode[T]:
         return ParameterNode(data, name, self._description, **self._checks())
@@ -700,8 +704,10 @@ def node(
     >>> (greeting + ", you").data
     'Hello, you'
     """
+    for name_given in checks.keys() - set(_CHECKS):
+        raise TypeError(f"node() has no argument {name_given!r}; it checks {', '.join(_CHECKS)}")
     if checks and not trainable:
-        raise TypeError(f"node(): {', '.join(checks)} check a parameter: add trainable=True")
+        raise TypeError(f"node(): {', '.join(checks)} is for a parameter: add trainable=True")
     if isinstance(data, Node):
         if not trainable:
             if name is not None:
@@ -1214,7 +1220,7 @@ class Bundle:
         """Make the function's source a parameter."""
         import textwrap
 
-        name, words = self.__name__, f"The source code of {self.__name__}."
+        name, words = self.__name__, f"The source code of {self.__name__}"
         if name == "<lambda>":
             raise TypeError("a lambda cannot be trainable: its source has no name; use def")
         given = textwrap.dedent(source or "").strip("\n")
@@ -1620,7 +1626,11 @@ class Module:
         Raises: `ValueError` that lists what is missing and extra, or says which value is wrong.
         """
         with open(path, encoding="utf-8") as file:
-            saved = json.load(file)
+            text = file.read()
+        try:
+            saved = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is not a saved module: {error}") from None
         values = saved.get("parameters") if isinstance(saved, dict) else None
         if not isinstance(values, dict):
             raise ValueError(f"{os.fspath(path)} is not a saved module")
@@ -1819,7 +1829,7 @@ def check_code(
 
     tree: Any = _parse(source)
     for word in _out_of_reach(tree, limits.imports) if limits else ():
-        raise ValueError(f"`{word}` is not allowed under limits, nor any import but the listed")
+        raise ValueError(f"`{word}` is not allowed under limits, nor any import but Limits.imports")
     found = _definitions(tree.body, name)
     if len(found) != 1:
         raise ValueError(f"the code must define one function `{name}` at top level")
@@ -1900,7 +1910,7 @@ class Limits:
     {(1, 2): (1, 2, 1, 2)}
     >>> limits.run("def f():\\n    import os", "f")
     Traceback (most recent call last):
-    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but the listed
+    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but Limits.imports
     """
 
     def __init__(
@@ -2379,10 +2389,17 @@ def backward(
 
 def _outputs(output: Node[Any] | Sequence[Node[Any]], feedback: Any, score: Any) -> list[Output]:
     """Each output with its feedback and score; what is no list holds for all of them."""
-    nodes, words = ([output], [feedback]) if isinstance(output, Node) else (output, feedback)
+    several = isinstance(output, (list, tuple))
+    nodes, words = (output, feedback) if several else ([output], [feedback])
+    for each in nodes:
+        if not isinstance(each, Node):
+            told = f"backward() starts from a node, not {_text(each, 60)}: was it read with .data?"
+            raise TypeError(told)
     count = len(nodes)
     words = words if isinstance(words, (list, tuple)) else [words] * count
     scores = score if isinstance(score, (list, tuple)) else [score] * count
+    if not all(each is None or isinstance(each, (int, float)) for each in scores):
+        raise TypeError(f"backward(): a score is a number, not {_text(score, 60)}")
     if not count == len(words) == len(scores):
         said = f"{count} outputs, {len(words)} feedbacks, {len(scores)} scores"
         raise ValueError(f"backward(): {said}")
@@ -3244,6 +3261,8 @@ class Optimizer:
         on_refusal: str = "raise",
         include_example: bool = False,
     ) -> None:
+        if llm is not None and not callable(llm):
+            raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
         self._named = _by_name(parameters)
         self.names, self.parameters = list(self._named), list(self._named.values())
         self.llm, self.propagator = llm, propagator or GraphPropagator()
@@ -3260,9 +3279,15 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.zero_feedback()
 
-    def backward(self, output: Node[Any], feedback: Any = "", score: float | None = None) -> None:
-        """Send feedback from an output to the parameters, by this optimizer's propagator."""
-        for each, received in backward(output, feedback, self.propagator, score=score).items():
+    def backward(
+        self, output: Any, feedback: Any = "", score: Any = None, **for_trace: Any
+    ) -> None:
+        """Send feedback from an output to the parameters, by this optimizer's propagator.
+
+        What else programs written for Trace pass, such as `visualize=False`, changes nothing.
+        """
+        reached = backward(output, feedback, self.propagator, score=score, _level=3)
+        for each, received in reached.items():
             if isinstance(each, ParameterNode):
                 each.feedback.append(received)
 
@@ -3454,6 +3479,7 @@ _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedba
 def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
     """The parameters by the names that prompts give them, which must differ."""
     found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
+    found = [found] if isinstance(found, Node) else found
     named: dict[str, ParameterNode[Any]] = {}
     for each in found:
         if not isinstance(each, ParameterNode):
@@ -3705,7 +3731,7 @@ def _feedback_text(graph: TraceGraph) -> str:
     rows = []
     for number, feedback, score, _ in graph.outputs:
         judged = "" if score is None else f" (score: {score:g})"
-        rows.append(f"{graph.names[number]}: {_said(feedback)}{judged}")
+        rows.append(f"{graph.names[number]}: {_said(feedback) or '(no words)'}{judged}")
     return "\n".join(rows)
 
 
@@ -4304,8 +4330,8 @@ _ADVICE = [  # the first row whose pattern is found in "kind status words"
     ("^status", "see its words, and the options and extra= of the call"),
     ("^timeout", "raise timeout=, or ask for less with max_tokens="),
     ("CERTIFICATE", "it is not trusted here: SSL_CERT_FILE can name who vouches for it"),
-    ("^network", "is the server running, and its address right?"),
-    ("^unreadable", "does base_url= point at the API of a language model?"),
+    ("^network", "see that the server runs and that its address is right"),
+    ("^unreadable", "see that base_url= points at the API of a language model"),
     ("^cut off", "raise max_tokens="),
     ("", "change the prompt, or ask again"),
 ]
@@ -4391,7 +4417,8 @@ class _Route(NamedTuple):
         """Why nothing may be sent this way, or ""."""
         headers = (f"{name}:{value}" for name, value in self.headers.items())
         if not self.url:
-            return "base_url must be http(s)://..., without a user or a password"
+            return """name a provider (openai/NAME), or give base_url=: http(s)://..., \
+without a user or a password"""
         if not all(re.fullmatch("[!-9;-~]+:[ -~]+", header) for header in headers):
             return "the key, or another header, holds a line break or what else none can carry"
         if self.secrets and self.url.startswith("http:") and not (self.here or may_be_plain):
@@ -4405,7 +4432,7 @@ class _Route(NamedTuple):
         words, url = self.redact(words), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         advice = next(advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I))
-        message = f"{self.name} at {url}: {said}. {advice.replace('{keys}', self.keys)}."
+        message = f"{self.name} at {url}: {said}; {advice.replace('{keys}', self.keys)}."
         where = {"provider": self.provider, "model": self.model, "url": url}
         return LLMError(message, kind=kind, status=status, words=words, **where)
 
@@ -5121,9 +5148,8 @@ def _suggest(path: str) -> int:
         print(f"suggest: {place}: {' '.join(words.split())}", file=sys.stderr)
         return 2
     if isinstance(optimizer.llm, StubLLM):
-        print(
-            f"suggest: a StubLLM answers; for a language model {_NOT_CONFIGURED}", file=sys.stderr
-        )
+        told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
+        print(told, _NOT_CONFIGURED, file=sys.stderr)
     for parameter in graph.parameters:
         parameter.feedback.append(graph)
     ids = {r.parameter: r.id for r in graph if r.parameter is not None}

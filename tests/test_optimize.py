@@ -692,3 +692,26 @@ def test_textgrad_shows_its_prompts_proposes_several_and_remembers():
 def test_textgrad_without_feedback_says_what_to_call():
     with pytest.raises(MinitraceError, match="call backward"):
         TextGrad([node("a", name="a", trainable=True)], llm=StubLLM()).step()
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda x: OptoPrime([x], llm="openai/gpt-4o"), "takes a callable, such as LLM"),
+        (lambda x: OptoPrime([x]).backward(3, "low"), "starts from a node, not 3: was it read"),
+        (lambda x: OptoPrime([x]).backward(x + 1, "low", score="high"), "a score is a number"),
+        (lambda x: node(1, trainble=True), "node.. has no argument 'trainble'"),
+        (lambda x: node(1, bounds=(0, 2)), "bounds is for a parameter"),
+        (lambda x: node(1, trainable=True, bounds=5), r"bounds must be a pair \(low, high\)"),
+    ],
+)
+def test_mistakes_are_named_at_once(wrong, words):
+    with pytest.raises(TypeError, match=words):
+        wrong(node(1, name="x", trainable=True))
+
+
+def test_one_parameter_needs_no_list_and_what_trace_passes_beside_is_accepted():
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime(x, llm=StubLLM())
+    optimizer.backward(x + 1, "", visualize=False)
+    assert "add0: (no words)" in text(optimizer)
