@@ -2252,7 +2252,8 @@ class Propagator:
 
     def __call__(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
-        sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
+        rule = self._rules.get(node.op_name, self.propagate) if self._rules else self.propagate
+        sent = rule(node, feedback)
         listed = isinstance(sent, (list, tuple))
         if not listed or len(sent) != len(node.parents):
             said = f"{len(sent)} feedbacks" if listed else _text(sent, 80)
@@ -2492,12 +2493,15 @@ class TraceGraph:
             kind = "exception" if isinstance(node, ExceptionNode) else "operator"
             names = node._op.names if node._call is None else tuple(node.inputs)
             parents = tuple([parent._number for parent in node.parents])
-            self._put(_as_record(node, kind, node._op.name, names, parents))
+            op, data = node._op, node._data
+            self._put(Record(node._number, node._base, kind, data, data.__class__.__name__,
+                             op.description, op.name, names, parents))  # fmt: skip
 
     def _put(self, record: Record) -> None:
         self._records[record.number] = record
-        self.__dict__.pop("names", None)  # with what was derived from the records until now
-        self.__dict__.pop("_children", None)
+        if "names" in self.__dict__ or "_children" in self.__dict__:  # derived from fewer records
+            self.__dict__.pop("names", None)
+            self.__dict__.pop("_children", None)
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
