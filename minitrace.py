@@ -1,10 +1,11 @@
 """minitrace: autograd for AI systems, in one file.
 
-You declare what may change, you run your program forward and a graph of it records itself, and you
-optimize: feedback on the output, in words or numbers, travels back through the graph to whatever had a
-part in it, and an optimizer, usually a language model, proposes better values. What may change are
-numbers, texts such as prompts, and the source code of functions. The idea is Trace's (Cheng, Nie and
-Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and needs only the standard library.
+You declare what may change, you run your program forward and a graph of it records itself, and
+you optimize: feedback on the output, in words or numbers, travels back through the graph to
+whatever had a part in it, and an optimizer, usually a language model, proposes better values.
+What may change are numbers, texts such as prompts, and the source code of functions. The idea is
+Trace's (Cheng, Nie and Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and needs
+only the standard library.
 
 >>> from minitrace import OptoPrime, StubLLM, bundle, node
 >>> degrees = node(20, name="degrees", trainable=True)    # declare: this may change
@@ -31,7 +32,7 @@ Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and needs only th
 
 Words, one meaning each:
 
-    node          a value that remembers where it came from; its parents are what it was computed from
+    node          a value that remembers where it came from: its parents, which it was made of
     root          a node with no parents
     parameter     a root that an optimizer may change
     operator      a recorded function: an operator such as +, or a function marked with @bundle
@@ -40,24 +41,25 @@ Words, one meaning each:
     propagator    how feedback flows
     trace graph   the part of a graph between parameters and outputs, with the feedback
     optimizer     what turns feedback into new values
-    language model  any callable from messages to text (a `model` is something else: a module class)
+    language model  any callable from messages to text; a `model` is a class made a module
 
-The file reads from top to bottom: 1 Declare, 2 Forward, 3 Backward, which are the whole idea;
-4 Optimize, 5 Language models, 6 Looking, 7 Demo and command line. Copy it where you need it.
+The file reads from top to bottom: 1 Declare, 2 Forward, 3 Backward, which are the whole idea; 4
+Optimize, 5 Language models, 6 Looking, 7 Demo and command line. Copy it where you need it.
 
 Changes: 0.1.0 is the first.
 
-MIT License. Copyright (c) 2026 the minitrace authors. Permission is hereby granted, free of charge, to
-any person obtaining a copy of this software and associated documentation files (the "Software"), to
-deal in the Software without restriction, including without limitation the rights to use, copy, modify,
-merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to
-whom the Software is furnished to do so, subject to the following conditions: The above copyright notice
-and this permission notice shall be included in all copies or substantial portions of the Software. THE
-SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
-LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN
-NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY,
-WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE
-SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+MIT License. Copyright (c) 2026 the minitrace authors. Permission is hereby granted, free of
+charge, to any person obtaining a copy of this software and associated documentation files (the
+"Software"), to deal in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software,
+and to permit persons to whom the Software is furnished to do so, subject to the following
+conditions: The above copyright notice and this permission notice shall be included in all copies
+or substantial portions of the Software. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY
+KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS
+FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS
+BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN
+THE SOFTWARE.
 """
 
 from __future__ import annotations
@@ -96,9 +98,9 @@ __all__ = [
     "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS", "Budget", "BudgetError", "CodeError",
     "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", "LLMError", "LimitError",
     "Limits", "MessageNode", "MinitraceError", "Module", "Node", "OptoPrime", "Optimizer",
-    "ParameterNode", "Propagator", "Proposal", "Replay", "Reply", "ReplyError", "Script", "StubLLM",
-    "SumPropagator", "TextGrad", "TraceGraph", "TraceMissingInputsError", "ask", "backward", "bundle",
-    "check_code", "model", "node", "operators", "stop_tracing", "to_data",
+    "ParameterNode", "Propagator", "Proposal", "Replay", "Reply", "ReplyError", "Script",
+    "StubLLM", "SumPropagator", "TextGrad", "TraceGraph", "TraceMissingInputsError", "ask",
+    "backward", "bundle", "check_code", "model", "node", "operators", "stop_tracing", "to_data",
 ]
 # fmt: on
 # ---- 1. Declare ----------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ def _plain(function: Callable[..., Any]) -> Any:
 
 
 def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, Method]:
-    """The two methods of an operator between two values, `x + y` and its reflection: a fast path."""
+    """The methods of an operator between two values, `x + y` and its reflection: the fast path."""
     op: _Operator = getattr(_operator(name, function, words, *(names or ("x", "y"))), "op")
     surrounding = _scope.get
 
@@ -608,7 +610,7 @@ class ParameterNode(Node[T]):
         self.set(data)
 
     def checked(self, value: Any) -> T:
-        """The value as this parameter would keep it; `ValueError` with the reason if it does not."""
+        """The value as this parameter would keep it; `ValueError` says why it would not."""
         shown = _text(value, 80)
         try:
             for project in self.projections:
@@ -845,7 +847,7 @@ def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[A
 
 class _Pickled:
     """A node inside a pickle. It stands after its parents and names them, so that nothing recurses,
-    and lives as long as the pickling, so that two outputs pickled together share what they share."""
+    and lives as long as the pickling: two outputs pickled together share what they share."""
 
     __slots__ = ("__weakref__", "node")
 
@@ -1910,7 +1912,8 @@ class Limits:
     {(1, 2): (1, 2, 1, 2)}
     >>> limits.run("def f():\\n    import os", "f")
     Traceback (most recent call last):
-    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but Limits.imports
+    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but \
+Limits.imports
     """
 
     def __init__(
@@ -5055,8 +5058,8 @@ _SUGGESTION = {
     "greet": "def greet(self, language, name):\n"
     "    hello = {'en': 'Hello', 'es': 'Hola'}[language]\n    return f'{hello}, {name}!'",
 }
-_REASONING = """language() never looks at the reply and greet() never at the language; both prompts \
-bring back a sentence where one word is wanted."""
+_REASONING = """language() never looks at the reply and greet() never at the language; both \
+prompts bring back a sentence where one word is wanted."""
 
 
 def _canned(agent: Any) -> Script:
@@ -5130,8 +5133,8 @@ def _demo(live: bool) -> int:
     return 0
 
 
-_NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables (such as \
-OPENAI_API_KEY, and OPENAI_BASE_URL for another server that speaks the same protocol)"""
+_NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables \
+(such as OPENAI_API_KEY, and OPENAI_BASE_URL for another server that speaks the same protocol)"""
 
 
 def _suggest(path: str) -> int:
