@@ -94,7 +94,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 # fmt: off
-__all__ = [
+__all__ = [  # noqa: RUF022
     "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS", "Budget", "BudgetError", "CodeError",
     "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", "LLMError", "LimitError",
     "Limits", "MessageNode", "MinitraceError", "Module", "Node", "OptoPrime", "Optimizer",
@@ -4967,8 +4967,8 @@ def _tree(graph: TraceGraph, ascii: bool | None = None, lines: int = 200) -> str
             continue
         drawn.add(number)
         inside = margin + {branch: bar, corner: "   ", "": ""}[mark]
-        marks = [branch] * (len(parents) - 1) + [corner]
-        stack += [(inside, mark, parent) for mark, parent in zip(marks, parents)][::-1]
+        marks = [branch] * (len(parents) - 1) + [corner] * bool(parents)
+        stack += [(inside, mark, parent) for mark, parent in zip(marks, parents, strict=True)][::-1]
     left = len(graph) - len(drawn)
     return "\n".join(rows + [f"... {left} more nodes"] * (left > 0))
 
@@ -4994,7 +4994,7 @@ def _tree_line(graph: TraceGraph, record: Record, again: bool, feedback: Any, ro
 def _tell_of_a_number(llm: Any) -> None:
     """The first story: a number found through words."""
 
-    @bundle("[comfort] Say how a room feels.")
+    @bundle("[comfort] Say how a room feels.")  # type: ignore[untyped-decorator]
     def comfort(degrees: Any) -> Any:
         return "too cold" if degrees < 23 else "too warm" if degrees > 23 else "just right"
 
@@ -5034,11 +5034,11 @@ def _sales_agent(llm: Any) -> Any:
             name = operators.call_llm(llm, self.ask_name, message)
             return self.greet(self.language(reply), name)
 
-        @bundle("[language] Name the language, en or es.", trainable=True)
+        @bundle("[language] Name the language, en or es.", trainable=True)  # type: ignore[untyped-decorator]
         def language(self, reply: str) -> Any:
             return "en"
 
-        @bundle("[greet] Write the greeting.", trainable=True)
+        @bundle("[greet] Write the greeting.", trainable=True)  # type: ignore[untyped-decorator]
         def greet(self, language: str, name: str) -> Any:
             return f"Hello, {name}!"
 
@@ -5115,7 +5115,7 @@ def _show(function: Any, start: str = "", end: str = "") -> None:
 
     source = inspect.getsource(function)
     inside = source[source.find(start) : source.find(end) if end else None]
-    _say(textwrap.dedent(inside).strip())
+    _say(re.sub("  # type: ignore.*", "", textwrap.dedent(inside).strip()))
 
 
 def _say(text: str) -> None:
