@@ -1689,7 +1689,8 @@ def model(cls: type[Any]) -> type[Any]:
     >>> Counter.__name__, Counter.__doc__, len(Counter().parameters())
     ('Counter', 'It counts.', 1)
     """
-    facts = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    names = "__module__", "__qualname__", "__doc__", "__firstlineno__"  # the last from 3.13 on
+    facts = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
     return type(cls.__name__, (cls, Module), facts)
 
 
