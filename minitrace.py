@@ -1255,8 +1255,6 @@ class Bundle:
 
     def _function_from(self, text: str) -> Any:
         """The function that a text defines, with the original's globals, closure and defaults."""
-        import linecache
-
         original = self._inner if isinstance(self._inner, FunctionType) else _header
         inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
         cells = {key: CellType(value) for key, value in self._locals.items()} | dict(inside)
@@ -1267,8 +1265,6 @@ class Bundle:
         if isinstance(function, FunctionType):
             for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
                 setattr(function, name, getattr(original, name))
-        with contextlib.suppress(TypeError):  # a few kinds of objects do not tell when they go
-            weakref.finalize(function, linecache.cache.pop, code.co_filename, None)
         return function
 
     def parameters(self) -> list[ParameterNode[Any]]:
@@ -1460,6 +1456,9 @@ def _header(text: str, name: str) -> str:
     return ast.unparse(found[0]).strip()
 
 
+_texts = itertools.count()
+
+
 def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
     """The code of a function that, called, defines what the text defines and returns `name`.
 
@@ -1470,7 +1469,9 @@ def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
     import ast
     import linecache
 
-    filename = f"<code of {name}, {next(_numbers)}>"
+    # The names of files are used again after so many: entries are replaced, and never taken away
+    # while somebody else walks through the cache.
+    filename = f"<code {next(_texts) % 1024}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
     tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")

@@ -1,5 +1,6 @@
 """Section 2: bundles in all their forms, trainable code, exceptions as nodes, modules, isolation."""
 
+import gc
 import asyncio
 import copy
 import doctest
@@ -1831,3 +1832,19 @@ def test_importing_is_quiet_and_light():
 
 def test_a_parameter_node_of_a_bundle_is_a_parameter_node():
     assert isinstance(commented.parameter, ParameterNode) and commented.parameters()[0].trainable
+
+
+def test_the_lines_kept_for_tracebacks_are_bounded_and_never_taken_away():
+    @bundle(trainable=True)
+    def f(x):
+        return x
+
+    for number in range(1_100):
+        f.parameter.set(f"def f(x):\n    return {number}")
+        assert f(1).data == number
+    kept = [name for name in linecache.cache if name.startswith("<code ")]
+    assert 1 <= len(kept) <= 1_024
+    before = set(kept)
+    del f
+    gc.collect()
+    assert before <= linecache.cache.keys()
