@@ -3193,7 +3193,8 @@ class Proposal(dict[ParameterNode[Any], Any]):
     @property
     def ran(self) -> dict[str, str]:
         """Where each new code runs, by name: in this process, or in a child under its limits."""
-        limits = {p.py_name: cast(Any, p.check).keywords["limits"] for p in self if _is_code(p)}
+        codes = {p.py_name: getattr(p.check, "keywords", {}) for p in self if _is_code(p)}
+        limits = {name: given.get("limits") for name, given in codes.items()}
         return {n: f"in a child under {v}" if v else "in this process" for n, v in limits.items()}
 
     def diff(self) -> str:

@@ -22,6 +22,7 @@ from minitrace import (
     Script,
     StubLLM,
     TextGrad,
+    TraceGraph,
     ask,
     bundle,
     node,
@@ -715,3 +716,17 @@ def test_one_parameter_needs_no_list_and_what_trace_passes_beside_is_accepted():
     optimizer = OptoPrime(x, llm=StubLLM())
     optimizer.backward(x + 1, "", visualize=False)
     assert "add0: (no words)" in text(optimizer)
+
+
+def test_code_read_from_a_graph_can_be_proposed_and_says_where_it_would_run():
+    @bundle(trainable=True)
+    def shout(words):
+        return words.upper()
+
+    shout("hi").backward("louder")
+    graph = TraceGraph.from_json(shout.parameter.feedback[0].to_json())
+    graph.parameters[0].feedback.append(graph)
+    new = "def shout(words):\n    return words.upper() + '!'"
+    proposal = OptoPrime(graph.parameters, llm=Script([reply(__code0=new)])).propose()
+    assert proposal == {graph.parameters[0]: new}
+    assert proposal.ran == {"__code0": "in this process"}
