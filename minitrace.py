@@ -94,15 +94,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 # fmt: off
-__all__ = [  # noqa: RUF022
+__all__ = [
     "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS", "Budget", "BudgetError", "CodeError",
-    "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", "LLMError", "LimitError",
-    "Limits", "MessageNode", "MinitraceError", "Module", "Node", "OptoPrime", "Optimizer",
-    "ParameterNode", "Propagator", "Proposal", "Replay", "Reply", "ReplyError", "Script",
-    "StubLLM", "SumPropagator", "TextGrad", "TraceGraph", "TraceMissingInputsError", "ask",
-    "backward", "bundle", "check_code", "model", "node", "operators", "stop_tracing", "to_data",
+    "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", "Guide", "Judge",
+    "LLMError", "LimitError", "Limits", "MessageNode", "MinitraceError", "Module", "Node",
+    "Optimizer", "OptoPrime", "ParameterNode", "Propagator", "Proposal", "Replay", "Reply",
+    "ReplyError", "Script", "StubLLM", "SumPropagator", "TextGrad", "TraceGraph",
+    "TraceMissingInputsError", "ask", "backward", "bundle", "check_code", "evaluate", "model",
+    "node", "operators", "stop_tracing", "to_data", "train",
 ]
 # fmt: on
+
+
 # ---- 1. Declare ----------------------------------------------------------------------------------
 #
 # What is a node?  A value that remembers where it came from.
@@ -2825,14 +2828,19 @@ def _again(op: _Operator, each: Node[Any], new: dict[int, Node[Any]]) -> Node[An
 
 def _finished(bundle: Bundle, body: _Body) -> MessageNode[Any]:
     """The node that a bundle's body gives, also where it is an `async def`."""
+    return _finish(bundle._later(body)) if bundle.is_async else bundle._now(body)
+
+
+def _finish(awaitable: Any) -> Any:
+    """What an awaitable gives, by a loop of its own, since one may be running in this thread."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    if not bundle.is_async:
-        return bundle._now(body)
-    with ThreadPoolExecutor(1) as pool:  # since a loop may be running in this thread
-        run = contextvars.copy_context().run
-        return pool.submit(run, asyncio.run, bundle._later(body)).result()
+    async def whole() -> Any:
+        return await awaitable
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, asyncio.run, whole()).result()
 
 
 # ---- 4. Optimize ---------------------------------------------------------------------------------
@@ -3408,7 +3416,7 @@ class Optimizer:
         messages, llm = [*prompt], self.llm or _default_llm()
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
         for _ in range(self.retries + 1):
-            answer = llm([*messages], **options)
+            answer = _ask_any(llm, [*messages], options)
             usage += _usage_told(answer)
             replies.append(_reply_text(answer))
             reply = read_reply(replies[-1], self.names)
@@ -3524,15 +3532,27 @@ def _joined(parts: Sequence[Proposal]) -> Proposal:
 S = TypeVar("S")
 
 
-def _side_by_side(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+def _side_by_side(
+    function: Callable[[S], T], items: Sequence[S], workers: int = 8, executor: Any = None
+) -> list[T]:
     """Call a function in threads, each in a copy of this context; the results, in order."""
     from concurrent.futures import ThreadPoolExecutor
 
-    if len(items) < 2:
+    if executor is None and (workers < 2 or len(items) < 2):
         return list(map(function, items))
-    with ThreadPoolExecutor(min(8, len(items))) as pool:
-        futures = [pool.submit(contextvars.copy_context().run, function, i) for i in items]
-        return [future.result() for future in futures]
+    with contextlib.ExitStack() as stack:
+        own = ThreadPoolExecutor(min(workers, len(items) or 1))
+        pool: Any = stack.enter_context(own) if executor is None else executor
+        here = isinstance(pool, ThreadPoolExecutor)  # where a context can follow
+        futures: list[Any] = []
+        try:
+            for item in items:
+                call: Any = contextvars.copy_context().run if here else function
+                futures.append(pool.submit(call, *[function] * here, item))
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def ask(diff: str) -> bool | str:
@@ -3685,7 +3705,7 @@ class _Critic(SumPropagator):
 
         def criticism(name: str) -> str:
             question = _CRITICISM.format(step, _said(feedback, 3000), name)
-            return _reply_text(llm([_message("user", question)]))
+            return _reply_text(_ask_any(llm, [_message("user", question)]))
 
         names = [name for name, parent in inputs.items() if parent._tracked]
         answers = dict(zip(names, _side_by_side(criticism, names), strict=True))
@@ -3861,6 +3881,833 @@ class _View:
         return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
 
 
+# ---- Training: the same steps over a dataset, examples side by side, and a journal to resume from.
+
+
+class Guide:
+    """What says how good a response is, as a class; a function of the same three will do as well.
+
+    A guide is called with the query, the response and what the dataset knows of the query, all
+    plain data. It gives `(score, feedback)`, just a score (higher is better), or just words.
+
+    >>> class Close(Guide):
+    ...     def get_feedback(self, query, response, info):
+    ...         return -abs(response - info), "too low" if response < info else "too high"
+    >>> Close()("how many?", 5, 7)
+    (-2, 'too low')
+    """
+
+    def get_feedback(self, query: Any, response: Any, info: Any) -> Any:
+        """The judgement: yours to write."""
+        raise NotImplementedError(f"{type(self).__name__} has no get_feedback()")
+
+    def __call__(self, query: Any, response: Any, info: Any) -> Any:
+        return self.get_feedback(query, response, info)
+
+
+_JUDGE = """\
+You judge a response. Criteria: {}
+Answer with one JSON object and nothing else: {{"score": from 0 for useless to 1 for perfect, \
+"feedback": "what would make the response better"}}"""
+
+
+class Judge(Guide):
+    """A guide that asks a language model.
+
+    Args:
+        criteria: what makes a response good, in words.
+        llm: any callable from messages to text; what `MINITRACE_MODEL` names, or else a `StubLLM`.
+        retries: how often it is asked again after a reply that cannot be used.
+
+    Raises:
+        ReplyError: no reply could be used.
+
+    >>> judge = Judge("polite", llm=Script(['{"score": 0.5, "feedback": "Say hello first."}']))
+    >>> judge("Greet Ada.", "Ada!", None)
+    (0.5, 'Say hello first.')
+    """
+
+    def __init__(
+        self, criteria: str = "correct and complete", llm: Any = None, retries: int = 2
+    ) -> None:
+        self.criteria, self.llm, self.retries = criteria, llm, retries
+
+    def get_feedback(self, query: Any, response: Any, info: Any) -> tuple[float, str]:
+        """The score, from 0 to 1, and the feedback."""
+        expected = "" if info is None else _said(info)
+        page = _page(Query=_said(query), Response=_said(response), Expected=expected)
+        messages = [_message("system", _JUDGE.format(self.criteria)), _message("user", page)]
+        replies, problems = [], [""]
+        for _ in range(self.retries + 1):
+            replies.append(_reply_text(_ask_any(self.llm or _default_llm(), [*messages])))
+            values, problems = read_reply(replies[-1], ["score", "feedback"])[2:]
+            if not problems:
+                with contextlib.suppress(ValueError):
+                    score = coerce_value(values.get("score"), 0.0)
+                    if 0 <= score <= 1:
+                        return score, _said(values.get("feedback", ""))
+                problems = [f"the score must be a number from 0 to 1, not {values.get('score')!r}"]
+            messages.append(_message("assistant", _cut(replies[-1], 4000)))
+            messages.append(_message("user", _AGAIN.format("\n- ".join(problems))))
+        raise ReplyError(f"no usable judgement: {problems[-1]}", replies, problems)
+
+
+class Tried(NamedTuple):
+    """An example that was run: its output as a node and as plain data, and what was said of it."""
+
+    output: Node[Any]
+    response: Any
+    score: float | None
+    feedback: Any
+    failed: bool
+
+
+class _Job(NamedTuple):
+    """An example to be run: all that it takes, so that it can go to another process."""
+
+    model: Any
+    guide: Any
+    failed_score: float
+    tracing: bool
+    query: Any
+    info: Any
+    place: dict[str, Any]
+
+    def run(self, replies: Mapping[Any, Any], write: Callable[[dict[str, Any]], None]) -> Tried:
+        """Run it, with the replies recorded here before, and write down how it went."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_on_tape(_Tape(self.place, replies, write)))
+            stack.enter_context(contextlib.nullcontext() if self.tracing else stop_tracing())
+            tried = self.judged()
+        told = {"query": _said(_plain_text(self.query), 2000), "failed": tried.failed}
+        told |= {"response": _said(_plain_text(tried.response), 2000), "score": tried.score}
+        write({"event": "example", **self.place, **told, "feedback": _said(tried.feedback, 8000)})
+        return tried
+
+    def judged(self) -> Tried:
+        """Run the model, and let the guide judge; a failure of the program is an example too."""
+        try:
+            output = self.model
+            if not isinstance(output, ParameterNode):
+                output = _awaited(self.model(self.query))
+        except ExecutionError as error:
+            _raise_unless_about_values(error)
+            failure = error.exception_node
+            words = failure.create_feedback("full")
+            return Tried(failure, failure.data, self.failed_score, words, True)
+        output = output if isinstance(output, Node) else operators.identity(output)
+        if self.guide is None:
+            return Tried(output, output._data, None, "", False)
+        said = _awaited(self.guide(self.query, output._data, self.info))
+        return Tried(output, output._data, *_judgement(to_data(said)), False)
+
+
+def _plain_text(value: Any) -> str:
+    return value if isinstance(value, str) else _text(value)
+
+
+def _awaited(value: Any) -> Any:
+    """The value, or what it gives if it has to be awaited; a loop may be running in this thread."""
+    import inspect
+
+    return _finish(value) if inspect.isawaitable(value) else value
+
+
+def _raise_unless_about_values(error: ExecutionError) -> None:
+    """A failure is feedback on the values, unless a budget, a network or an edge is missing."""
+    cause = error.__cause__
+    spoken = getattr(cause, "kind", "") in ("refused", "filtered", "empty", "cut off")
+    if isinstance(cause, MinitraceError) and not (
+        spoken or isinstance(cause, (LimitError, CodeError))
+    ):
+        raise cause
+
+
+def _judgement(said: Any) -> tuple[float | None, Any]:
+    """Score and feedback from what a guide gave."""
+    pair = said if isinstance(said, (tuple, list)) and len(said) == 2 else None
+    score, words = pair or ((None, said) if isinstance(said, str) else (said, ""))
+    try:
+        if score is None or math.isfinite(score):
+            return score if score is None else float(score), words
+    except TypeError:
+        pass
+    raise TypeError(
+        f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
+    )
+
+
+class Reply(str):
+    """The text that a language model gave, with what is known about it.
+
+    Attributes:
+        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
+        model: the language model that answered, in the server's words.
+
+    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
+    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
+    ('42', 1, 'stop')
+    """
+
+    usage: dict[str, int] | None = None
+    finish_reason = "stop"
+    model = ""
+
+    def __new__(cls, text: str = "", **facts: Any) -> Reply:
+        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
+        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        self.__dict__.update(facts)
+        return self
+
+
+def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
+    """What tells calls apart, and shows how they differ."""
+    return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
+
+
+class _Tape:
+    """The calls to language models of one piece of a run: what was recorded, and what is new.
+
+    A call is found by what is asked and how often it was asked here before, so that neither other
+    threads nor other pieces of the run change what it gets.
+    """
+
+    def __init__(self, place: Mapping[str, Any], replies: Mapping[Any, Any], write: Any) -> None:
+        self.place, self.replies, self.write = place, replies, write
+        self.turns, self.lock = Counter[str](), threading.Lock()
+
+    def __call__(self, messages: Any, options: Any, ask: Callable[[], Any]) -> Any:
+        """The reply recorded for this call, or what `ask` gives, which is recorded."""
+        import hashlib
+
+        key = hashlib.sha256(_call_key(messages, options).encode("utf-8", "replace")).hexdigest()
+        with self.lock:
+            self.turns[key] += 1
+            turn = self.turns[key]
+        if (turn, key) in self.replies:
+            return self.replies[turn, key]
+        began = time.monotonic()
+        with _on_tape(None):
+            answer = ask()
+        record = {"event": "call", **self.place, "turn": turn, "key": key, "messages": messages}
+        record |= {"options": options, "reply": _reply_text(answer)}
+        record |= {"usage": dict(_usage_told(answer)) or None}
+        record |= {name: getattr(answer, name, "") for name in ("model", "finish_reason")}
+        self.write({**record, "seconds": round(time.monotonic() - began, 3)})
+        return answer
+
+
+_tape: ContextVar[_Tape | None] = ContextVar("minitrace_tape", default=None)
+
+
+@contextlib.contextmanager
+def _on_tape(tape: _Tape | None) -> Iterator[None]:
+    """Put what language models are asked inside on a tape, or on none."""
+    token = _tape.set(tape)
+    try:
+        yield
+    finally:
+        _tape.reset(token)
+
+
+def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = _EMPTY) -> Any:
+    """Ask any callable, on the tape around it; the language models of section 5 see to that."""
+    tape, ask = _tape.get(), functools.partial(llm, messages, **options)
+    return ask() if tape is None or hasattr(llm, "_ask") else tape(messages, options, ask)
+
+
+_PLACE = "event", "step", "part", "candidate", "example"
+
+
+class _Journal:
+    """An append-only file of JSON lines that says all that happened in a run, and resumes it.
+
+    Resuming is running again on the replies recorded here: a record that stands here already is not
+    written again. Without a path it writes nothing.
+    """
+
+    def __init__(self, path: Any, redact: Callable[[dict[str, Any]], Any] | None = None) -> None:
+        self.path, self.redact = path and os.fspath(path), redact
+        self.known: set[Any] = set()
+        self.replies: dict[Any, dict[Any, Any]] = defaultdict(dict)
+        self.first: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> _Journal:
+        if self.path:
+            self.file = open(self.path, "a+b", buffering=0)
+            try:
+                _lock(self.file, self.path)
+                for number, line in enumerate(_mend(self.file), 1):
+                    self.read(number, line)
+            except BaseException:
+                self.file.close()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path:
+            self.file.close()
+
+    def read(self, number: int, line: bytes) -> None:
+        """Take in a line of an earlier run."""
+        try:
+            record = json.loads(line)
+            mark, event = self.mark(record), record["event"]
+            self.known.add(mark)
+            if event == "call" and isinstance(record.get("reply"), str):
+                facts = {k: record.get(k) for k in ("usage", "model", "finish_reason")}
+                call = record["turn"], record["key"]
+                self.replies[mark[1:-2]][call] = Reply(record["reply"], **facts)
+            if number == 1:
+                self.first = record["configuration"]
+            self.last = record if event in ("step", "end") else self.last
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise MinitraceError(
+                f"{self.path}, line {number}: not a record of a journal; name another file"
+            ) from None
+
+    def mark(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What tells records apart."""
+        return tuple(record.get(field) for field in (*_PLACE, "turn", "key"))
+
+    def recorded(self, place: Mapping[str, Any]) -> dict[Any, Any]:
+        """The replies to the calls at this place of the run."""
+        return self.replies.get(tuple(place.get(field) for field in _PLACE[1:]), {})
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a record, in one write, unless it is there."""
+        if not self.path or self.mark(record) in self.known:
+            return
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {"event": record["event"], "time": when, **record}
+        record = self.redact(record) if self.redact else record
+        if record is not None:
+            line = json.dumps(record, ensure_ascii=False, default=_text)
+            with self.lock:
+                self.file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def begin(self, configuration: dict[str, Any]) -> Any:
+        """Note what is run or, if that was noted before, that it is the same.
+
+        Returns: the values that the run began with; the present ones may also be its last.
+        """
+        now = json.loads(json.dumps(configuration))
+        self.write({"event": "run", "version": __version__, "configuration": now})
+        first = self.first or now
+        told = [f"{key} was {first.get(key)!r:.60}, now {now[key]!r:.60}" for key in now]
+        told = [words for words, key in zip(told, now, strict=True) if now[key] != first.get(key)]
+        began, last = first.get("parameters"), self.last.get("values")
+        if now["parameters"] == last:
+            told.pop(0)
+        if told:
+            words = "; ".join(told)
+            raise MinitraceError(f"{self.path} is the journal of another run: {words}")
+        return began
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """The lines of a file; the last, which nothing ends, counts if it is JSON and not torn."""
+    *lines, last = data.split(b"\n")
+    with contextlib.suppress(ValueError):
+        json.loads(last)
+        lines.append(last)
+    return lines
+
+
+def _mend(file: Any) -> list[bytes]:
+    """The whole lines of a file opened to append; what a crash tore off its end is cut off."""
+    file.seek(0)
+    data = file.read()
+    lines = _whole_lines(data)
+    whole = b"".join(line + b"\n" for line in lines)
+    file.truncate(min(len(whole), len(data)))
+    file.write(whole[len(data) :])
+    return lines
+
+
+def _lock(file: Any, path: str) -> None:
+    """Keep other processes from writing a file as long as it is open here."""
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows, where what is locked cannot be read: a byte far beyond
+            import msvcrt
+
+            file.seek(1 << 40)
+            cast(Any, msvcrt).locking(file.fileno(), cast(Any, msvcrt).LK_NBLCK, 1)
+    except OSError:
+        raise MinitraceError(f"{path} is being written by another run: name another file") from None
+
+
+class _Crew:
+    """Who runs examples: threads, or an executor of the user's choice."""
+
+    def __init__(
+        self, model: Any, guide: Any, workers: int, executor: Any, failed_score: float, journal: Any
+    ) -> None:
+        if not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers= takes a whole number from 1, not {workers!r}")
+        self.model, self.guide, self.failed_score = model, guide, failed_score
+        self.workers, self.executor, self.journal = workers, executor, journal
+
+    def run(
+        self, examples: Sequence[tuple[int, Any]], tracing: bool = False, **place: Any
+    ) -> list[Tried]:
+        """Run examples, given as pairs of index and (input, info); the results in their order."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        one: Any = functools.partial(_Job, self.model, self.guide, self.failed_score, tracing)
+        jobs = [one(*pair, {**place, "example": index}) for index, pair in examples]
+        if self.executor is not None and not isinstance(self.executor, ThreadPoolExecutor):
+            return self.run_elsewhere(jobs)
+        since, journal = next(_numbers), self.journal
+
+        def work(job: _Job) -> Tried:
+            return job.run(journal.recorded(job.place), journal.write)
+
+        tried = _side_by_side(work, jobs, self.workers, self.executor)
+        _renumber([each.output for each in tried], since)
+        return tried
+
+    def run_elsewhere(self, jobs: Sequence[_Job]) -> list[Tried]:
+        """Run jobs where no memory is shared: values go there, nodes and records come back."""
+        import pickle
+
+        own = _parameters_of(self.model)
+        values = [parameter._data for parameter in own]
+        try:
+            packed = [pickle.dumps((j, values, self.journal.recorded(j.place))) for j in jobs]
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            words = "model, guide and data must be picklable for an executor of other processes"
+            raise TypeError(f"{words}: {error}") from error
+        came = _side_by_side(_run_here, packed, self.workers, self.executor)
+        results = [_unpacked(each, own) for each in came]
+        for _, records in results:
+            for record in records:
+                self.journal.write(record)
+        return [tried for tried, _ in results]
+
+
+def _run_here(packed: bytes) -> bytes:
+    """Run a job that came from another process."""
+    import pickle
+
+    job, values, replies = pickle.loads(packed)
+    own, records = _parameters_of(job.model), list[Any]()
+    _assign(dict(zip(own, values, strict=True)))
+    tried = job.run(replies, records.append)
+    return _packed((tried, records), own)
+
+
+def _packed(value: Any, parameters: Sequence[Any]) -> bytes:
+    """A pickle in which parameters are named by their place, so that it can meet the living ones."""
+    import pickle
+
+    places = {id(parameter): place for place, parameter in enumerate(parameters)}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each: Any) -> Any:
+            return places.get(id(each.node if isinstance(each, _Pickled) else each))
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes, parameters: Sequence[Any]) -> Any:
+    import pickle
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, place: Any) -> Any:
+            return parameters[place]
+
+    return Unpickler(io.BytesIO(data)).load()
+
+
+def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
+    """The parameters that a model carries along to another process."""
+    if isinstance(model, ParameterNode):
+        return [model]
+    if hasattr(model, "parameters"):
+        return [*model.parameters()]
+    raise TypeError(
+        f"{_text(model, 60)} carries no parameters to another process: make it a module or a bundle"
+    )
+
+
+def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
+    """Number what ran side by side as if it had run one after the other: graphs go by numbers."""
+    until = next(_numbers)
+    for output in outputs:
+        for each in _ancestors([output]):
+            if since < each._number < until:
+                each._number = next(_numbers)
+
+
+def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
+    """The examples of a dataset, numbered."""
+    if isinstance(dataset, Mapping):
+        dataset = zip(dataset["inputs"], dataset["infos"], strict=True)
+    examples = list(dataset)
+    for index, pair in enumerate(examples):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name}[{index}] must be a pair (input, info), not {_text(pair, 60)}")
+    return list(enumerate(examples))
+
+
+def _mean(scores: Iterable[float | None]) -> float | None:
+    found = [score for score in scores if score is not None]
+    return sum(found) / len(found) if found else None
+
+
+class Evaluation(NamedTuple):
+    """How a model did on a dataset.
+
+    A score per example (None where the guide gave words only) and their mean; by index, what was
+    said of those that failed; the responses; the feedback.
+    """
+
+    scores: list[float | None]
+    mean: float | None
+    failures: dict[int, str]
+    responses: list[Any]
+    feedback: list[Any]
+
+
+def evaluate(
+    model: Any, dataset: Any, guide: Any = None, *, workers: int = 1, executor: Any = None,
+    failed_score: float = 0.0,
+) -> Evaluation:  # fmt: skip
+    """Run a model on every example of a dataset, side by side, and judge the responses.
+
+    Nothing is traced and nothing changes. Without a guide the dataset is an iterable of inputs.
+
+    Args: those of `train`.
+
+    >>> rate = node(2, name="rate", trainable=True)
+    >>> def price(amount):
+    ...     return rate * amount
+    >>> evaluate(price, [1, 2, 3], workers=3).responses
+    [2, 4, 6]
+    >>> evaluate(price, [(1, 2), (2, 5)], lambda query, response, info: response == info).mean
+    0.5
+    """
+    pairs = [(each, None) for each in dataset] if guide is None else dataset
+    crew = _Crew(model, guide, workers, executor, failed_score, _Journal(None))
+    return _evaluation(crew.run(_pairs(pairs, "dataset")))
+
+
+def _evaluation(tried: Sequence[Tried]) -> Evaluation:
+    scores = [each.score for each in tried]
+    failures = {index: str(each.feedback) for index, each in enumerate(tried) if each.failed}
+    responses, feedback = [each.response for each in tried], [each.feedback for each in tried]
+    return Evaluation(scores, _mean(scores), failures, responses, feedback)
+
+
+class Run(NamedTuple):
+    """How a training run ended: why, after how many steps, and its best score and values.
+
+    `scores` has the mean score of each step's batch before the step; `spent` the calls and tokens.
+    """
+
+    reason: str
+    steps: int
+    score: float | None
+    values: dict[str, Any]
+    scores: list[float | None]
+    spent: dict[str, float]
+
+
+class _Checked(NamedTuple):
+    """A proposal and how its values did: on the validation set, and on the batch."""
+
+    proposal: Proposal
+    validation: float | None
+    score: float | None
+    feedback: Sequence[Any] = ()
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What candidates are compared by."""
+        low = float("-inf")
+        validation = low if self.validation is None else self.validation
+        return validation, low if self.score is None else self.score
+
+
+class _Training:
+    """One run of `train`: its parts, and where it stands."""
+
+    def __init__(
+        self, optimizer: Optimizer, crew: _Crew, examples: Any, held_out: Any, options: Any,
+        progress: Any, spent: Any,
+    ) -> None:  # fmt: skip
+        self.optimizer, self.crew, self.journal = optimizer, crew, crew.journal
+        self.examples, self.held_out = examples, held_out
+        self.options, self.progress, self.spent = options, progress, spent
+        self.number, self.stale, self.began = 0, 0, time.monotonic()
+        self.scores: list[float | None] = []
+        self.validation: float | None = None
+        self.best, self.best_rank, self.best_step = self.values(), (float("-inf"),) * 2, 0
+
+    def values(self) -> dict[ParameterNode[Any], Any]:
+        return {parameter: parameter._data for parameter in self.optimizer.parameters}
+
+    def named(self, values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
+        """Values as the journal keeps them."""
+        return {p.py_name: encode(value, as_text=True) for p, value in values.items()}
+
+    def go(self) -> str:
+        """Take all steps, and leave the best values in the model, however it ends. Why it ended."""
+        history, refused = [*self.optimizer.history], {**self.optimizer._refused}
+        try:
+            reason = self.steps()
+        except BudgetError as error:
+            reason = f"budget: {error}"
+        except BaseException as error:
+            if self.journal.path:  # so that going on begins from where this run began
+                self.optimizer.history, self.optimizer._refused = history, refused
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(self.farewell()) from None
+            raise
+        finally:
+            _assign(self.best)
+        self.record("end", reason=reason, values=self.named(self.best), best=self.told_best())
+        return reason
+
+    def farewell(self) -> str:
+        again = f"the same call goes on from {self.journal.path}"
+        again = again if self.journal.path else "with journal= a run can be gone on with"
+        return f"stopped in step {self.number}; the best values so far are in the model; {again}"
+
+    def record(self, event: str, **facts: Any) -> None:
+        self.journal.write({"event": event, "step": self.number, **facts})
+
+    def told_best(self) -> dict[str, Any]:
+        score = self.best_rank[0] if self.held_out else self.best_rank[1]
+        return {"step": self.best_step, "score": score if math.isfinite(score) else None}
+
+    def steps(self) -> str:
+        """Take all steps; why there are no more."""
+        if self.held_out:
+            tried = self.crew.run(self.held_out, step=0, part="validate", candidate=0)
+            self.validation = _mean(each.score for each in tried)
+        batches = [
+            batch for epoch in range(self.options["epochs"]) for batch in self.batches(epoch)
+        ]
+        for epoch, batch in batches:
+            self.number += 1
+            self.step(epoch, batch)
+            self.show(len(batches))
+            if self.stale == self.options["patience"]:
+                return "patience"
+        return "epochs"
+
+    def batches(self, epoch: int) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+        """The examples of one epoch, so many at a time."""
+        import random
+
+        examples, size = [*self.examples], self.options["batch_size"]
+        if self.options["shuffle"]:
+            random.Random(f"{self.options['seed']} {epoch}").shuffle(examples)
+        for start in range(0, len(examples), size):
+            yield epoch + 1, examples[start : start + size]
+
+    def step(self, epoch: int, batch: list[tuple[int, Any]]) -> None:
+        """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
+        self.optimizer.zero_feedback()
+        tried = self.crew.run(batch, True, step=self.number, part="forward", candidate=0)
+        now = _Checked(Proposal(), self.validation, _mean(each.score for each in tried))
+        with self.taped("backward"):
+            outputs, said = [each.output for each in tried], [each.feedback for each in tried]
+            self.optimizer.backward(outputs, said, score=[each.score for each in tried])
+        graph = self.optimizer._merged()
+        with self.taped("propose"):
+            proposals = self.propose() if len(graph) or graph.outputs else []
+        checked = [self.check(n, each, batch) for n, each in enumerate(proposals, 1)]
+        chosen, reason = self.choose(now, checked)
+        self.keep(now, checked, chosen, reason)
+        self.scores.append(now.score)
+        self.stale = 0 if reason in ("better", "no scores") else self.stale + 1
+        small = self.journal.path and 0 < len(graph) <= 500
+        self.record(
+            "step", epoch=epoch, score=now.score, validation=now.validation, accepted=chosen,
+            reason=reason, values=self.named(self.values()), best=self.told_best(),
+            graph=json.loads(graph.to_json()) if small else None,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def taped(self, part: str) -> Iterator[None]:
+        """Put the optimizer's calls in this part of the step on the tape."""
+        place = {"step": self.number, "part": part, "candidate": 0, "example": None}
+        with _on_tape(_Tape(place, self.journal.recorded(place), self.journal.write)):
+            yield
+
+    def propose(self) -> list[Proposal]:
+        """The candidates; a reply that cannot be used is one that changes nothing."""
+        optimizer, count = self.optimizer, self.options["candidates"]
+        before, optimizer.on_refusal = optimizer.on_refusal, "keep"
+        try:
+            found = [optimizer.propose()] if count == 1 else optimizer.propose(count)
+        finally:
+            optimizer.on_refusal = before
+        return [each if isinstance(each, Proposal) else Proposal(each) for each in found]
+
+    def check(self, number: int, proposal: Proposal, batch: list[tuple[int, Any]]) -> _Checked:
+        """Try a candidate's values on the batch and on the validation set; they do not stay."""
+        before, result = self.values(), _Checked(proposal, None, None)
+        if proposal and (self.options["gate"] or self.held_out or self.options["candidates"] > 1):
+            place: dict[str, Any] = {"step": self.number, "candidate": number}
+            _assign(self.optimizer._checked(proposal))
+            try:
+                tried = _evaluation(self.crew.run(batch, part="check", **place))
+                held = _evaluation(self.crew.run(self.held_out, part="validate", **place))
+                result = _Checked(proposal, held.mean, tried.mean, tried.feedback)
+            finally:
+                _assign(before)
+        told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
+        told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
+        told |= {"score": result.score, "validation": result.validation}
+        values, seconds = self.named(proposal), round(proposal.seconds, 3)
+        self.record("proposal", candidate=number, values=values, **told, seconds=seconds)
+        return result
+
+    def choose(self, now: _Checked, checked: Sequence[_Checked]) -> tuple[int, str]:
+        """The number of the candidate to keep, 0 for none, and why."""
+        places = [place for place, each in enumerate(checked) if each.proposal]
+        if not places:
+            return 0, "no change" if checked else "no feedback"
+        place = max(places, key=lambda place: (checked[place].rank, -place))
+        rank = checked[place].rank
+        if not any(map(math.isfinite, rank)):
+            return place + 1, "no scores"
+        if rank < now.rank and self.options["gate"]:
+            return 0, "worse"
+        return place + 1, "better" if rank > now.rank else "worse" if rank < now.rank else "as good"
+
+    def keep(self, now: _Checked, checked: Sequence[_Checked], chosen: int, reason: str) -> None:
+        """Set the chosen values; what was tried in vain is remembered, so that it is not again."""
+        values = {p.py_name: value for p, value in self.values().items()}
+        for place, (proposal, _, score, feedback) in enumerate(checked, 1):
+            if proposal and place != chosen:
+                tried = {**values, **{p.py_name: value for p, value in proposal.items()}}
+                said = [*dict.fromkeys(_said(each) for each in feedback if each)][:4]
+                self.optimizer.history.append(Attempt(tried, said, score, reason="worse"))
+        if chosen:
+            self.optimizer.update(checked[chosen - 1].proposal)
+            self.validation, now = checked[chosen - 1].validation, checked[chosen - 1]
+        if self.options["gate"] or now.rank >= self.best_rank:
+            step = self.number if chosen or not self.best_step else self.best_step
+            self.best, self.best_rank, self.best_step = self.values(), now.rank, step
+
+    def show(self, steps: int) -> None:
+        """Tell how far it got: a function of the user's, or a line on a terminal."""
+        if self.progress is False or not (self.progress or sys.stderr.isatty()):
+            return
+        spent, done = self.spent.spent, self.number
+        left = (time.monotonic() - self.began) / done * (steps - done)
+        state = {"step": done, "steps": steps, "score": self.scores[-1]}
+        state |= {"best": self.told_best()["score"], "calls": int(spent["calls"])}
+        state |= {"tokens": int(spent["tokens"]), "seconds_left": round(left)}
+        (self.progress or _show_progress)(state)
+
+
+def _show_progress(state: dict[str, Any]) -> None:
+    """One line on standard error, written over and over."""
+    score, best = (("-" if n is None else f"{n:.3g}") for n in (state["score"], state["best"]))
+    line = f"step {state['step']}/{state['steps']}  score {score}  best {best}  "
+    line += "{calls:,} calls  {tokens:,} tokens  {seconds_left:,} s left".format(**state)
+    end = "\n" if state["step"] == state["steps"] else ""
+    print(f"\r{line:<78}", end=end, file=sys.stderr, flush=True)
+
+
+def train(
+    model: Any, dataset: Any, guide: Any, optimizer: Optimizer | None = None, *, epochs: int = 1,
+    batch_size: int = 1, candidates: int = 1, validation: Any = None, patience: int | None = None,
+    workers: int = 1, executor: Any = None, journal: Any = None, budget: Any = None,
+    progress: Any = None, seed: int = 0, shuffle: bool = False, gate: bool = True,
+    failed_score: float = 0.0, redact: Any = None,
+) -> Run:  # fmt: skip
+    """Optimize the parameters of a model on a dataset, and leave the best values in it.
+
+    A step runs a batch, sends each example's own feedback back in one backward, asks for
+    candidates, tries them, and keeps the best of them if it is not worse than what is there.
+
+    Args:
+        model: a module, a bundle, a parameter, or any callable if the optimizer has its parameters;
+            it is called with an input. Async ones are awaited. If it fails with an
+            `ExecutionError`, the error is the feedback and `failed_score` the score.
+        dataset: pairs `(input, info)`, or `{"inputs": [...], "infos": [...]}`.
+        guide: a function of `(query, response, info)`: see `Guide`. Its exceptions are yours.
+        optimizer: an `OptoPrime` of the model by default.
+        epochs, batch_size: how often the dataset is run through, and how many examples at a time.
+        candidates: how many proposals are asked for in a step, side by side.
+        validation: a second dataset, whose mean score then decides.
+        patience: end after so many steps in a row that did not better the score.
+        workers: how many examples run at a time, in threads.
+        executor: a `concurrent.futures.Executor` to run them instead: of threads, or of processes
+            (then model, guide and data are pickled, and budgets see the optimizer's calls only).
+        journal: a file of JSON lines that keeps all that happens, the data too. The same call with
+            the same file goes on after a crash, and pays for no recorded reply again.
+        budget: a `Budget`; when it is spent the run ends.
+        progress: a function of a dict, called after each step; False for none. By default a line
+            on standard error, if that is a terminal.
+        seed, shuffle: shuffle the examples of each epoch, by this seed.
+        gate: False keeps the best candidate even if it is worse.
+        redact: a function that sees every record before it is written, and returns it, changed or
+            not, or None. A reply that it takes away is asked for again.
+
+    Returns: a `Run`.
+
+    Raises:
+        MinitraceError: the journal belongs to another run, or another process writes it.
+
+    >>> GRAPH.clear()
+    >>> class Shift(Module):
+    ...     def __init__(self):
+    ...         self.offset = node(0, name="offset", trainable=True)
+    ...     def forward(self, x):
+    ...         return x + self.offset
+    >>> def guide(query, response, info):
+    ...     return -abs(response - info), "too low" if response < info else "too high"
+    >>> shift, dataset = Shift(), [(1, 8), (2, 9)]
+    >>> run = train(shift, dataset, guide, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=2)
+    >>> shift.offset.data, run.score, run.scores[:5]
+    (7, 0.0, [-7.0, -6.0, -5.0, -3.0, -1.0])
+    """
+    optimizer = optimizer or OptoPrime(model)
+    examples, held_out = _pairs(dataset, "dataset"), _pairs(validation or (), "validation")
+    counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
+    for name, count in {**counts, "patience": patience or 1}.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
+    options = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle, "seed": seed}
+    with budget or Budget() as spent, _Journal(journal, redact) as notes:
+        crew = _Crew(model, guide, workers, executor, failed_score, notes)
+        run = _Training(optimizer, crew, examples, held_out, options, progress, spent)
+        facts = {"optimizer": type(optimizer).__name__, "examples": len(examples)}
+        facts |= {"dataset": _digest(examples), "validation": _digest(held_out)}
+        begun = notes.begin({"parameters": run.named(run.values()), **facts, **options})
+        if begun != run.named(run.values()):
+            optimizer.restore(Attempt({n: decode(v) for n, v in begun.items()}, [], None))
+            run.best = run.values()
+        reason = run.go()
+    values = {parameter.py_name: value for parameter, value in run.best.items()}
+    return Run(reason, run.number, run.told_best()["score"], values, run.scores, spent.spent)
+
+
+def _digest(examples: Any) -> str:
+    """What tells datasets apart."""
+    import hashlib
+
+    text = json.dumps(encode([list(pair) for _, pair in examples], as_text=True))
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
 # ---- 5. Language models --------------------------------------------------------------------------
 #
 # How does text go out to a language model and come back, whoever serves it?
@@ -3913,30 +4760,6 @@ class BudgetError(MinitraceError):
         ...
     minitrace.BudgetError: this call would pass 2 calls; spent so far: 2 calls of 2, 4 tokens
     """
-
-
-class Reply(str):
-    """The text that a language model gave, with what is known about it.
-
-    Attributes:
-        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
-        model: the language model that answered, in the server's words.
-
-    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
-    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
-    ('42', 1, 'stop')
-    """
-
-    usage: dict[str, int] | None = None
-    finish_reason = "stop"
-    model = ""
-
-    def __new__(cls, text: str = "", **facts: Any) -> Reply:
-        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
-        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        self.__dict__.update(facts)
-        return self
 
 
 def _dig(data: Any, *path: str | int) -> Any:
@@ -4121,7 +4944,8 @@ def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) 
             budget._add(cost)
     used, scope = guess, _budgets.set(())
     try:
-        reply = llm._ask(messages, options)
+        tape, ask = _tape.get(), functools.partial(llm._ask, messages, options)
+        reply = cast(Reply, tape(messages, options, ask) if tape else ask())
         usage = reply.usage or {}
         used = usage.get("input_tokens", guess[0]), usage.get("output_tokens", _tokens(reply))
         return reply
@@ -4720,20 +5544,6 @@ class Replay(_LanguageModel):
 _cassettes = threading.Lock()
 
 
-def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
-    """What tells calls apart, and shows how they differ."""
-    return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
-
-
-def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines of a file; the last, which nothing ends, counts if it is JSON and not torn."""
-    *lines, last = data.split(b"\n")
-    with contextlib.suppress(ValueError):
-        json.loads(last)
-        lines.append(last)
-    return lines
-
-
 def _read_cassette(path: str) -> dict[str, list[Reply]]:
     """The replies of a cassette, by what was asked; no file is an empty one."""
     data, replies = b"", defaultdict[str, list[Reply]](list)
@@ -4754,11 +5564,8 @@ def _append(path: str, record: dict[str, Any]) -> None:
     """Add a line of JSON to a file, in one write, after cutting off a line torn by a crash."""
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
     with _cassettes, open(path, "a+b", buffering=0) as file:
-        file.seek(0)
-        data = file.read()
-        whole = b"".join(line + b"\n" for line in _whole_lines(data))
-        file.truncate(min(len(whole), len(data)))
-        file.write(whole[len(data) :] + line)
+        _mend(file)
+        file.write(line)
 
 
 def _closest(key: str, keys: Iterable[str]) -> str:
@@ -4816,8 +5623,8 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
 
 def _asked(llm: Any, system: str, *prompts: str) -> str:
     users = [{"role": "user", "content": prompt} for prompt in prompts]
-    answer = (llm or _default_llm())([{"role": "system", "content": system}, *users])
-    return _reply_text(answer)
+    messages = [{"role": "system", "content": system}, *users]
+    return _reply_text(_ask_any(llm or _default_llm(), messages))
 
 
 operators.call_llm = _call_llm
