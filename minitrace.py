@@ -4027,14 +4027,11 @@ def _judgement(said: Any) -> tuple[float | None, Any]:
     """Score and feedback from what a guide gave."""
     pair = said if isinstance(said, (tuple, list)) and len(said) == 2 else None
     score, words = pair or ((None, said) if isinstance(said, str) else (said, ""))
-    try:
-        if score is None or math.isfinite(score):
+    with contextlib.suppress(TypeError):
+        if said is not None and (score is None or math.isfinite(score)):
             return score if score is None else float(score), words
-    except TypeError:
-        pass
-    raise TypeError(
-        f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
-    )
+    told = f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
+    raise TypeError(told)
 
 
 class Reply(str):
@@ -4111,7 +4108,7 @@ def _on_tape(tape: _Tape | None) -> Iterator[None]:
         _tape.reset(token)
 
 
-def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = _EMPTY) -> Any:
+def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Any:
     """Ask any callable, on the tape around it; the language models of section 5 see to that."""
     tape, ask = _tape.get(), functools.partial(llm, messages, **options)
     return ask() if tape is None or hasattr(llm, "_ask") else tape(messages, options, ask)
@@ -4197,15 +4194,14 @@ class _Journal:
         now = json.loads(json.dumps(configuration))
         self.write({"event": "run", "version": __version__, "configuration": now})
         first = self.first or now
-        told = [f"{key} was {first.get(key)!r:.60}, now {now[key]!r:.60}" for key in now]
-        told = [words for words, key in zip(told, now, strict=True) if now[key] != first.get(key)]
-        began, last = first.get("parameters"), self.last.get("values")
-        if now["parameters"] == last:
-            told.pop(0)
-        if told:
+        differ = [key for key in now if now[key] != first.get(key)]
+        if now["parameters"] == self.last.get("values"):
+            differ = [key for key in differ if key != "parameters"]
+        if differ:
+            told = [f"{key} was {first.get(key)!r:.60}, now {now[key]!r:.60}" for key in differ]
             words = "; ".join(told)
             raise MinitraceError(f"{self.path} is the journal of another run: {words}")
-        return began
+        return first["parameters"]
 
 
 def _whole_lines(data: bytes) -> list[bytes]:
@@ -4449,7 +4445,7 @@ class _Training:
         self.optimizer, self.crew, self.journal = optimizer, crew, crew.journal
         self.examples, self.held_out = examples, held_out
         self.options, self.progress, self.spent = options, progress, spent
-        self.number, self.stale, self.began = 0, 0, time.monotonic()
+        self.number, self.kept, self.stale, self.began = 0, 0, 0, time.monotonic()
         self.scores: list[float | None] = []
         self.validation: float | None = None
         self.best, self.best_rank, self.best_step = self.values(), (float("-inf"),) * 2, 0
@@ -4596,13 +4592,13 @@ class _Training:
             if proposal and place != chosen:
                 tried = {**values, **{p.py_name: value for p, value in proposal.items()}}
                 said = [*dict.fromkeys(_said(each) for each in feedback if each)][:4]
-                self.optimizer.history.append(Attempt(tried, said, score, reason="worse"))
+                self.optimizer.history.append(Attempt(tried, said, score, reason="not kept"))
         if chosen:
             self.optimizer.update(checked[chosen - 1].proposal)
-            self.validation, now = checked[chosen - 1].validation, checked[chosen - 1]
+            self.kept, now = self.number, checked[chosen - 1]
+            self.validation = now.validation
         if self.options["gate"] or now.rank >= self.best_rank:
-            step = self.number if chosen or not self.best_step else self.best_step
-            self.best, self.best_rank, self.best_step = self.values(), now.rank, step
+            self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
 
     def show(self, steps: int) -> None:
         """Tell how far it got: a function of the user's, or a line on a terminal."""
