@@ -4678,7 +4678,7 @@ def train(
     optimizer = optimizer or OptoPrime(model)
     examples, held_out = _pairs(dataset, "dataset"), _pairs(validation or (), "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
-    for name, count in {**counts, "patience": patience or 1}.items():
+    for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
     options = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle, "seed": seed}
@@ -5620,7 +5620,7 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
 def _asked(llm: Any, system: str, *prompts: str) -> str:
     users = [{"role": "user", "content": prompt} for prompt in prompts]
     messages = [{"role": "system", "content": system}, *users]
-    return _reply_text(_ask_any(llm or _default_llm(), messages))
+    return str(_reply_text(_ask_any(llm or _default_llm(), messages)))
 
 
 operators.call_llm = _call_llm

@@ -5,7 +5,6 @@ import contextlib
 import gc
 import io
 import json
-import os
 import random
 import signal
 import subprocess
@@ -188,9 +187,13 @@ def test_what_a_guide_may_give(said, score, words):
     assert found.scores == [score] and found.feedback == [words] and found.mean == score
 
 
-@pytest.mark.parametrize("said", [None, {}, (1, 2, 3), float("nan"), (float("inf"), "x"), ("a", "b")])
+@pytest.mark.parametrize(
+    "said", [None, {}, (1, 2, 3), float("nan"), (float("inf"), "x"), ("a", "b")]
+)
 def test_what_a_guide_may_not_give(said):
-    with pytest.raises(TypeError, match=r"a guide gives \(score, feedback\), a finite score, or words"):
+    with pytest.raises(
+        TypeError, match=r"a guide gives \(score, feedback\), a finite score, or words"
+    ):
         evaluate(lambda x: x, [(1, 2)], lambda query, response, info: said)
 
 
@@ -233,7 +236,11 @@ def test_a_failing_program_is_an_example_with_its_error_as_feedback(tmp_path):
     assert divide.by.data == 2 and run.scores == [-1.0] and run.score == 1.0
     assert "(ZeroDivisionError) division by zero" in script.asked[0][-1]["content"]
     found = evaluate(Divide(), [(8, 4), (1, 1)], exact)
-    assert set(found.failures) == {0, 1} and "ZeroDivisionError" in found.failures[0] and found.mean == 0
+    assert (
+        set(found.failures) == {0, 1}
+        and "ZeroDivisionError" in found.failures[0]
+        and found.mean == 0
+    )
 
 
 def test_a_bug_in_the_guide_is_the_users_exception():
@@ -246,7 +253,14 @@ def test_a_bug_in_the_guide_is_the_users_exception():
     shift = Shift()
     for workers in 1, 4:
         with pytest.raises(Bug, match="mine"):
-            train(shift, DATASET, guide, OptoPrime(shift, llm=StubLLM()), batch_size=4, workers=workers)
+            train(
+                shift,
+                DATASET,
+                guide,
+                OptoPrime(shift, llm=StubLLM()),
+                batch_size=4,
+                workers=workers,
+            )
 
 
 def test_an_exception_of_the_program_outside_every_operator_is_the_users_too():
@@ -282,7 +296,9 @@ def test_a_batch_that_reaches_no_parameter_is_passed_over(tmp_path):
 
     optimizer = OptoPrime(shift, llm=StubLLM())
     with pytest.warns(UserWarning, match="reaches no parameter"):
-        run = train(sometimes, DATASET, near, optimizer, epochs=8, batch_size=2, journal=tmp_path / "j")
+        run = train(
+            sometimes, DATASET, near, optimizer, epochs=8, batch_size=2, journal=tmp_path / "j"
+        )
     assert shift.offset.data == 7 and run.steps == 16
     reasons = [r["reason"] for r in records(tmp_path / "j") if r["event"] == "step"]
     assert reasons[::2] == ["no feedback"] * 8
@@ -313,7 +329,9 @@ def test_counts_that_are_none(name, value):
 
 def test_the_best_of_several_candidates_is_kept():
     shift = Shift()
-    run = train(shift, DATASET, near, Steps(shift, [3, 8, 9, 6, 5, 4]), epochs=2, batch_size=4, candidates=3)
+    run = train(
+        shift, DATASET, near, Steps(shift, [3, 8, 9, 5, 4, 2]), epochs=2, batch_size=4, candidates=3
+    )
     assert shift.offset.data == 8 and run.score == -1
     shift = Shift()
     train(shift, DATASET, near, Steps(shift, [6, 8]), batch_size=4, candidates=2)
@@ -322,6 +340,7 @@ def test_the_best_of_several_candidates_is_kept():
 
 def test_the_gate_keeps_what_is_better_and_can_be_turned_off():
     for gate, left in (True, 5), (False, 1):
+        minitrace.GRAPH.clear()
         shift = Shift(5)
         optimizer = Steps(shift, [1])
         run = train(shift, DATASET, near, optimizer, batch_size=4, gate=gate)
@@ -331,7 +350,9 @@ def test_the_gate_keeps_what_is_better_and_can_be_turned_off():
 def test_without_a_gate_the_best_of_all_steps_is_left_if_there_is_something_to_compare():
     shift = Shift(0)
     optimizer = Steps(shift, [5, 1, 2, 3])
-    run = train(shift, DATASET, near, optimizer, epochs=4, batch_size=4, gate=False, validation=DATASET)
+    run = train(
+        shift, DATASET, near, optimizer, epochs=4, batch_size=4, gate=False, validation=DATASET
+    )
     assert shift.offset.data == 5 and run.score == -2
 
 
@@ -351,7 +372,9 @@ def test_words_without_scores_are_always_believed():
 
 def test_patience_counts_steps_without_a_better_score():
     shift = Shift(5)
-    run = train(shift, DATASET, near, Steps(shift, [6, 1, 6, 0, 7]), epochs=5, batch_size=4, patience=3)
+    run = train(
+        shift, DATASET, near, Steps(shift, [6, 1, 6, 0, 7]), epochs=5, batch_size=4, patience=3
+    )
     assert run.reason == "patience" and run.steps == 4 and shift.offset.data == 6
 
 
@@ -377,7 +400,11 @@ def test_other_optimizers(kind):
 
     def llm(messages, **options):
         asked = messages[-1]["content"]
-        return '{"suggestion": {"%s": "warm"}}' % word.py_name if "# Instruction" in asked else "Warmer."
+        return (
+            '{"suggestion": {"%s": "warm"}}' % word.py_name
+            if "# Instruction" in asked
+            else "Warmer."
+        )
 
     run = train(lambda x: word + x, [("!", "warm!")], exact, kind([word], llm=llm), candidates=2)
     assert word.data == "warm" and run.score == 1
@@ -419,7 +446,9 @@ def journal_of(folder, workers, **options):
     path = folder / f"run{workers}{len(options)}.jsonl"
     train_program.run(path, folder / "served", workers, **options)
     found = [{k: v for k, v in r.items() if k not in ("time", "seconds")} for r in records(path)]
-    return sorted(found, key=lambda r: json.dumps([r.get("step", -1), r.get("example"), r], sort_keys=True))
+    return sorted(
+        found, key=lambda r: json.dumps([r.get("step", -1), r.get("example"), r], sort_keys=True)
+    )
 
 
 def test_the_journal_is_the_same_for_any_number_of_workers(tmp_path):
@@ -503,7 +532,9 @@ def test_evaluate_changes_nothing_and_traces_nothing():
 def test_a_spent_budget_ends_the_run_with_the_best_values():
     shift = Shift()
     budget = Budget(calls=3)
-    run = train(shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4, budget=budget)
+    run = train(
+        shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4, budget=budget
+    )
     assert run.reason.startswith("budget: this call would pass 3 calls") and run.spent["calls"] == 3
     assert run.steps == 4 and shift.offset.data == run.values["offset0"] > 0
 
@@ -518,7 +549,15 @@ def test_ctrl_c_leaves_the_best_and_says_how_to_go_on(tmp_path):
             return near(query, response, info)
 
         with pytest.raises(KeyboardInterrupt) as caught:
-            train(shift, DATASET, guide, Steps(shift, [3, 1, 6]), epochs=3, batch_size=4, journal=journal)
+            train(
+                shift,
+                DATASET,
+                guide,
+                Steps(shift, [3, 1, 6]),
+                epochs=3,
+                batch_size=4,
+                journal=journal,
+            )
         assert shift.offset.data == 3
         return str(caught.value)
 
@@ -591,7 +630,12 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
     train_program.run(path, served, 1)
     whole = path.read_bytes()
     lines = whole.splitlines(True)
-    for end in (len(b"".join(lines[:40])) - 1, len(b"".join(lines[:40])) + 25, len(lines[0]) // 2, 0):
+    for end in (
+        len(b"".join(lines[:40])) - 1,
+        len(b"".join(lines[:40])) + 25,
+        len(lines[0]) // 2,
+        0,
+    ):
         path.write_bytes(whole[:end])
         train_program.run(path, served, 1)
         assert len(path.read_bytes().splitlines()) == len(lines)
@@ -602,14 +646,18 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
 
 def test_a_journal_of_another_run_is_refused_with_what_differs(tmp_path):
     path = tmp_path / "run.jsonl"
-    train(Shift(), DATASET, near, Steps(shift := Shift(), [1]), journal=path, gate=False, batch_size=4)
+    shift = Shift()
+    train(shift, DATASET, near, Steps(shift, [1]), journal=path, gate=False, batch_size=4)
     before = path.read_bytes()
-    with pytest.raises(MinitraceError, match=r"run.jsonl is the journal of another run: batch_size was 4, now 2"):
-        train(shift, DATASET, near, Steps(Shift(), [1]), journal=path, gate=False, batch_size=2)
-    with pytest.raises(MinitraceError, match="dataset was '[0-9a-f]+', now '[0-9a-f]+'"):
-        train(shift, [(1, 9)] * 4, near, Steps(Shift(), [1]), journal=path, gate=False, batch_size=4)
+    with pytest.raises(
+        MinitraceError, match=r"run.jsonl is the journal of another run: batch_size was 4, now 2"
+    ):
+        train(shift, DATASET, near, Steps(shift, [1]), journal=path, gate=False, batch_size=2)
+    with pytest.raises(MinitraceError, match=r"dataset was '[0-9a-f]+', now '[0-9a-f]+'"):
+        train(shift, [(1, 9)] * 4, near, Steps(shift, [1]), journal=path, gate=False, batch_size=4)
+    minitrace.GRAPH.clear()
     other = Shift(9)
-    with pytest.raises(MinitraceError, match="parameters was .*offset.*: 0.*, now .*: 9"):
+    with pytest.raises(MinitraceError, match=r"parameters was .*offset.*: 0.*, now .*: 9"):
         train(other, DATASET, near, Steps(other, [1]), journal=path, gate=False, batch_size=4)
     assert path.read_bytes() == before
 
@@ -618,7 +666,9 @@ def test_a_journal_of_another_run_is_refused_with_what_differs(tmp_path):
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path, text):
     path = tmp_path / "run.jsonl"
     path.write_text(text)
-    with pytest.raises(MinitraceError, match="line 1: not a record of a journal; name another file"):
+    with pytest.raises(
+        MinitraceError, match="line 1: not a record of a journal; name another file"
+    ):
         train(Shift(), DATASET, near, journal=path)
     assert path.read_text() == text
 
@@ -636,7 +686,9 @@ def test_a_journal_that_another_run_writes_is_refused(tmp_path):
 
 def test_the_journal_tells_the_story(tmp_path):
     path, shift = tmp_path / "run.jsonl", Shift()
-    run = train(shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=5, batch_size=4, journal=path)
+    run = train(
+        shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=5, batch_size=4, journal=path
+    )
     found = records(path)
     assert found[0]["event"] == "run" and found[0]["configuration"]["parameters"] == {"offset0": 0}
     assert found[-1]["event"] == "end" and found[-1]["values"] == run.values
@@ -716,9 +768,25 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path):
 
 def test_progress_goes_to_a_function_a_terminal_or_nowhere(monkeypatch):
     states, shift = [], Shift()
-    train(shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=3, batch_size=2, progress=states.append)
+    train(
+        shift,
+        DATASET,
+        near,
+        OptoPrime(shift, llm=StubLLM()),
+        epochs=3,
+        batch_size=2,
+        progress=states.append,
+    )
     assert [state["step"] for state in states] == [1, 2, 3, 4, 5, 6]
-    assert states[-1].keys() == {"step", "steps", "score", "best", "calls", "tokens", "seconds_left"}
+    assert states[-1].keys() == {
+        "step",
+        "steps",
+        "score",
+        "best",
+        "calls",
+        "tokens",
+        "seconds_left",
+    }
     assert states[-1]["calls"] == 6 and states[-1]["steps"] == 6
 
     class Terminal(io.StringIO):

@@ -62,7 +62,14 @@ def run(journal, served, workers, **options):
     dataset = [(f"How many in box {n}?", 14 + n % 5) for n in range(6)]
     held_out = [(f"How many in bag {n}?", 17 + n) for n in range(3)]
     optimizer = OptoPrime(model, llm=llm, memory_size=3)
-    settings = {"epochs": 2, "batch_size": 3, "candidates": 2, "seed": 7, "shuffle": True, **options}
+    settings = {
+        "epochs": 2,
+        "batch_size": 3,
+        "candidates": 2,
+        "seed": 7,
+        "shuffle": True,
+        **options,
+    }
     return train(
         model, dataset, guide, optimizer, validation=held_out, workers=workers, journal=journal, **settings
     )  # fmt: skip
