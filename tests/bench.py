@@ -11,6 +11,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from pathlib import Path
@@ -18,7 +19,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minitrace import TraceGraph, backward, bundle, node  # noqa: E402
+from minitrace import (  # noqa: E402
+    Module,
+    Optimizer,
+    OptoPrime,
+    Proposal,
+    Script,
+    TraceGraph,
+    backward,
+    bundle,
+    node,
+    train,
+)
 
 QUICK = False
 
@@ -269,7 +281,120 @@ def peers():
         )
 
 
-PARTS = {part.__name__: part for part in (operator, calls, imports, memory, linear, peers)}
+# ---- training
+
+
+class Shift(Module):
+    """Adds a number, after a while."""
+
+    def __init__(self, pause=0.0):
+        self.offset, self.pause = node(0, name="offset", trainable=True), pause
+
+    def forward(self, x):
+        time.sleep(self.pause) if self.pause else None
+        return x + self.offset
+
+
+class Up(Optimizer):
+    """Proposes the next number, without asking anybody."""
+
+    def propose(self, n=None):
+        return Proposal({self.parameters[0]: self.parameters[0].data % 50 + 1})
+
+
+def guide(query, response, info):
+    return -abs(response - info), "too low" if response < info else "too high"
+
+
+def training():
+    """A batch side by side, beside what sleeping alone would take; and a long run, step by step."""
+    dataset, slow = [(n, n + 7) for n in range(64)], Shift(0.1)
+    start = time.perf_counter()
+    train(slow, dataset, guide, Up(slow), batch_size=64, workers=16, gate=False)
+    row("64 examples of 100 ms, 16 workers", time.perf_counter() - start, 0.4, "s", "<= 1.25")
+
+    steps, marks = 200 if QUICK else 1_000, {}
+
+    def note(state):
+        if state["step"] in (steps // 5, 2 * steps // 5, 4 * steps // 5, steps):
+            gc.collect()
+            marks[state["step"]] = time.perf_counter(), tracemalloc.get_traced_memory()[0]
+
+    shift = Shift()
+    tracemalloc.start()
+    with tempfile.TemporaryDirectory() as folder:
+        journal = os.path.join(folder, "run.jsonl")
+        train(shift, [(1, 8)], guide, Up(shift), epochs=steps, journal=journal, progress=note)
+    tracemalloc.stop()
+    (a, _), (b, low), (c, _), (d, high) = marks.values()
+    row(
+        f"a step at the end of {steps:,}, beside one early",
+        (d - c) * 5e3,
+        (b - a) * 5e3,
+        "us",
+        "<= 1.5",
+    )
+    held, note_size = (high - low) / (steps - 2 * steps // 5), 500
+    row("memory a step leaves: score and update, bytes", held, note_size, "B", "<= 1")
+
+
+# ---- prompts
+
+
+def problems(node):
+    """Three programs, each as its parameter and its output: a formula, a chain, a long text."""
+    x, y, text = (
+        node(value, name=name, trainable=True)
+        for value, name in ((3, "x"), (1, "y"), ("a" * 20_000, "text"))
+    )
+    chained, upper = y, text
+    for _ in range(300):
+        chained = chained + 1
+    for n in range(10):
+        upper = upper + str(n)
+    return {
+        "x * 2 + 1": (x, x * 2 + 1),
+        "300 additions": (y, chained),
+        "10 steps on 20,000 characters": (text, upper),
+    }
+
+
+def prompts():
+    """Characters in OptoPrime's prompt, all messages; Trace's own where it is installed."""
+    theirs = trace_prompts() if importlib.util.find_spec("opto") else {}
+    for name, (parameter, output) in problems(node).items():
+        optimizer = OptoPrime([parameter], llm=Script([]), max_chars=60_000)
+        optimizer.backward(output, "too low")
+        ours = optimizer.prompt().stats["characters"]
+        other = theirs.get(name, float("nan"))
+        row(f"prompt: {name} (beside Trace)", ours, other, "", "<= 1")
+
+
+def trace_prompts():
+    """The same by Trace: its optimizer asks a language model that only counts."""
+    with contextlib.redirect_stdout(sys.stderr):
+        import opto.trace as trace
+        from opto.optimizers import OptoPrime as Theirs
+
+    sizes = {}
+    for name, (parameter, output) in problems(trace.node).items():
+
+        def count(*args, name=name, **kwargs):
+            sizes[name] = sum(len(message["content"]) for message in kwargs["messages"])
+            raise KeyboardInterrupt
+
+        optimizer = Theirs([parameter], llm=count)
+        optimizer.zero_feedback()
+        optimizer.backward(output, "too low")
+        with contextlib.suppress(KeyboardInterrupt):
+            optimizer.step()
+    return sizes
+
+
+PARTS = {
+    part.__name__: part
+    for part in (operator, calls, imports, memory, linear, training, prompts, peers)
+}
 
 
 def main(arguments=None):
