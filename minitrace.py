@@ -258,7 +258,11 @@ def _free(name: str, taken: Container[str]) -> str:
 
 class _Operators:
     """Every operator as a function of nodes and plain values; any function of the standard
-    `operator` module too."""
+    `operator` module too.
+
+    >>> operators.concat("Hello, ", node("Ada"), "!").data, operators.truth(node([])).data
+    ('Hello, Ada!', False)
+    """
 
     def __getattr__(self, name: str) -> Method:
         function = getattr(operator, name, None)
@@ -287,6 +291,15 @@ def _operator(name: str, function: Callable[..., Any], description: str, *names:
 def _plain(function: Callable[..., Any]) -> Any:
     """A method that reads the data and returns what `function` makes of it, unrecorded."""
     return lambda self, *others: function(self.data, *map(to_data, others))
+
+
+def _method(name: str, words: str, *names: str) -> Method:
+    """Make the operator that calls the method of this name."""
+
+    def call(x: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, name)(*args, **kwargs)
+
+    return _operator(name, call, words, "x", *names)
 
 
 def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, Method]:
@@ -515,27 +528,33 @@ class Node(Generic[T]):
     __floor__ = _operator("floor", math.floor, "the largest integer that is not above x")
     __ceil__ = _operator("ceil", math.ceil, "the smallest integer that is not below x")
     __trunc__ = _operator("trunc", math.trunc, "x without its fraction")
-    __call__ = _operator("call", lambda f, /, *args, **kwargs: f(*args, **kwargs), "call f with the arguments", "f")
+    __call__ = _operator("call", lambda f, /, *args, **kwargs: f(*args, **kwargs),
+                         "call f with the arguments", "f")
     len = _operator("len", len, "the length of x")
-    getattr = _operator("getattr", getattr, "the attribute of x that has this name", "x", "name", "default")
-    call = _operator("call_method", lambda x, name, /, *args, **kwargs: getattr(_own(x), name)(*args, **kwargs), "call the method of x that has this name", "x", "name")
+    getattr = _operator("getattr", getattr,
+                        "the attribute of x that has this name", "x", "name", "default")
+    call = _operator("call_method",
+                     lambda x, name, /, *args, **kwargs: getattr(_own(x), name)(*args, **kwargs),
+                     "call the method of x that has this name", "x", "name")
     clone = _operator("clone", copy.deepcopy, "a copy of x")
-    append = _operator("append", lambda x, item: [*x, item], "a new list: x with item at its end", "x", "item")
-    pop = _operator("pop", lambda x, *where: _own(x).pop(*where), "the item of x at index (the last by default)", "x", "index", "default")
-    get = _operator("get", lambda x, key, default=None: x.get(key, default), "x[key], or default where there is none", "x", "key", "default")
+    append = _operator("append", lambda x, item: [*x, item],
+                       "a new list: x with item at its end", "x", "item")
+    pop = _operator("pop", lambda x, *where: _own(x).pop(*where),
+                    "the item of x at index (the last by default)", "x", "index", "default")
     keys = _operator("keys", lambda x: list(x.keys()), "the keys of x as a list")
     values = _operator("values", lambda x: list(x.values()), "the values of x as a list")
     items = _operator("items", lambda x: list(x.items()), "the (key, value) pairs of x as a list")
-    format = _operator("format", lambda x, /, *args, **kwargs: x.format(*args, **kwargs), "x with its {} fields filled in", "x")
-    split = _operator("split", lambda x, /, *how, **options: x.split(*how, **options), "the list of the words in x, cut at sep", "x", "sep", "maxsplit")
-    strip = _operator("strip", lambda x, *chars: x.strip(*chars), "x without chars (white space) at its ends", "x", "chars")
-    replace = _operator("replace", lambda x, *how: x.replace(*how), "x with old replaced by new", "x", "old", "new", "count")
-    join = _operator("join", lambda x, parts: x.join(parts), "the parts as one text, x between them", "x", "parts")
-    lower = _operator("lower", lambda x: x.lower(), "x in lower case")
-    upper = _operator("upper", lambda x: x.upper(), "x in upper case")
-    title = _operator("title", lambda x: x.title(), "x in title case")
-    swapcase = _operator("swapcase", lambda x: x.swapcase(), "x with upper and lower case swapped")
-    capitalize = _operator("capitalize", lambda x: x.capitalize(), "x with its first letter in upper case")
+    get = _method("get", "x[key], or default where there is none", "key", "default")
+    format = _method("format", "x with its {} fields filled in")
+    split = _method("split", "the list of the words in x, cut at sep", "sep", "maxsplit")
+    strip = _method("strip", "x without chars (white space) at its ends", "chars")
+    replace = _method("replace", "x with old replaced by new", "old", "new", "count")
+    join = _method("join", "the parts as one text, x between them", "parts")
+    lower = _method("lower", "x in lower case")
+    upper = _method("upper", "x in upper case")
+    title = _method("title", "x in title case")
+    swapcase = _method("swapcase", "x with upper and lower case swapped")
+    capitalize = _method("capitalize", "x with its first letter in upper case")
     # fmt: on
 
 
@@ -911,21 +930,25 @@ for _name, _alias in ("len", "len_"), ("getattr", "node_getattr"), ("divmod", "n
     setattr(operators, _alias, getattr(operators, _name))
 # fmt: off
 _operator("identity", lambda x: x, "x itself")
-_operator("cond", lambda test, a, b: a if test else b, "a if test is true, else b", "test", "a", "b")
+_operator("cond", lambda test, a, b: a if test else b,
+          "a if test is true, else b", "test", "a", "b")
 _operator("not_", operator.not_, "not x")
 _operator("is_", operator.is_, "x is y", "x", "y")
 _operator("is_not", operator.is_not, "x is not y", "x", "y")
 _operator("in_", lambda x, y: x in y, "x in y", "x", "y")
 _operator("not_in", lambda x, y: x not in y, "x not in y", "x", "y")
-_operator("concat", lambda *parts: functools.reduce(operator.add, parts), "the parts joined by +", "x", "y")
+_operator("concat", lambda *parts: functools.reduce(operator.add, parts),
+          "the parts joined by +", "x", "y")
 _operator("ord_", ord, "the code point of the character x")
 _operator("chr_", chr, "the character with code point x")
 _operator("make_list", lambda *items: [*items], "a list of the items", "x")
 _operator("make_tuple", lambda *items: items, "a tuple of the items", "x")
 _operator("make_set", lambda *items: {*items}, "a set of the items", "x")
 _operator("make_dict", lambda **items: items, "a dict of the items")
-_operator("list_extend", lambda x, y: [*x, *y], "a new list: x with the items of y at its end", "x", "y")
-_operator("dict_update", lambda x, y: {**x, **y}, "a new dict: x with the items of y put over it", "x", "y")
+_operator("list_extend", lambda x, y: [*x, *y],
+          "a new list: x with the items of y at its end", "x", "y")
+_operator("dict_update", lambda x, y: {**x, **y},
+          "a new dict: x with the items of y put over it", "x", "y")
 # fmt: on
 for _kind in (list, tuple, set, dict):
     _operator(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
@@ -2266,8 +2289,8 @@ class Propagator:
         if not listed or len(sent) != len(node.parents):
             said = f"{len(sent)} feedbacks" if listed else _text(sent, 80)
             raise ValueError(
-                f"{node.op_name} at {node.name}: {said} for {len(node.parents)} parents; a rule gives "
-                "a list with one feedback for each of node.parents"
+                f"{node.op_name} at {node.name}: {said} for {len(node.parents)} parents; a rule "
+                "gives a list with one feedback for each of node.parents"
             )
         return sent
 
@@ -4301,7 +4324,7 @@ def _run_here(packed: bytes) -> bytes:
 
 
 def _packed(value: Any, parameters: Sequence[Any]) -> bytes:
-    """A pickle in which parameters are named by their place, so that it can meet the living ones."""
+    """A pickle that names parameters by their place, so that it can meet the living ones."""
     import pickle
 
     places = {id(parameter): place for place, parameter in enumerate(parameters)}
@@ -5840,7 +5863,7 @@ def _sales_agent(llm: Any) -> Any:
             name = operators.call_llm(llm, self.ask_name, message)
             return self.greet(self.language(reply), name)
 
-        @bundle("[language] Name the language, en or es.", trainable=True)  # type: ignore[untyped-decorator]
+        @bundle("[language] Answer en or es.", trainable=True)  # type: ignore[untyped-decorator]
         def language(self, reply: str) -> Any:
             return "en"
 
