@@ -606,7 +606,7 @@ class ParameterNode(Node[T]):
     ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
     """
 
-    __slots__ = ("bounds", "check", "choices", "constraint", "feedback", "projections")
+    __slots__ = ("_feedback", "bounds", "check", "choices", "constraint", "projections")
     _tracked = True
     trainable = True
 
@@ -628,8 +628,13 @@ class ParameterNode(Node[T]):
             raise TypeError(f"bounds must be a pair (low, high), not {_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
-        self.feedback: list[Any] = []
+        self._feedback: list[Any] = []
         self.set(data)
+
+    @property
+    def feedback(self) -> list[Any]:
+        """What backward brought here: one entry for each backward, until `zero_feedback`."""
+        return self._feedback
 
     def checked(self, value: Any) -> T:
         """The value as this parameter would keep it; `ValueError` says why it would not."""
@@ -683,7 +688,7 @@ def _fit(value: Any, like: Any) -> Any:
     listed = type(value) in (list, tuple) and kind in (list, tuple, set, frozenset)
     whole = kind is int and number and value % 1 == 0
     if whole or listed or (kind is float and number and math.isfinite(value)):
-        return kind(value)
+        return cast(Any, kind)(value)
     if like is None or (isinstance(value, kind) and kind not in (int, float)):
         return value
     name = "finite float" if kind is float else kind.__name__
@@ -1766,6 +1771,7 @@ def _parse(source: str) -> ast.Module:
     import ast
 
     most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
+    tree = ast.parse("")
     try:
         if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
             raise SyntaxError(f"over {most}")
@@ -3433,30 +3439,28 @@ class Optimizer:
 
     def _answer(self, prompt: Prompt) -> Proposal:
         """Ask until a reply can be used, each time telling what was wrong with the last."""
-        began, usage = time.monotonic(), Counter[str]()
-        replies: list[str] = []
-        refused: list[str] = []
-        messages, llm = [*prompt], self.llm or _default_llm()
+        began = time.monotonic()
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        for _ in range(self.retries + 1):
-            answer = _ask_any(llm, [*messages], options)
-            usage += _usage_told(answer)
-            replies.append(_reply_text(answer))
-            reply = read_reply(replies[-1], self.names)
-            proposal, problems = self._check(reply)
-            if not problems:
-                break
-            refused += problems
-            self._refused.update(dict.fromkeys(problems))
-            messages.append(_message("assistant", _cut(replies[-1], self.max_chars)))
-            messages.append(_message("user", _AGAIN.format("\n- ".join(problems))))
-        if problems and self.on_refusal == "raise":
+        (proposal, reply), answers, refused = _until_usable(
+            self.llm or _default_llm(), prompt, options, self.retries, self._read
+        )
+        problems = [problem for each in refused for problem in each]
+        self._refused.update(dict.fromkeys(problems))
+        replies = [*map(_reply_text, answers)]
+        if len(refused) == len(answers) and self.on_refusal == "raise":
             times = f"{len(replies)} attempt{'s' * (len(replies) > 1)}"
-            raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, problems)
-        proposal.prompt, proposal.replies, proposal.refused = prompt, replies, refused
+            raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
+        proposal.prompt, proposal.replies, proposal.refused = prompt, replies, problems
         proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
-        proposal.usage, proposal.seconds = usage, time.monotonic() - began
+        proposal.usage = sum(map(_usage_told, answers), Counter())
+        proposal.seconds = time.monotonic() - began
         return proposal
+
+    def _read(self, text: str) -> tuple[tuple[Proposal, Reading], list[str]]:
+        """The proposal in a reply, with the reply as it was read, and what is wrong with it."""
+        reply = read_reply(text, self.names)
+        proposal, problems = self._check(reply)
+        return (proposal, reply), problems
 
     def _check(self, reply: Reading) -> tuple[Proposal, list[str]]:
         """The changes of a reply as the parameters would take them, or why not."""
@@ -3633,6 +3637,26 @@ def _default_llm() -> Any:
             stacklevel=7,
         )
     return StubLLM()
+
+
+def _until_usable(
+    llm: Any, prompt: Sequence[Any], options: Any, retries: int,
+    read: Callable[[str], tuple[T, list[str]]],
+) -> tuple[T, list[Any], list[list[str]]]:  # fmt: skip
+    """Ask until a reply can be used or `retries` are over, each time telling what was wrong.
+
+    Returns: what `read` made of the last reply; all the answers; for each that was refused, why.
+    """
+    messages, answers, refused = [*prompt], list[Any](), list[list[str]]()
+    while True:
+        answers.append(_ask_any(llm, [*messages], options))
+        text = _reply_text(answers[-1])
+        result, problems = read(text)
+        refused += [problems] if problems else []
+        if not problems or len(answers) > retries:
+            return result, answers, refused
+        again = _AGAIN.format("\n- ".join(problems))
+        messages += [_message("assistant", _cut(text, 12_000)), _message("user", again)]
 
 
 class OptoPrime(Optimizer):
@@ -3959,20 +3983,23 @@ class Judge(Guide):
         """The score, from 0 to 1, and the feedback."""
         expected = "" if info is None else _said(info)
         page = _page(Query=_said(query), Response=_said(response), Expected=expected)
-        messages = [_message("system", _JUDGE.format(self.criteria)), _message("user", page)]
-        replies, problems = [], [""]
-        for _ in range(self.retries + 1):
-            replies.append(_reply_text(_ask_any(self.llm or _default_llm(), [*messages])))
-            values, problems = read_reply(replies[-1], ["score", "feedback"])[2:]
-            if not problems:
-                with contextlib.suppress(ValueError):
-                    score = coerce_value(values.get("score"), 0.0)
-                    if 0 <= score <= 1:
-                        return score, _said(values.get("feedback", ""))
-                problems = [f"the score must be a number from 0 to 1, not {values.get('score')!r}"]
-            messages.append(_message("assistant", _cut(replies[-1], 4000)))
-            messages.append(_message("user", _AGAIN.format("\n- ".join(problems))))
-        raise ReplyError(f"no usable judgement: {problems[-1]}", replies, problems)
+        prompt = [_message("system", _JUDGE.format(self.criteria)), _message("user", page)]
+        llm = self.llm or _default_llm()
+        judgement, answers, refused = _until_usable(llm, prompt, {}, self.retries, self.read)
+        if len(refused) == len(answers):
+            problems, replies = refused[-1], [*map(_reply_text, answers)]
+            raise ReplyError(f"no usable judgement: {problems[-1]}", replies, problems)
+        return judgement
+
+    def read(self, text: str) -> tuple[tuple[float, str], list[str]]:
+        """The judgement in a reply, and what is wrong with it."""
+        _, _, values, problems = read_reply(text, ["score", "feedback"])
+        given, score = values.get("score"), -1.0
+        with contextlib.suppress(ValueError):
+            score = coerce_value(given, 0.0)
+        if not problems and not 0 <= score <= 1:
+            problems = [f"the score must be a number from 0 to 1, not {_text(given, 80)}"]
+        return (score, _said(values.get("feedback", ""))), problems
 
 
 class Tried(NamedTuple):
@@ -4048,8 +4075,9 @@ def _raise_unless_about_values(error: ExecutionError) -> None:
 
 def _judgement(said: Any) -> tuple[float | None, Any]:
     """Score and feedback from what a guide gave."""
-    pair = said if isinstance(said, (tuple, list)) and len(said) == 2 else None
-    score, words = pair or ((None, said) if isinstance(said, str) else (said, ""))
+    score, words = (None, said) if isinstance(said, str) else (said, "")
+    if isinstance(said, (tuple, list)) and len(said) == 2:
+        score, words = said
     with contextlib.suppress(TypeError):
         if said is not None and (score is None or math.isfinite(score)):
             return score if score is None else float(score), words
@@ -4616,6 +4644,8 @@ class _Training:
                 tried = {**values, **{p.py_name: value for p, value in proposal.items()}}
                 said = [*dict.fromkeys(_said(each) for each in feedback if each)][:4]
                 self.optimizer.history.append(Attempt(tried, said, score, reason="not kept"))
+        if reason == "no change":
+            self.optimizer._remember(checked[0].proposal, reason)
         if chosen:
             self.optimizer.update(checked[chosen - 1].proposal)
             self.kept, now = self.number, checked[chosen - 1]
