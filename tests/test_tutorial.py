@@ -375,6 +375,21 @@ MISTAKES = [  # the exercise, what stands in the solution, what stands there ins
     (12, "self.score(self.output.data)", "-1e9", "nothing should change"),
     (12, "except ExecutionError", "except KeyError", "catch ExecutionError"),
     (12, "self.output.rerun(proposal).data", "self.output.rerun(proposal)", "takes the data of an output"),
+    (13, "-abs(response - info)", "abs(response - info)", "give it a minus"),
+    (13, "return 0.0,", "return 1.0,", "the best score is 0 here"),
+    (13, "response < info", "response > info", "so it is too low"),
+    (13, "not isinstance(response, (int, float)) or ", "", "ends the training"),
+    (13, " or not math.isfinite(response)", "", "math.isfinite() finds it"),
+    (13, "-abs(response - info)", "response - info", "abs() tells it"),
+    (14, "reverse=True", "reverse=False", "a higher score is better"),
+    (14, "beam + found", "found", "must not lose the best one"),
+    (14, "range(steps)", "range(10)", "the search ends after"),
+    (14, "[:width]", "", "keeps one value"),
+    (14, "[:width]", "[:1]", "the second best, 'b', stays"),
+    (14, "if value not in scores:", "if True:", "keep the scores in a dict"),
+    (14, "if best == beam:", "if best[0] == beam[0]:", "the whole beam as it was is the last"),
+    (14, "if best == beam:", "if False:", "no other will change it: stop"),
+    (14, "list(dict.fromkeys(beam + found))", "beam + found", "each value counts once"),
     (15, "return llm(messages, **options)", "llm(messages, **options)", "return the reply"),
     (15, "except LLMError", "except Exception", "nothing more may be spent"),
     (15, "except LLMError", "except (LLMError, TypeError)", "hides bugs"),
@@ -399,8 +414,17 @@ def test_a_typical_mistake_gets_its_hint(number, old, new, hint, tmp_path):
 
 
 CLUMSY = "stack = [(node, False) for node in reversed(outputs)]"
+EVERY_WAY = """
+def topological(outputs):
+    order, stack = [], [*outputs]
+    while stack:
+        order.append(stack.pop())
+        stack += order[-1].parents
+    return list({id(node): node for node in order[::-1]}.values())
+"""
 ENDS = [  # what becomes of an exercise that ends badly; the words of the verdict
     (6, CLUMSY, CLUMSY + "\n    while True: pass", "nothing within 2 seconds"),
+    (6, "", EVERY_WAY, "look at a node once"),
     (6, CLUMSY, CLUMSY + "\n    import os; os._exit(0)", "Python itself ended, status 0"),
     (
         6,
@@ -427,7 +451,7 @@ ENDS = [  # what becomes of an exercise that ends badly; the words of the verdic
 @pytest.mark.parametrize("number, old, new, told", ENDS)
 def test_an_exercise_that_ends_badly_has_a_verdict(number, old, new, told, tmp_path):
     path = tmp_path / f"ex{number:02}.py"
-    path.write_text(changed(number, old, new), encoding="utf-8")
+    path.write_text(changed(number, old, new) if old else new, encoding="utf-8")
     state, words = checks.grade(number, path, seconds=2)
     assert state == "not yet" and told in words
     assert "Traceback" not in words and str(tmp_path) not in words

@@ -608,6 +608,112 @@ want: 2.0
 hint: propose sets nothing: rerun shows what would be, and changes nothing
 """
 
+EXERCISES[13] = """
+rate = node(1, name="rate", trainable=True)
+def price(amount):
+    return rate * amount
+def trained():
+    train(price, [(1, 7), (2, 14)], guide, OptoPrime(rate, llm=StubLLM()), epochs=6, progress=False)
+    return rate.data
+
+call: guide("how many?", 7, 7)
+test: isinstance(it, tuple) and it[0] == 0 and it[1] == "just right"
+want: (0, 'just right')
+hint: it is None -> a pair has to come back: the score and the feedback
+hint: isinstance(it, tuple) and it[:1] == (1,) -> the best score is 0 here: minus the distance
+
+call: guide("how many?", 5, 7)
+want: (-2, 'too low')
+hint: isinstance(it, tuple) and it[0] == 2 -> a score is better the higher it is: a distance is better \
+the lower, so give it a minus
+hint: it == (-2, "too high") -> 5 is below 7, so it is too low: the words are about the response
+
+call: guide("how many?", 9.5, 7)
+want: (-2.5, 'too high')
+hint: isinstance(it, tuple) and it[0] == 2.5 -> minus the distance, on both sides: abs() tells it
+
+call: guide("how many?", "about seven", 7)
+test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
+want: (-1000, words with 'not a number')
+hint: isinstance(it, Exception) -> a guide that raises ends the training: ask first whether the \
+response is a number
+
+call: guide("how many?", None, 7)
+test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
+want: (-1000, words with 'not a number')
+hint: isinstance(it, Exception) -> None is no number either
+
+call: guide("how many?", float("nan"), 7)
+test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
+want: (-1000, words with 'not a number')
+hint: nan is a float, and compares with nothing: math.isfinite() finds it
+
+call: guide("how many?", float("-inf"), 7)
+test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
+want: (-1000, words with 'not a number')
+hint: a score has to be finite, and the distance to -inf is not
+
+call: trained()
+want: 7
+hint: the checker trained a rate with this guide, and it should have ended at 7
+"""
+
+EXERCISES[14] = """
+hill = {"": 0, "a": 2, "b": 1, "aa": 1, "ab": 1, "ba": 1, "bb": 1.5, "bba": 6, "bbaa": 9}
+asked = []
+def worth(word):
+    asked.append(word)
+    return hill.get(word, -1)
+def longer(word):
+    return [word + "a", word + "b"] if len(word) < 4 else []
+def around(n):
+    return [n - 1, n + 1]
+def found(**options):
+    asked.clear()
+    return beam_search("", longer, worth, **options)
+def most_asked():
+    return max((asked.count(word), word) for word in asked)
+
+call: beam_search(0, around, lambda n: -abs(n - 3))
+want: 3
+hint: it in (-3, -10) -> a higher score is better
+hint: it is None -> return the best value of the beam
+hint: it in (2, 4) -> the old values stay in the race: a step must not lose the best one
+
+call: beam_search(0, around, lambda n: -abs(n - 30), steps=4)
+want: 4
+hint: isinstance(it, int) and it > 4 -> the search ends after `steps` steps
+hint: each step expands every value of the beam, and no more
+
+call: beam_search(5, around, lambda n: n, steps=0)
+want: 5
+hint: without a step there is only the start
+
+call: found(width=1)
+want: 'a'
+hint: it == "bbaa" -> a beam of width 1 keeps one value, and cannot know of 'bb' behind 'b'
+hint: with one value at a time the search stops at the first hill
+
+call: found(width=2)
+want: 'bbaa'
+hint: it == "a" -> with two values the second best, 'b', stays as well and is expanded too, and only \
+a step that leaves the whole beam as it was is the last
+hint: every value of the beam is expanded
+
+call: (found(width=2), most_asked()[0])[1]
+want: 1
+hint: isinstance(it, int) and it > 1 -> a score costs a run of the program: keep the scores in a dict
+
+call: steps_taken(beam_search)
+test: it <= 3
+want: at most 3 steps on a hill with nothing around it
+hint: when a step leaves the beam as it was, no other will change it: stop
+
+call: beam_search(0, twins, {0: 0, 1: 1, 2: 0.5, 9: 9}.get, width=2, steps=3)
+want: 9
+hint: it == 1 -> the same value twice fills the beam: each value counts once
+"""
+
 EXERCISES[15] = """
 calls = []
 def good(messages, **options):
@@ -738,7 +844,22 @@ def measured(output, *inputs, step=1e-6):
     return [(up.data - down.data) / (2 * step) for up, down in moved]
 
 
+def twins(n):
+    """What is proposed from a number: 1 again and again, and behind 2 the best there is."""
+    return {0: [1, 1, 1, 2], 2: [9]}.get(n, [1])
+
+
+def steps_taken(search):
+    """How often a search looks around where there is nothing to be found."""
+    taken = []
+    search(0, lambda n: taken.append(n) or [0], lambda n: n, width=1, steps=100)
+    return len(taken)
+
+
 # ---- The grader ----
+
+
+SUPPORT = share, thirds, bell, ladder, measured, twins, steps_taken
 
 
 class Verdict(NamedTuple):
@@ -803,7 +924,7 @@ def judge(number, path, begin=lambda place: None):
     prepared, calls = rows(number)
     names = {name: getattr(minitrace, name) for name in minitrace.__all__}
     names |= {"inf": float("inf"), "json": json}
-    names |= {each.__name__: each for each in (share, thirds, bell, ladder, measured)}
+    names |= {each.__name__: each for each in SUPPORT}
     minitrace.GRAPH.clear()
 
     def start():
