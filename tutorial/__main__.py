@@ -24,7 +24,7 @@ import checks  # noqa: E402
 
 WAITS = sys.stdin.isatty() and sys.stdout.isatty()
 ESCAPES = WAITS and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
-WIDTH = min(shutil.get_terminal_size().columns, 100)
+WIDTH = max(40, min(shutil.get_terminal_size().columns or 80, 100))  # some terminals say 0
 BOLD, DIM, ITALIC, RED, GREEN, CYAN = 1, 2, 3, 31, 32, 36
 STATES = {"passed": GREEN, "not yet": RED, "to do": DIM}
 
