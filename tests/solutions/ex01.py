@@ -1,0 +1,28 @@
+"""Exercise 1: a value that remembers. Write two bodies, then `python3 tutorial check 1`.
+
+No minitrace here: this is the seed of it.
+"""
+
+
+class Value:
+    """A number and where it came from.
+
+    `data` is the number, `parents` the Values that it was computed from: `()` for a root.
+    """
+
+    def __init__(self, data, parents=()):
+        self.data, self.parents = data, parents
+
+    def __add__(self, other):
+        """A new Value: the sum, with the parents `(self, other)`.
+
+        `other` may be a plain number: then make a Value of it first, so that it can be a parent.
+        Neither `self` nor `other` changes.
+        """
+        other = other if isinstance(other, Value) else Value(other)
+        return Value(self.data + other.data, (self, other))
+
+    def __mul__(self, other):
+        """A new Value: the product, in the same way."""
+        other = other if isinstance(other, Value) else Value(other)
+        return Value(self.data * other.data, (self, other))

@@ -1,0 +1,31 @@
+"""Exercise 11: what does the language model see? Write a body, then `python3 tutorial check 11`."""
+
+from minitrace import Optimizer
+
+
+class Ranked(Optimizer):
+    """An optimizer that shows the past sorted by score, the best last, as in the OPRO paper.
+
+    Every prompt has the instruction, the variables and the feedback already. `describe` says what
+    it shows beside these.
+    """
+
+    def describe(self, room):
+        """The attempts of `self.history` that have a score, a line for each, the best last.
+
+        An attempt has `values`, a dict from names to values, and `score`, a number or None. A line
+        reads `score 0.5: x0 = 3, y0 = 4`, with the score and the values as `str` gives them. The
+        lines are at most `room` characters in all, line ends included: when there are too many,
+        the worst attempts are left out.
+
+        Returns: a pair of the text and a dict of what there is to say about it, here `{}`.
+        """
+        scored = [attempt for attempt in self.history if attempt.score is not None]
+        text = ""
+        for attempt in sorted(scored, key=lambda attempt: attempt.score, reverse=True):
+            values = ", ".join(f"{name} = {value}" for name, value in attempt.values.items())
+            line = f"score {attempt.score}: {values}\n"
+            if len(line + text) > room:
+                break
+            text = line + text
+        return text, {}

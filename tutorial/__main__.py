@@ -1,0 +1,197 @@
+"""The tutorial in a terminal: it shows a chapter, stops at each block of code, and runs it.
+
+    python3 tutorial             the chapters and the exercises
+    python3 tutorial 6           a chapter, block by block; also case_4, and a for the appendix
+    python3 tutorial check 6     grade tutorial/exercises/ex06.py
+    python3 tutorial check       grade them all
+
+A chapter is a doctest, and this a test runner that waits: what it prints was computed just then.
+"""
+
+import doctest
+import os
+import re
+import shutil
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "exercises")]
+
+import checks  # noqa: E402
+
+WAITS = sys.stdin.isatty() and sys.stdout.isatty()
+ESCAPES = WAITS and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+WIDTH = max(40, min(shutil.get_terminal_size().columns or 80, 100))  # some terminals say 0
+BOLD, DIM, ITALIC, RED, GREEN, CYAN = 1, 2, 3, 31, 32, 36
+STATES = {"passed": GREEN, "not yet": RED, "to do": DIM}
+
+
+def paint(text, colour):
+    return f"\x1b[{colour}m{text}\x1b[0m" if ESCAPES else text
+
+
+def chapters():
+    """The file of each chapter by its name, such as "6", "case_4" or "a", in reading order."""
+    found = {}
+    for form in r"0*(\d+)_", r"(case_\d+)_", r"([a-z])_":
+        for path in sorted(HERE.glob("*.md")):
+            if name := re.match(form, path.name):
+                found[name[1]] = path
+    return found
+
+
+def overview():
+    """Print the chapters with their questions, and the exercises with their state."""
+    for name, path in chapters().items():
+        text = path.read_text(encoding="utf-8")
+        title = re.sub(r"^# (\d+ )?|:.*", "", text.partition("\n")[0])
+        question = re.search(r"^\*([^*]+)\*$", text, re.M)
+        line = f"{name:>7}  {title:<22} {' '.join(question[1].split()) if question else ''}"
+        line = textwrap.fill(line, WIDTH, subsequent_indent=" " * 32, drop_whitespace=False)
+        print(line.replace(title, paint(title, BOLD), 1))
+    verdicts = graded(checks.numbers())
+    print("\nExercises")
+    for state, colour in STATES.items():
+        mine = [str(number) for number, verdict in verdicts.items() if verdict.state == state]
+        if mine:
+            print(f"{state:>9}: {paint(' '.join(mine), colour)}")
+    print("\n`python3 tutorial 1` shows chapter 1, `python3 tutorial check 1` grades its exercise.")
+    return 0
+
+
+def graded(numbers):
+    """The verdicts on some exercises by their numbers, each from a process of its own."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(numbers, pool.map(checks.grade, numbers), strict=True))
+
+
+def check(numbers):
+    """Print the verdicts on some exercises; 0 if all of them passed."""
+    verdicts = graded(numbers)
+    for number, verdict in verdicts.items():
+        print(f"exercise {number}: {paint(verdict.state, STATES[verdict.state])}")
+        if verdict.state == "not yet" or len(numbers) == 1:
+            print(textwrap.indent(verdict.words, "  "), end="")
+    return int(any(verdict.state != "passed" for verdict in verdicts.values()))
+
+
+class Left(Exception):
+    """The reader has seen enough."""
+
+
+class Reader(doctest.DocTestRunner):
+    """Runs a chapter as one doctest; shows prose and code before each block, its output after."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.lines, self.shown, self.differing = text.splitlines(), 0, 0
+
+    def report_start(self, out, test, example):
+        """At the first example of a block: show what leads to it, its code, and wait."""
+        if example.lineno < self.shown:
+            return
+        end = self.lines.index("```", example.lineno)
+        inside = [each for each in test.examples if example.lineno <= each.lineno < end]
+        self.outputs = sum(bool(each.want) for each in inside)
+        self.prose(out, example.lineno - 1)
+        self.shown = end + 1
+        code = "".join(">>> " + re.sub(r"\n(?=.)", "\n... ", each.source) for each in inside)
+        out("\n" + textwrap.indent(paint(code.rstrip(), CYAN), "    ") + "\n")
+        if WAITS:
+            self.wait(out)
+
+    def wait(self, out):
+        out(paint("    [Enter runs it, q leaves] ", DIM))
+        sys.__stdout__.flush()
+        answer = sys.stdin.readline()
+        if answer.strip().lower() in ("q", "quit") or not answer:
+            raise Left
+        out("\x1b[1A\x1b[2K" if ESCAPES else "")  # up a line, and that line away
+
+    def report_success(self, out, test, example, got):
+        if got:
+            code = paint(">>> " + example.source.partition("\n")[0], DIM) + "\n"
+            *_, last = got.rpartition("Traceback (most recent call last):\n")
+            error = re.sub(r"\A(?:  .*\n)+", "", last) if last != got else got
+            out(textwrap.indent(code * (self.outputs > 1) + error, "    "))
+
+    def report_failure(self, out, test, example, got):
+        self.differing += 1
+        self.report_success(out, test, example, got or "(nothing)\n")
+        out(paint("    but what is written on the page is\n", RED))
+        out(textwrap.indent(example.want or "(nothing)\n", "    "))
+
+    def report_unexpected_exception(self, out, test, example, exc_info):
+        self.report_failure(out, test, example, f"{exc_info[0].__name__}: {exc_info[1]}\n")
+
+    def prose(self, out, end):
+        """Show the page up to a line: paragraphs as wide as the terminal, tables as they are."""
+        text = "\n".join(self.lines[self.shown : end])
+        for part in re.split(r"(?ms)(^```.*?^```$)|\n\n+", text):
+            if part and part.strip():
+                out(f"\n{laid_out(part.strip())}\n")
+
+
+def laid_out(part):
+    """A paragraph of Markdown for a terminal."""
+    part = re.sub(r"!\[([^]]*)\]\(([^)]*)\)", r"(picture: \1, tutorial/\2)", part)
+    part = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", part)
+    if part.startswith("#"):
+        return paint(part.lstrip("# "), BOLD)
+    if ESCAPES and re.fullmatch(r"\*[^*]+\*", part):
+        return paint(textwrap.fill(part.strip("*"), WIDTH), ITALIC)
+    verbatim = part.startswith(("|", "```", "- ", "1. ", "    ", "<"))
+    return part if verbatim else textwrap.fill(part, WIDTH)
+
+
+def read(name, path):
+    """Show and run a chapter; 0 if it printed what is written there."""
+    text, end = path.read_text(encoding="utf-8"), ""
+    os.chdir(HERE.parent)
+    os.environ.pop("MINITRACE_MODEL", None)  # a chapter spends nothing
+    code, space = re.sub(r"^```.*$", "", text, flags=re.M), {"__name__": "__main__"}
+    reader = Reader(text)
+    try:
+        reader.run(doctest.DocTestParser().get_doctest(code, space, path.name, str(path), 0))
+    except Left:
+        return 0
+    reader.prose(sys.stdout.write, len(reader.lines))
+    if reader.differing:
+        end += f"\n{reader.differing} of these outputs differ from what is written on the page.\n"
+    if name.isdigit() and int(name) in checks.numbers():
+        end += f"\nExercise: tutorial/exercises/ex{name:>02}.py, then `python3 tutorial check {name}`\n"
+    print(paint(end, GREEN), end="")
+    return int(bool(reader.differing))
+
+
+def main(words):
+    """The command line; gives the exit code."""
+    first, *rest = words or [""]
+    exercises = checks.numbers()
+    if first == "check" and (not rest or rest in [[str(number)] for number in exercises]):
+        return check([int(rest[0])] if rest else exercises)
+    if not first:
+        return overview()
+    if first in ("-h", "--help"):
+        print(__doc__.rstrip())
+        return 0
+    for name, path in chapters().items():
+        if not rest and first.removesuffix(".md") in (name, name.zfill(2), path.stem):
+            return read(name, path)
+    kind = "exercise" if first == "check" else "chapter"
+    told = f"there is no {kind} {' '.join(rest or words)}: `python3 tutorial` lists them"
+    print(told, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except KeyboardInterrupt:
+        print()
+        sys.exit(130)

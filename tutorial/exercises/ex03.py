@@ -1,0 +1,30 @@
+"""Exercise 3: one node for a whole call. Write a body, then `python3 tutorial check 3`.
+
+This is what `@bundle` does, without its extras. No minitrace here either.
+"""
+
+import functools
+
+
+class Value:
+    """Any data, the Values that it was computed from, and the name of what computed it."""
+
+    def __init__(self, data, parents=(), name=""):
+        self.data, self.parents, self.name = data, parents, name
+
+
+def record(function):
+    """A function like this one, whose every call gives one Value.
+
+    The arguments may be Values or plain things, by position or by name. `function` itself is
+    called with plain things only: the data of each Value. What comes back is a Value with
+    - the result of the function as its data,
+    - those arguments that are Values as its parents, a tuple in the order of the call,
+    - the function's `__name__` as its name.
+    """
+
+    @functools.wraps(function)
+    def recorded(*args, **kwargs):
+        raise NotImplementedError
+
+    return recorded

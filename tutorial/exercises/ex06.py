@@ -1,0 +1,14 @@
+"""Exercise 6: parents first. Write a body, then `python3 tutorial check 6`."""
+
+
+def topological(outputs):
+    """All nodes that some nodes were computed from, and these themselves, parents before children.
+
+    `outputs` is a list of nodes; each node has a tuple `parents`. Each node comes once, however
+    many ways lead to it, and after all of its parents. Write it with a loop: a chain may be far
+    longer than Python lets a function call itself. Tell nodes apart by `is` or `id()`, since `==`
+    compares their values.
+
+    Returns: a list of nodes.
+    """
+    raise NotImplementedError
