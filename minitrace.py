@@ -373,7 +373,7 @@ class Node(Generic[T]):
     @property
     def name(self) -> str:
         """`base:index`, such as `x:0`: unique in this process until `GRAPH.clear()`."""
-        return f"{self._base}:{self._index}"
+        return f"{self._base}:{self._index}".rstrip(":")  # one read from JSON has no index
 
     @property
     def py_name(self) -> str:

@@ -19,7 +19,8 @@ from minitrace import OptoPrime, StubLLM, node
 
 def run(*arguments, stdin="", cwd=None, file=ROOT / "minitrace.py", **environment):
     """The file as a program, with nothing in its environment but what is given."""
-    environment = {"PATH": os.defpath, "PYTHONIOENCODING": "utf-8", **environment}
+    measured = {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
+    environment = {"PATH": os.defpath, "PYTHONIOENCODING": "utf-8", **measured, **environment}
     command = [sys.executable, str(file), *arguments]
     return subprocess.run(
         command,
