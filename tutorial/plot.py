@@ -1,0 +1,121 @@
+"""Draw lines over steps, in panels, three in a row, as one SVG text that needs nothing beside it.
+
+The same numbers give the same text, character by character, so that a test can compare a stored
+picture with what the program makes now. Light and dark follow the reader's own setting.
+"""
+
+import math
+from html import escape
+
+WIDTH, HEIGHT, LEFT, TOP = 200, 170, 64, 124  # a panel, and where the first one begins
+COLUMNS, GAP, BETWEEN = 3, 28, 60
+MARKS = {  # drawn around (0, 0)
+    "circle": '<circle r="4"/>',
+    "square": '<rect x="-3.6" y="-3.6" width="7.2" height="7.2"/>',
+    "triangle": '<path d="M0-4.8 4.6 3.6H-4.6z"/>',
+    "diamond": '<path d="M0-5 5 0 0 5-5 0z"/>',
+    "ring": '<circle r="3.4" class="ring"/>',
+}
+COLORS = ["#0067a5", "#008856", "#c8500a", "#8a6d00", "#875692"]  # on white
+LIGHTER = ["#5cb8ff", "#3ddc97", "#ff9d5c", "#e3c34a", "#cf9bdb"]  # on black
+STYLE = """\
+text { font: 13px system-ui, sans-serif; fill: #24292f }
+.title { font-size: 16px; font-weight: 600 } .small { font-size: 12px }
+.back { fill: #fff } .grid { stroke: #d0d7de } .axis { stroke: #6e7781 }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round } .ring { fill: #fff; stroke-width: 2 }
+"""
+DARK = "text { fill: #e6edf3 } .back, .ring { fill: #0d1117 } .grid { stroke: #30363d }"
+
+
+def chart(panels, title, x_label, y_label, ticks):
+    """An SVG picture of lines on a logarithmic scale.
+
+    Args:
+        panels: {title of a panel: {name of a line: its values, one for each step}}; at most five
+            names, and a line may end before the others.
+        ticks: {value: its label}, the lowest and the highest being the ends of the scale; what lies
+            beyond is drawn there.
+
+    >>> svg = chart({"A": {"one": [1, 0.1]}}, "Title", "step", "error", {0.01: "1 %", 1: "all"})
+    >>> svg[:4], svg.count("<circle")    # two of them in the legend
+    ('<svg', 4)
+    """
+    names = [*dict.fromkeys(name for lines in panels.values() for name in lines)]
+    rows = -(-len(panels) // COLUMNS)
+    width = LEFT + min(len(panels), COLUMNS) * (WIDTH + GAP)
+    height = TOP + rows * (HEIGHT + BETWEEN)
+    body = [
+        f'<rect class="back" width="{width}" height="{height}"/>',
+        words(LEFT - 48, 28, title, "title"),
+        words(LEFT - 48, 48, y_label, "small"),
+        legend(names, LEFT - 44, 76),
+        words(LEFT + (width - LEFT - GAP) / 2, height - 14, x_label, "small", "middle"),
+    ]
+    for number, (head, lines) in enumerate(panels.items()):
+        row, column = divmod(number, COLUMNS)
+        place = LEFT + column * (WIDTH + GAP), TOP + row * (HEIGHT + BETWEEN)
+        body.append(f'<g transform="translate({place[0]} {place[1]})">')
+        body += [panel(head, lines, names, ticks, column == 0), "</g>"]
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
+    return "\n".join([head, f"<title>{escape(title)}</title>", style(), *body, "</svg>"]) + "\n"
+
+
+def panel(head, lines, names, ticks, is_first):
+    """One panel, its upper left corner at (0, 0)."""
+    low, high = math.log(min(ticks)), math.log(max(ticks))
+    steps = max(map(len, lines.values())) - 1
+
+    def y(value):
+        logarithm = math.log(value) if value > 0 else low
+        return HEIGHT * (high - min(max(logarithm, low), high)) / (high - low)
+
+    parts = [words(WIDTH / 2, -12, head, "", "middle")] if head else []
+    for value, label in ticks.items():
+        parts.append(f'<path class="grid" d="M0 {y(value):.1f}H{WIDTH}"/>')
+        parts += [words(-8, y(value) + 4, label, "small", "end")] if is_first else []
+    parts.append(f'<path class="axis" d="M0 {HEIGHT}H{WIDTH}"/>')
+    for step in range(steps + 1):
+        parts.append(words(x_of(step, steps), HEIGHT + 18, str(step), "small", "middle"))
+    for name, values in lines.items():
+        number = names.index(name)
+        aside = 3 * (number - (len(names) - 1) / 2)  # marks that meet lie side by side
+        points = [(x_of(n, steps) + aside, y(v)) for n, v in enumerate(values)]
+        parts.append(line(number, points))
+    return "\n".join(parts)
+
+
+def x_of(step, steps):
+    return 14 + (WIDTH - 28) * step / max(steps, 1)
+
+
+def line(number, points):
+    """A line through points, with its own colour and mark."""
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    mark = [*MARKS.values()][number]
+    marks = "".join(f'<g transform="translate({x:.1f} {y:.1f})">{mark}</g>' for x, y in points)
+    return f'<g class="c{number}"><path class="line" d="M{path}"/>{marks}</g>'
+
+
+def legend(names, x, y):
+    """A sample of each line with its name, in one row."""
+    parts = []
+    for number, name in enumerate(names):
+        parts += [line(number, [(x, y), (x + 24, y)]), words(x + 34, y + 4.5, name)]
+        x += 62 + 7.6 * len(name)
+    return "\n".join(parts)
+
+
+def words(x, y, text, kind="", anchor="start"):
+    kind = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(text)}</text>'
+
+
+def style():
+    """The colours, light and dark."""
+    light, dark = (
+        " ".join(f".c{n} {{ fill: {c}; stroke: {c} }}" for n, c in enumerate(colors))
+        for colors in (COLORS, LIGHTER)
+    )
+    dark = f"@media (prefers-color-scheme: dark) {{ {DARK} {dark} }}"
+    return f"<style>\n{STYLE}{light}\n{dark}\n</style>"
