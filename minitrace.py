@@ -5766,7 +5766,8 @@ def _next_number(kind: str, rules: str, seen: _Seen, turn: tuple[int, int]) -> _
     new = _bisected(seen) if way else _climbed(seen, *turn)
     ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
     new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
-    new = round(new) if kind == "int" else new
+    if kind == "int":  # on a climb away from the value, which is where it would stand still
+        new = round(new) if way else math.ceil(new) if new > value else math.floor(new)
     if new == value:
         return None, f"it stays at {value:g}"
     return new, f"{'up' if new > value else 'down'} from {value:g}"
@@ -5785,7 +5786,7 @@ def _climbed(seen: _Seen, turn: int, variables: int) -> float:
     """A step from the best value so far: on after a success, else back and shorter, by turns."""
     scored = [(value, score) for value, _, score in seen if score is not None]
     scores = [score for _, score in scored]
-    failures = scores[::-1].index(max(scores))
+    failures = len(scores) - 1 - scores.index(max(scores))  # as good again is no success
     *before, best = [value for value, _ in scored][: len(scored) - failures]
     strides = [best - value for value in before if value != best] or [max(abs(best), 1) / 4]
     if failures // 2 % variables != turn:
