@@ -2623,13 +2623,11 @@ class TraceGraph:
                 found[parent].append(record)
         return found
 
-    def tree(self, ascii: bool | None = None, lines: int = 200, color: bool | None = None) -> str:
+    def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
         """The graph as a text tree, its outputs on top, in at most 90 columns and so many lines.
 
-        Args:
-            ascii: plain ASCII; by default where standard output is not UTF-8.
-            color: with the colours of a terminal; by default the text is plain, and `print` gives
-                it colour on a terminal, unless NO_COLOR is set.
+        It is plain text, in ASCII alone where standard output is not UTF-8 or where asked for;
+        `print` shows it in colour on a terminal, unless NO_COLOR is set.
 
         >>> GRAPH.clear()
         >>> x = node(3, name="x", trainable=True)
@@ -2641,7 +2639,7 @@ class TraceGraph:
         |  `- x0 = 3  [parameter]
         `- int0 = 1
         """
-        return _tree(self, ascii, lines, color)
+        return _tree(self, ascii, lines)
 
     def to_mermaid(self, calls: int = 100) -> str:
         """The graph as a Mermaid flowchart, which many pages draw from its text. Where there are
@@ -5922,22 +5920,18 @@ def _verdicts(graph: TraceGraph) -> dict[int, str]:
 class _Tree(str):
     """Plain text, in files and comparisons too, that `print` shows in colour on a terminal."""
 
-    colored: str
-
     def __str__(self) -> str:
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        return self.colored if terminal and not plain else super().__str__()
+        text, terminal = str.__str__(self), sys.stdout is not None and sys.stdout.isatty()
+        if not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            return text
+        marks = r"(  <- .*)|(  \[parameter\])|( \(see \w+\)$)"  # yellow, cyan, faint
+        hues = "", "33", "36", "2"
+        return re.sub(
+            marks, lambda m: f"\x1b[{hues[m.lastindex or 0]}m{m[0]}\x1b[0m", text, flags=re.M
+        )
 
 
-_HUES = {"parameter": 36, "exception": 31, "feedback": 33, "seen": 2}  # of a terminal
-
-
-def _hued(text: str, kind: str) -> str:
-    return f"\x1b[{_HUES[kind]}m{text}\x1b[0m" if text and kind in _HUES else text
-
-
-def _tree(graph: TraceGraph, ascii: bool | None, lines: int, color: bool | None) -> str:
+def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
     """The graph as a text tree of 90 columns; a shared node is drawn once and referred to."""
     if ascii is None:
         ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
@@ -5952,7 +5946,7 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int, color: bool | None)
             continue
         where = "above" if again else "below" if len(margin) > 36 else ""
         where = where if parents else ""
-        row = _tree_line(graph, number, where, said.get(number, ""), 87 - len(margin), ascii)
+        row = _tree_line(graph, number, where, said.get(number, ""), 90 - len(margin + mark), ascii)
         rows.append(margin + mark + row)
         if where == "below":  # too far to the right, so it goes on at the left
             stack.insert(0, ("", "", number))
@@ -5962,44 +5956,37 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int, color: bool | None)
             marks = [corner] + [branch] * (len(parents) - 1)
             stack += [(inside, *each) for each in zip(marks, parents[::-1], strict=False)]
     left = len(graph) - len(drawn)
-    text = "\n".join(rows + [f"... {left} more nodes"] * (left > 0))
-    tree = _Tree(re.sub("\x1b\\[\\d+m", "", text))
-    tree.colored = text
-    return tree if color is None else text if color else str.__str__(tree)
+    return _Tree("\n".join(rows + [f"... {left} more nodes"] * (left > 0)))
 
 
 def _tree_line(
     graph: TraceGraph, number: int, where: str, said: str, room: int, ascii: bool
 ) -> str:
     """One node of the tree, in so many columns."""
-    record, third = graph[number], room // 3
-    name = _trimmed(_clean(graph.names[number], ascii), third)
+    record = graph[number]
+    name = _trimmed(_clean(graph.names[number], ascii), room // 3)
     if where:
-        return _hued(f"{name} (see {where})", "seen")
-    kind = f"  [{record.kind}]" if record.kind in _HUES else ""
-    words = _clean(" ".join(said[:999].split()), ascii)
-    said = words and f"  <- {_trimmed(words, room - third - len(kind) - 16)}"
-    left = max(room - _columns(name + kind + said) - 3, 8)
-    value = _trimmed(_clean(_text(record.data, max(left, 12)), ascii), left)
-    ends = _hued(kind, record.kind) + _hued(said, "feedback")
-    return f"{_hued(name, record.kind)} = {value}{ends}"
+        return f"{name} (see {where})"
+    end = "  [parameter]" if record.kind == "parameter" else ""
+    words = _clean(_cut(" ".join(said.split()), room // 2), ascii)
+    end += words and f"  <- {_trimmed(words, room - _columns(name + end) - 16)}"
+    left = max(room - _columns(name + end) - 3, 8)
+    return f"{name} = {_trimmed(_clean(_text(record.data, max(left, 12)), ascii), left)}{end}"
 
 
 # ---- Pictures: boxes that Mermaid and Graphviz place themselves, and that the SVG below places.
 
 # fmt: off
-_LOOKS = {  # of each kind: fill and line by day, by night, lines of text, Mermaid's and Graphviz's
-    "parameter": ("#fde68a", "#b45309", "#713f12", "#fbbf24", 4, "([", "])", "rounded,bold"),
-    "input":     ("#f1f5f9", "#94a3b8", "#1f2937", "#64748b", 2, "(", ")", "rounded"),
-    "operator":  ("#dbeafe", "#3b82f6", "#1e3a8a", "#60a5fa", 2, "[", "]", "solid"),
-    "exception": ("#fecaca", "#dc2626", "#7f1d1d", "#f87171", 4, "{{", "}}", "dashed"),
-    "output":    ("#bbf7d0", "#15803d", "#14532d", "#4ade80", 4, "[[", "]]", "bold"),
-    "feedback":  ("#ffffff", "#7c3aed", "#0f172a", "#a78bfa", 6, ">", "]", "rounded,dashed"),
-    "omitted":   ("#ffffff", "#94a3b8", "#0f172a", "#64748b", 3, "[", "]", "dashed"),
+_LOOKS = {  # of each kind: fill, line, most lines of text, Mermaid's brackets, Graphviz's style
+    "parameter": ("#fde68a", "#b45309", 4, "([", "])", "rounded,bold"),
+    "input":     ("#f1f5f9", "#94a3b8", 2, "(", ")", "rounded"),
+    "operator":  ("#dbeafe", "#3b82f6", 2, "[", "]", "solid"),
+    "exception": ("#fecaca", "#dc2626", 4, "{{", "}}", "dashed"),
+    "output":    ("#bbf7d0", "#15803d", 4, "[[", "]]", "bold"),
+    "feedback":  ("#ffffff", "#7c3aed", 6, ">", "]", "rounded,dashed"),
+    "omitted":   ("#ffffff", "#94a3b8", 3, "[", "]", "dashed"),
 }
 # fmt: on
-
-
 _NOTED = "parameter", "input", "exception", "output"  # the kinds that a box names
 
 
@@ -6050,7 +6037,7 @@ def _box(view: _View, numbers: list[int], parents: list[int]) -> _Box:
     whole = isinstance(data, str) and ("\n" in data or kind == "exception")
     text = data if whole else _text(data, 2000)
     tip = f"{name} = {_cut(text, 2000)}\n{_cut(record.description, 1000)}"
-    return _Box(kind, name, _box_lines(text, _LOOKS[kind][4]), tip, parents)
+    return _Box(kind, name, _box_lines(text, _LOOKS[kind][2]), tip, parents)
 
 
 def _box_lines(text: str, most: int) -> list[str]:
@@ -6164,9 +6151,7 @@ class _Layout:
                 sizes = [(wanted[v], self.width[v], self._weight(v)) for v in layer]
                 for v, middle in zip(layer, _apart(sizes), strict=True):
                     x[v] = middle
-        left = min(
-            (middle - width / 2 for middle, width in zip(x, self.width, strict=True)), default=0.0
-        )
+        left = min((x[v] - self.width[v] / 2 for v in range(len(x))), default=0.0)
         return [middle - left + _GAP for middle in x]
 
     def _weight(self, v: int) -> int:
@@ -6221,8 +6206,8 @@ def _svg(graph: TraceGraph, calls: int) -> str:
     size = [round(max(edges, default=0)) + _GAP, max(layout.floor, default=0) + _GAP]
     head = '<svg xmlns="http://www.w3.org/2000/svg" class="minitrace" role="img" '
     head += 'width="{0}" height="{1}" viewBox="0 0 {0} {1}" '.format(*size)
-    head += f'aria-label="{label}" xml:space="preserve">\n<style>{_css()}</style>'
-    paper = '<rect class="paper" width="100%" height="100%" rx="8"/>'
+    head += f'aria-label="{label}" xml:space="preserve">\n<style>\n{_STYLE}\n</style>'
+    paper = '<rect width="100%" height="100%" rx="8" fill="#ffffff"/>'
     boxes = [_svg_box(layout, n) for n in range(len(layout.boxes))]
     return "\n".join([head, paper, *_svg_edges(layout), *boxes, "</svg>"])
 
@@ -6233,27 +6218,15 @@ def _escape(text: str) -> str:
     return html.escape("\n".join(map(_clean, text.splitlines())), False).replace('"', "&quot;")
 
 
-_SHEET = """
+_STYLE = """\
 .minitrace text { font: 12px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace }
-.minitrace text { white-space: pre }
+.minitrace text { fill: #111827; white-space: pre }
 .minitrace .name { font-weight: bold }
 .minitrace .note { font-size: 10px; text-anchor: end }
-.minitrace path { fill: none; stroke-width: 1.5 }
+.minitrace path { fill: none; stroke: #64748b; stroke-width: 1.5 }
 .minitrace :is(.parameter, .output, .exception) rect { stroke-width: 2.5 }
 .minitrace :is(.exception, .feedback, .omitted) rect, .minitrace .said { stroke-dasharray: 5 3 }
-"""
-_THEMES = ("#ffffff", "#111827", "#64748b"), ("#0f172a", "#f1f5f9", "#94a3b8")  # day, night
-
-
-def _css() -> str:
-    """The style sheet by day and by night; where there is no colour, words and lines tell kinds."""
-    sheets = []
-    for night, (paper, ink, line) in enumerate(_THEMES):
-        rules = {".paper": f"fill: {paper}", "text": f"fill: {ink}", "path": f"stroke: {line}"}
-        for kind, look in _LOOKS.items():
-            rules[f".{kind} rect"] = f"fill: {look[2 * night]}; stroke: {look[2 * night + 1]}"
-        sheets.append("".join(f".minitrace {part} {{ {rule} }}\n" for part, rule in rules.items()))
-    return f"{_SHEET}{sheets[0]}@media (prefers-color-scheme: dark) {{\n{sheets[1]}}}\n"
+@media (prefers-color-scheme: dark) { .minitrace { filter: invert(0.92) hue-rotate(180deg) } }"""
 
 
 def _svg_edges(layout: _Layout) -> Iterator[str]:
@@ -6284,9 +6257,10 @@ def _svg_edge(layout: _Layout, path: list[int], end: float) -> str:
 def _svg_box(layout: _Layout, n: int) -> str:
     """A box, with a tooltip and its lines of text."""
     box, width, height = layout.boxes[n], layout.width[n], layout.height(n)
+    fill, line, *_, style = _LOOKS[box.kind]
     left, top = layout.x[n] - width / 2, layout.floor[layout.row[n]] - height
-    corner = 12 if _LOOKS[box.kind][-1].startswith("rounded") else 3
-    place = f'x="{left:.0f}" y="{top}" width="{width:.0f}" height="{height}" rx="{corner}"'
+    place = f'x="{left:.0f}" y="{top}" width="{width:.0f}" height="{height}"'
+    look = f'rx="{12 if "rounded" in style else 3}" fill="{fill}" stroke="{line}"'
     texts = [_svg_text("name", box.name, left + 10, top + 20)]
     texts += [
         _svg_text("", each, left + 10, top + 20 + _LINE * k) for k, each in enumerate(box.lines, 1)
@@ -6294,7 +6268,7 @@ def _svg_box(layout: _Layout, n: int) -> str:
     if box.kind in _NOTED:
         texts.append(_svg_text("note", box.kind, left + width - 10, top + 20))
     tip = f"<title>{_escape(box.tip)}</title>"
-    return f'<g class="{box.kind}">{tip}<rect {place}/>{"".join(texts)}</g>'
+    return f'<g class="{box.kind}">{tip}<rect {place} {look}/>{"".join(texts)}</g>'
 
 
 def _svg_text(kind: str, text: str, x: float, y: float) -> str:
