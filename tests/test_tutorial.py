@@ -125,9 +125,10 @@ def test_blocks_are_short():
 
 
 def used(page):
-    """The names that the code of a page reads, be it as `name` or as `minitrace.name`."""
+    """The names that the code of a page reads or, being errors, that it raises."""
     found = set()
     for block in BLOCK.findall(text_of(page)):
+        found |= set(re.findall(r"(?m)^minitrace\.(\w+):", block))
         for part in ast.walk(ast.parse("\n".join(line[4:] for line in inputs(block)))):
             found |= {part.id} if isinstance(part, ast.Name) else set()
             found |= {part.attr} if isinstance(part, ast.Attribute) else set()
