@@ -18,6 +18,7 @@ import math
 import re
 import subprocess
 import sys
+import textwrap
 import traceback
 import warnings
 from pathlib import Path
@@ -970,6 +971,7 @@ def verdict(row, names, path):
     it, names = names["it"], {**names, "line": where(names["it"], path)}
     hints = sorted([*row.hints, *ALWAYS], key=lambda hint: not hint[0])  # words alone come last
     hint = next((words for sign, words in hints if holds(sign or "True", names)), "")
+    hint = textwrap.fill(hint, 80).replace("\n", "\n" + " " * 8)
     lines = ("called", row.call), ("came", shown(it, path)), ("wanted", row.want), ("hint", hint)
     return Verdict("not yet", "".join(f"{name:<8}{words}\n" for name, words in lines if words))
 
@@ -1010,7 +1012,8 @@ def grade(number, path=None, seconds=SECONDS):
     else:  # it began a call, and no more was heard of it
         row = [*rows(number)[1], START][last[0]]
         state, words = verdict(row, {"it": it}, path)
-    said = re.sub(r"\0.*\n", "", text).rstrip()
+    parts = re.split(r"\0.*\n", text)  # what was printed before each mark, and after the last
+    said = parts[-2 if isinstance(last[0], list) else -1].rstrip().replace("\n", "\n" + " " * 8)
     return Verdict(state, words + (f"printed {said}\n" if said and state == "not yet" else ""))
 
 
