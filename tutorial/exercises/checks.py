@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE.parent.parent)]
 
 import minitrace  # noqa: E402
 
-SECONDS, MEGABYTES, PRINTED = 10, 2000, 2000
+SECONDS, MEGABYTES, PRINTED = 10, 2000, 1000
 EXERCISES = {}
 
 EXERCISES[1] = """
@@ -1018,7 +1018,7 @@ def grade(number, path=None, seconds=SECONDS):
 
 
 class Printed(io.TextIOBase):
-    """What an exercise prints, up to a bound."""
+    """What an exercise prints, up to a bound for each call."""
 
     left = PRINTED
 
@@ -1037,8 +1037,8 @@ def main():
 
     def tell(words):
         sys.__stdout__.write(f"\0{json.dumps(words)}\n")
+        sys.stdout = Printed()
 
-    sys.stdout = Printed()
     tell(judge(int(sys.argv[1]), Path(sys.argv[2]), tell))
 
 
