@@ -42,7 +42,7 @@ def tutorial(*words, cwd=ROOT, **variables):
 # ---- The pages
 
 RUN_ALL = """
-import doctest, re, socket, sys
+import doctest, re, socket, sys, warnings
 from pathlib import Path
 sys.path.insert(0, "")
 import minitrace
@@ -56,7 +56,8 @@ for path in map(Path, sys.argv[1:]):
     text = re.sub(r"^```.*$", "", path.read_text(encoding="utf-8"), flags=re.M)
     space = {"__name__": "__main__"}
     test = doctest.DocTestParser().get_doctest(text, space, path.name, str(path), 0)
-    doctest.DocTestRunner(verbose=False).run(test)
+    with warnings.catch_warnings():  # some chapters make errors of them
+        doctest.DocTestRunner(verbose=False).run(test)
 """
 
 
@@ -124,9 +125,10 @@ def test_blocks_are_short():
 
 
 def used(page):
-    """The names that the code of a page reads, be it as `name` or as `minitrace.name`."""
+    """The names that the code of a page reads or, being errors, that it raises."""
     found = set()
     for block in BLOCK.findall(text_of(page)):
+        found |= set(re.findall(r"(?m)^minitrace\.(\w+):", block))
         for part in ast.walk(ast.parse("\n".join(line[4:] for line in inputs(block)))):
             found |= {part.id} if isinstance(part, ast.Name) else set()
             found |= {part.attr} if isinstance(part, ast.Attribute) else set()
@@ -144,17 +146,17 @@ def test_the_overview_lists_every_chapter_and_exercise(tmp_path):
     done = tutorial(cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
     for path in CHAPTERS:
-        title = re.sub(r"^# (\d+ )?|:.*", "", text_of(path).partition("\n")[0])
-        assert title in done.stdout
+        title = re.sub(r"^# (Case |Appendix )?(\w{1,2}:? )?", "", text_of(path).partition("\n")[0])
+        assert title in " ".join(done.stdout.split())
     shown = done.stdout.partition("Exercises")[2]
     assert [n for n in checks.numbers() if not re.search(rf"\b{n}\b", shown)] == []
 
 
 def test_a_chapter_is_shown_and_run_from_anywhere(tmp_path):
-    done = tutorial("8", cwd=tmp_path)
+    done = tutorial("0", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "" and "\x1b" not in done.stdout
-    assert "    >>> backward(y, 1.0, derivatives)[x]\n    7.0\n" in done.stdout
-    assert tutorial("08_derivatives", cwd=tmp_path).stdout == done.stdout
+    assert "    24 degrees: too warm\n    23 degrees: just right\n" in done.stdout
+    assert tutorial("00_one_screen", cwd=tmp_path).stdout == done.stdout
 
 
 @pytest.mark.parametrize(
@@ -409,7 +411,7 @@ MISTAKES = [  # the exercise, what stands in the solution, what stands there ins
 def test_a_typical_mistake_gets_its_hint(number, old, new, hint, tmp_path):
     state, words = graded(number, changed(number, old, new), tmp_path)
     assert state == "not yet"
-    assert hint in words.partition("\nhint ")[2], words
+    assert hint in " ".join(words.partition("\nhint ")[2].split()), words
     assert "0x" not in words and "Traceback" not in words
 
 
@@ -423,7 +425,7 @@ def topological(outputs):
     return list({id(node): node for node in order[::-1]}.values())
 """
 ENDS = [  # what becomes of an exercise that ends badly; the words of the verdict
-    (6, CLUMSY, CLUMSY + "\n    while True: pass", "nothing within 2 seconds"),
+    (6, CLUMSY, CLUMSY + "\n    while True: pass", "nothing within 4 seconds"),
     (6, "", EVERY_WAY, "look at a node once"),
     (6, CLUMSY, CLUMSY + "\n    import os; os._exit(0)", "Python itself ended, status 0"),
     (
@@ -452,8 +454,9 @@ ENDS = [  # what becomes of an exercise that ends badly; the words of the verdic
 def test_an_exercise_that_ends_badly_has_a_verdict(number, old, new, told, tmp_path):
     path = tmp_path / f"ex{number:02}.py"
     path.write_text(changed(number, old, new) if old else new, encoding="utf-8")
-    state, words = checks.grade(number, path, seconds=2)
-    assert state == "not yet" and told in words
+    endless = "while True" in new or new is EVERY_WAY
+    state, words = checks.grade(number, path, seconds=4 if endless else 60)
+    assert state == "not yet" and told in " ".join(words.split())
     assert "Traceback" not in words and str(tmp_path) not in words
     assert len(words) < 4000
 

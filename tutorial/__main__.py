@@ -47,11 +47,11 @@ def overview():
     """Print the chapters with their questions, and the exercises with their state."""
     for name, path in chapters().items():
         text = path.read_text(encoding="utf-8")
-        title = re.sub(r"^# (\d+ )?|:.*", "", text.partition("\n")[0])
+        title = re.sub(r"^# (Case |Appendix )?(\w{1,2}:? )?", "", text.partition("\n")[0])
         question = re.search(r"^\*([^*]+)\*$", text, re.M)
-        line = f"{name:>7}  {title:<22} {' '.join(question[1].split()) if question else ''}"
-        line = textwrap.fill(line, WIDTH, subsequent_indent=" " * 32, drop_whitespace=False)
-        print(line.replace(title, paint(title, BOLD), 1))
+        told = f"{name:>7}  {title}. {' '.join(question[1].split()) if question else ''}"
+        told = textwrap.fill(told, WIDTH, subsequent_indent=" " * 9)
+        print(told.replace(title, paint(title, BOLD), 1))
     verdicts = graded(checks.numbers())
     print("\nExercises")
     for state, colour in STATES.items():

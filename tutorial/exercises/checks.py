@@ -18,6 +18,7 @@ import math
 import re
 import subprocess
 import sys
+import textwrap
 import traceback
 import warnings
 from pathlib import Path
@@ -28,7 +29,7 @@ sys.path[:0] = [str(HERE.parent.parent)]
 
 import minitrace  # noqa: E402
 
-SECONDS, MEGABYTES, PRINTED = 10, 2000, 2000
+SECONDS, MEGABYTES, PRINTED = 10, 2000, 1000
 EXERCISES = {}
 
 EXERCISES[1] = """
@@ -970,6 +971,7 @@ def verdict(row, names, path):
     it, names = names["it"], {**names, "line": where(names["it"], path)}
     hints = sorted([*row.hints, *ALWAYS], key=lambda hint: not hint[0])  # words alone come last
     hint = next((words for sign, words in hints if holds(sign or "True", names)), "")
+    hint = textwrap.fill(hint, 80).replace("\n", "\n" + " " * 8)
     lines = ("called", row.call), ("came", shown(it, path)), ("wanted", row.want), ("hint", hint)
     return Verdict("not yet", "".join(f"{name:<8}{words}\n" for name, words in lines if words))
 
@@ -1010,12 +1012,13 @@ def grade(number, path=None, seconds=SECONDS):
     else:  # it began a call, and no more was heard of it
         row = [*rows(number)[1], START][last[0]]
         state, words = verdict(row, {"it": it}, path)
-    said = re.sub(r"\0.*\n", "", text).rstrip()
+    parts = re.split(r"\0.*\n", text)  # what was printed before each mark, and after the last
+    said = parts[-2 if isinstance(last[0], list) else -1].rstrip().replace("\n", "\n" + " " * 8)
     return Verdict(state, words + (f"printed {said}\n" if said and state == "not yet" else ""))
 
 
 class Printed(io.TextIOBase):
-    """What an exercise prints, up to a bound."""
+    """What an exercise prints, up to a bound for each call."""
 
     left = PRINTED
 
@@ -1034,8 +1037,8 @@ def main():
 
     def tell(words):
         sys.__stdout__.write(f"\0{json.dumps(words)}\n")
+        sys.stdout = Printed()
 
-    sys.stdout = Printed()
     tell(judge(int(sys.argv[1]), Path(sys.argv[2]), tell))
 
 
