@@ -2768,10 +2768,14 @@ def _check_types(spec: dict[str, Any], types: Mapping[str, Any]) -> None:
             raise TypeError(f"its {field} cannot be {_text(value, 60)}")
 
 
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON: write it as a tagged float, as chapter 9 says")
+
+
 def _graph_form(text: str) -> dict[str, Any]:
     """The JSON of a trace graph, its outside checked."""
     with _at("not JSON"):
-        form: Any = json.loads(text)
+        form: Any = json.loads(text, parse_constant=_no_number)
     words = f"an object with format {_FORMAT!r} and a list of nodes is expected"
     good = isinstance(form, dict) and isinstance(form.get("nodes"), list)
     _expect(good, f"not a trace graph: {words}")
@@ -3862,9 +3866,13 @@ def _page(**sections: str) -> str:
     return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
 
 
+_TITLES = "Instruction|Code|Documentation|Variables|Inputs|Feedback|Past attempts"
+_HEADING = rf"(?m)^(?=# (?:{_TITLES})\b)"
+
+
 def _said(words: Any, limit: int = 0) -> str:
-    """Feedback, or the message of a failure, without memory addresses."""
-    return _cut(re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words)), limit)
+    """Feedback, or the message of a failure, without memory addresses or headings of ours."""
+    return _cut(re.sub(_HEADING, "> ", re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words))), limit)
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -4224,12 +4232,6 @@ def _on_tape(tape: _Tape | None) -> Iterator[None]:
         yield
     finally:
         _tape.reset(token)
-
-
-def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Any:
-    """Ask any callable, on the tape around it; the language models of section 5 see to that."""
-    tape, ask = _tape.get(), functools.partial(llm, messages, **options)
-    return ask() if tape is None or hasattr(llm, "_ask") else tape(messages, options, ask)
 
 
 _PLACE = "event", "step", "part", "candidate", "example"
@@ -5073,6 +5075,25 @@ def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) 
         with _ledger:
             for budget, cost in costs:
                 budget._add(budget._cost(name, *used), instead_of=cost)
+
+
+class _Foreign(_LanguageModel):
+    """Any other callable from messages to text, counted and recorded as ours are."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.model = str(getattr(function, "model", None) or "callable")
+
+    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        answer = self.function(messages, **options)
+        if isinstance(answer, Reply):
+            return answer
+        return Reply(_reply_text(answer), usage=dict(_usage_told(answer)) or None)
+
+
+def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
+    """Ask any callable from messages to text."""
+    return (llm if isinstance(llm, _LanguageModel) else _Foreign(llm))(messages, **options)
 
 
 # ---- Two tables say how to talk to everybody: a protocol is how, a provider is where.
