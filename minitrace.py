@@ -2660,7 +2660,7 @@ class TraceGraph:
         return _mermaid(self, calls)
 
     def to_dot(self, calls: int = 100) -> str:
-        """The graph in the language of Graphviz, with at most so many calls: see `to_mermaid`.
+        """The graph in the language of Graphviz, with about so many calls: see `to_mermaid`.
 
         >>> x = node(3, name="x", trainable=True)
         >>> (x + 1).backward("too small")
@@ -2670,7 +2670,7 @@ class TraceGraph:
         return _dot(self, calls)
 
     def to_svg(self, calls: int = 100) -> str:
-        """The graph as a picture, with at most so many calls: see `to_mermaid`. It stands alone,
+        """The graph as a picture, with about so many calls: see `to_mermaid`. It stands alone,
         has no script, and turns dark with the reader's system. Notebooks show it unasked.
 
         >>> x = node("<b>", name="x", trainable=True)
@@ -6162,7 +6162,7 @@ class _Layout:
         """The middle of each vertex. Rows are sorted and moved to be near the one before, then near
         the one after, which leaves few crossings; at last near both, and edges straight."""
         x, last = [0.0] * len(self.row), len(self.boxes)
-        for sweep in range(24):
+        for sweep in range(25):
             sides = self.near if sweep > 11 else self.near[sweep % 2 : sweep % 2 + 1]
             for layer in self.layers[:: -1 if sweep % 2 else 1]:
                 wanted: dict[int, float] = {}
