@@ -12,6 +12,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -59,9 +60,10 @@ class Browser:
     def message(self):
         """The next message from the browser."""
         while b"\0" not in self.buffer:
-            piece = os.read(self.receiving, 1 << 16)
+            ready, _, _ = select.select([self.receiving], [], [], 90)
+            piece = os.read(self.receiving, 1 << 16) if ready else b""
             if not piece:
-                raise EOFError("the browser is gone")
+                raise EOFError("the browser is gone" if ready else "the browser says nothing")
             self.buffer += piece
         line, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(line)
