@@ -2756,7 +2756,7 @@ def _at(place: str) -> Iterator[None]:
     """Say where in a JSON form something was wrong."""
     try:
         yield
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise GraphError(f"{place}: {error}") from None
 
 
@@ -2805,6 +2805,7 @@ def _graph_from(form: dict[str, Any]) -> TraceGraph:
         _expect(good, f"outputs[{n}]: it must be an object whose id is that of a node")
         with _at(f"outputs[{n}] ({spec['id']})"):
             _check_types(spec, _OUTPUT_FIELDS)
+            float(spec.get("score") or 0)  # not too large for one
             number, feedback = numbers[str(spec["id"])], decode(spec.get("feedback"))
         extra = _beyond(spec, _OUTPUT_FIELDS)
         graph.outputs.append(Output(number, feedback, spec.get("score"), extra))

@@ -1061,3 +1061,17 @@ def test_the_bench_prints_a_table():
     )
     assert done.returncode == 0, done.stderr
     assert "| x + y " in done.stdout and "<= 3 |" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN"])
+def test_numbers_that_json_does_not_have_are_refused_in_a_graph(value):
+    with pytest.raises(
+        GraphError, match=f"not JSON: {value} is no JSON: write it as a tagged float"
+    ):
+        TraceGraph.from_json('{"nodes": [{"id": "a", "value": %s}]}' % value)  # noqa: UP031
+
+
+def test_a_score_too_large_for_a_float_is_refused_in_a_graph():
+    form = {"nodes": [{"id": "a", "value": 1}], "outputs": [{"id": "a", "score": 10**400}]}
+    with pytest.raises(GraphError, match=r"outputs\[0\] \(a\): int too large"):
+        TraceGraph.from_json(json.dumps(form))

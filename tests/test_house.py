@@ -192,6 +192,13 @@ def test_no_name_is_defined_and_never_used():
     assert [name for name in tops if len(re.findall(rf"\b{name}\b", SOURCE)) < 2] == []
 
 
+def test_no_name_is_defined_twice():
+    tops = [each.name for each in TREE.body if isinstance(each, DEFINITIONS)]
+    assert {name for name in tops if tops.count(name) > 1} == {
+        "node"
+    }  # once for each type it gives
+
+
 # ---- Its size
 
 
