@@ -3450,8 +3450,9 @@ class Optimizer:
 
         With `n`, a list of so many, asked for side by side; each prompt says which of them it is.
         """
-        if n is None:
-            return self._ask(self._prompts(""))
+        if n is None or n == 1:
+            alone = self._ask(self._prompts(""))
+            return alone if n is None else [alone]
         note = " This is candidate {} of {}: seek one unlike the others."
         return _side_by_side(self._ask, [self._prompts(note.format(i + 1, n)) for i in range(n)])
 
@@ -3559,8 +3560,9 @@ class Optimizer:
 
     @property
     def best(self) -> Attempt | None:
-        """The attempt with the highest score, the latest of equals."""
-        scored = [attempt for attempt in self.history if attempt.score is not None]
+        """The attempt with the highest score, the latest of equals; none that `train` refused."""
+        kept = (attempt for attempt in self.history if attempt.reason != _NOT_KEPT)
+        scored = [attempt for attempt in kept if attempt.score is not None]
         return max(reversed(scored), key=lambda attempt: cast(float, attempt.score), default=None)
 
     def restore(self, attempt: Attempt) -> None:
@@ -3590,6 +3592,7 @@ class Optimizer:
         return _cut("\n".join(rows), room)
 
 
+_NOT_KEPT = "not kept"
 _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
 
 
@@ -3597,6 +3600,8 @@ def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
     """The parameters by the names that prompts give them, which must differ."""
     found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
     found = [found] if isinstance(found, Node) else found
+    if not isinstance(found, Iterable):
+        raise TypeError(f"{_text(found, 60)} has no parameters: pass optimizer=, or parameters")
     named: dict[str, ParameterNode[Any]] = {}
     for each in found:
         if not isinstance(each, ParameterNode):
@@ -4093,22 +4098,17 @@ class _Job(NamedTuple):
 
     model: Any
     guide: Any
-    failed_score: float
     tracing: bool
     query: Any
     info: Any
     place: dict[str, Any]
 
     def run(self, replies: Mapping[Any, Any], write: Callable[[dict[str, Any]], None]) -> Tried:
-        """Run it, with the replies recorded here before, and write down how it went."""
+        """Run it, with the replies recorded here before; `write` takes down the new ones."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(_on_tape(_Tape(self.place, replies, write)))
             stack.enter_context(contextlib.nullcontext() if self.tracing else stop_tracing())
-            tried = self.judged()
-        told = {"query": _said(_plain_text(self.query), 2000), "failed": tried.failed}
-        told |= {"response": _said(_plain_text(tried.response), 2000), "score": tried.score}
-        write({"event": "example", **self.place, **told, "feedback": _said(tried.feedback, 8000)})
-        return tried
+            return self.judged()
 
     def judged(self) -> Tried:
         """Run the model, and let the guide judge; a failure of the program is an example too."""
@@ -4120,12 +4120,22 @@ class _Job(NamedTuple):
             _raise_unless_about_values(error)
             failure = error.exception_node
             words = failure.create_feedback("full")
-            return Tried(failure, failure.data, self.failed_score, words, True)
+            return Tried(failure, failure.data, None, words, True)
         output = output if isinstance(output, Node) else operators.identity(output)
         if self.guide is None:
             return Tried(output, output._data, None, "", False)
-        said = _awaited(self.guide(self.query, output._data, self.info))
+        try:
+            said = _awaited(self.guide(self.query, output._data, self.info))
+        except ReplyError as error:  # of a judge that asks a language model
+            said = None, f"(not judged: {error})"
         return Tried(output, output._data, *_judgement(to_data(said)), False)
+
+
+def _example_told(job: _Job, tried: Tried) -> dict[str, Any]:
+    """An example as the journal keeps it."""
+    told = {"query": job.query, "response": tried.response, "feedback": tried.feedback}
+    texts = {key: _said(_plain_text(value), 4000) for key, value in told.items()}
+    return {**texts, "score": tried.score, "failed": tried.failed}
 
 
 def _plain_text(value: Any) -> str:
@@ -4247,11 +4257,11 @@ class _Journal:
 
     def __init__(self, path: Any, redact: Callable[[dict[str, Any]], Any] | None = None) -> None:
         self.path, self.redact = path and os.fspath(path), redact
-        self.known: set[Any] = set()
+        self.known: dict[Any, str] = {}
         self.replies: dict[Any, dict[Any, Any]] = defaultdict(dict)
         self.first: dict[str, Any] = {}
-        self.last: dict[str, Any] = {}
-        self.lock = threading.Lock()
+        self.passed: list[Any] = []  # the values after each step
+        self.lock, self.same = threading.Lock(), True
 
     def __enter__(self) -> _Journal:
         if self.path:
@@ -4274,14 +4284,14 @@ class _Journal:
         try:
             record = json.loads(line)
             mark, event = self.mark(record), record["event"]
-            self.known.add(mark)
+            self.known[mark] = self.content(record)
             if event == "call" and isinstance(record.get("reply"), str):
                 facts = {k: record.get(k) for k in ("usage", "model", "finish_reason")}
                 call = record["turn"], record["key"]
-                self.replies[mark[1:-2]][call] = Reply(record["reply"], **facts)
+                self.replies[mark[1:-3]][call] = Reply(record["reply"], **facts)
             if number == 1:
                 self.first = record["configuration"]
-            self.last = record if event in ("step", "end") else self.last
+            self.passed += [record["values"]] if event in ("step", "end") else []
         except (ValueError, LookupError, TypeError, AttributeError):
             raise MinitraceError(
                 f"{self.path}, line {number}: not a record of a journal; name another file"
@@ -4289,23 +4299,46 @@ class _Journal:
 
     def mark(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
         """What tells records apart."""
-        return tuple(record.get(field) for field in (*_PLACE, "turn", "key"))
+        why = record["reason"] if record["event"] == "end" else ""
+        return *map(record.get, _PLACE), why, record.get("turn"), record.get("key")
 
     def recorded(self, place: Mapping[str, Any]) -> dict[Any, Any]:
         """The replies to the calls at this place of the run."""
         return self.replies.get(tuple(place.get(field) for field in _PLACE[1:]), {})
 
+    def content(self, record: Mapping[str, Any]) -> str:
+        """What a record says, whenever it was."""
+        told = {key: value for key, value in record.items() if key not in ("time", "seconds")}
+        return json.dumps(told, sort_keys=True)
+
     def write(self, record: dict[str, Any]) -> None:
         """Add a record, in one write, unless it is there."""
-        if not self.path or self.mark(record) in self.known:
+        if not self.path:
             return
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {"event": record["event"], "time": when, **record}
-        record = self.redact(record) if self.redact else record
-        if record is not None:
-            line = json.dumps(record, ensure_ascii=False, default=_text)
+        whole = json.dumps(record, ensure_ascii=False, default=_text)
+        mark = self.mark(record)
+        if self.redact:
+            seen = self.redact(json.loads(whole))
+            if not isinstance(seen, dict) and (seen is not None or record["event"] == "run"):
+                raise TypeError(f"redact= gave {_text(seen, 60)} for a record: {_text(record, 60)}")
+            record, whole = cast(Any, seen), json.dumps(seen, ensure_ascii=False)
+        if mark in self.known:
+            self.compare(self.known[mark], whole)
+        elif record is not None:
             with self.lock:
-                self.file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                self.file.write(whole.encode("utf-8", "backslashreplace") + b"\n")
+
+    def compare(self, old: str, new: str) -> None:
+        """Warn, once, when what happens again is not what is recorded."""
+        if self.same and old != self.content(json.loads(new) or {}):
+            self.same = False
+            warnings.warn(
+                f"{self.path}: the run goes another way than before: something that is not "
+                f"recorded, such as chance or the time, has a part in it. Now {new:.200}",
+                stacklevel=2,
+            )
 
     def begin(self, configuration: dict[str, Any]) -> Any:
         """Note what is run or, if that was noted before, that it is the same.
@@ -4313,10 +4346,11 @@ class _Journal:
         Returns: the values that the run began with; the present ones may also be its last.
         """
         now = json.loads(json.dumps(configuration))
-        self.write({"event": "run", "version": __version__, "configuration": now})
+        if not self.first:
+            self.write({"event": "run", "version": __version__, "configuration": now})
         first = self.first or now
         differ = [key for key in now if now[key] != first.get(key)]
-        if now["parameters"] == self.last.get("values"):
+        if now["parameters"] in self.passed:
             differ = [key for key in differ if key != "parameters"]
         if differ:
             told = [f"{key} was {first.get(key)!r:.60}, now {now[key]!r:.60}" for key in differ]
@@ -4378,10 +4412,19 @@ class _Crew:
         """Run examples, given as pairs of index and (input, info); the results in their order."""
         from concurrent.futures import ThreadPoolExecutor
 
-        one: Any = functools.partial(_Job, self.model, self.guide, self.failed_score, tracing)
+        one: Any = functools.partial(_Job, self.model, self.guide, tracing)
         jobs = [one(*pair, {**place, "example": index}) for index, pair in examples]
-        if self.executor is not None and not isinstance(self.executor, ThreadPoolExecutor):
-            return self.run_elsewhere(jobs)
+        here = isinstance(self.executor, (ThreadPoolExecutor, type(None)))
+        tried = self.run_here(jobs) if here else self.run_elsewhere(jobs)
+        scores = (each.score for each in tried if each.score is not None)
+        self.failed_score = min([self.failed_score, *scores])  # a failure is never the better one
+        tried = [t._replace(score=self.failed_score) if t.failed else t for t in tried]
+        for job, each in zip(jobs, tried, strict=True):
+            self.journal.write({"event": "example", **job.place, **_example_told(job, each)})
+        return tried
+
+    def run_here(self, jobs: Sequence[_Job]) -> list[Tried]:
+        """Run jobs in threads of this process."""
         since, journal = next(_numbers), self.journal
 
         def work(job: _Job) -> Tried:
@@ -4469,7 +4512,11 @@ def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
 def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
     """The examples of a dataset, numbered."""
     if isinstance(dataset, Mapping):
-        dataset = zip(dataset["inputs"], dataset["infos"], strict=True)
+        inputs, infos = (list(dataset.get(key, ())) for key in ("inputs", "infos"))
+        if dataset.keys() != {"inputs", "infos"} or len(inputs) != len(infos):
+            words = f"{len(inputs)} inputs and {len(infos)} infos"
+            raise TypeError(f"{name} as a mapping has inputs and as many infos, not {words}")
+        dataset = zip(inputs, infos, strict=True)
     examples = list(dataset)
     for index, pair in enumerate(examples):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -4529,7 +4576,8 @@ def _evaluation(tried: Sequence[Tried]) -> Evaluation:
 class Run(NamedTuple):
     """How a training run ended: why, after how many steps, and its best score and values.
 
-    `scores` has the mean score of each step's batch before the step; `spent` the calls and tokens.
+    The score is the mean on the validation set or, if there is none, on the batch of the step that
+    found the values. `scores` has each batch's mean before its step; `spent` the calls and tokens.
     """
 
     reason: str
@@ -4578,19 +4626,28 @@ class _Training:
         """Values as the journal keeps them."""
         return {p.py_name: encode(value, as_text=True) for p, value in values.items()}
 
+    def begin(self, options: dict[str, Any]) -> None:
+        """Note what is run, or go back to where the run in the journal began."""
+        optimizer, now = self.optimizer, self.named(self.values())
+        past = [len(optimizer.history), len(optimizer._refused)]
+        past = self.journal.first.get("history", past)
+        began = self.journal.begin({"parameters": now, "history": past, **options})
+        del optimizer.history[past[0] :]
+        for words in [*optimizer._refused][past[1] :]:
+            del optimizer._refused[words]
+        if began != now:
+            values = {name: decode(value) for name, value in began.items()}
+            _assign(optimizer._checked(values))
+            self.best = self.values()
+
     def go(self) -> str:
         """Take all steps, and leave the best values in the model, however it ends. Why it ended."""
-        history, refused = [*self.optimizer.history], {**self.optimizer._refused}
         try:
             reason = self.steps()
         except BudgetError as error:
             reason = f"budget: {error}"
-        except BaseException as error:
-            if self.journal.path:  # so that going on begins from where this run began
-                self.optimizer.history, self.optimizer._refused = history, refused
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(self.farewell()) from None
-            raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self.farewell()) from None
         finally:
             _assign(self.best)
         self.record("end", reason=reason, values=self.named(self.best), best=self.told_best())
@@ -4645,7 +4702,9 @@ class _Training:
         graph = self.optimizer._merged()
         with self.taped("propose"):
             proposals = self.propose() if len(graph) or graph.outputs else []
-        checked = [self.check(n, each, batch) for n, each in enumerate(proposals, 1)]
+        checked: list[_Checked] = []
+        for each in proposals:
+            checked.append(self.check(each, batch, checked))
         chosen, reason = self.choose(now, checked)
         self.keep(now, checked, chosen, reason)
         self.scores.append(now.score)
@@ -4669,29 +4728,44 @@ class _Training:
         optimizer, count = self.optimizer, self.options["candidates"]
         before, optimizer.on_refusal = optimizer.on_refusal, "keep"
         try:
-            found = [optimizer.propose()] if count == 1 else optimizer.propose(count)
+            found = optimizer.propose() if count == 1 else optimizer.propose(count)
         finally:
             optimizer.on_refusal = before
-        return [each if isinstance(each, Proposal) else Proposal(each) for each in found]
+        found = [found] if isinstance(found, Mapping) else found or []
+        return [p if isinstance(p, Proposal) else Proposal(optimizer._checked(p)) for p in found]
 
-    def check(self, number: int, proposal: Proposal, batch: list[tuple[int, Any]]) -> _Checked:
+    def check(
+        self, proposal: Proposal, batch: Sequence[tuple[int, Any]], before: Sequence[_Checked]
+    ) -> _Checked:
         """Try a candidate's values on the batch and on the validation set; they do not stay."""
-        before, result = self.values(), _Checked(proposal, None, None)
-        if proposal and (self.options["gate"] or self.held_out or self.options["candidates"] > 1):
-            place: dict[str, Any] = {"step": self.number, "candidate": number}
-            _assign(self.optimizer._checked(proposal))
-            try:
-                tried = _evaluation(self.crew.run(batch, part="check", **place))
-                held = _evaluation(self.crew.run(self.held_out, part="validate", **place))
-                result = _Checked(proposal, held.mean, tried.mean, tried.feedback)
-            finally:
-                _assign(before)
+        number, values = len(before) + 1, self.named(proposal)
+        same = [each for each in before if self.named(each.proposal) == values]
+        scored = self.options["gate"] or self.held_out or self.options["candidates"] > 1
+        result = _Checked(proposal, None, None)
+        if same:
+            result = same[0]._replace(proposal=proposal)
+        elif proposal and scored:
+            result = self.measured(number, proposal, batch)
         told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
         told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
         told |= {"score": result.score, "validation": result.validation}
-        values, seconds = self.named(proposal), round(proposal.seconds, 3)
-        self.record("proposal", candidate=number, values=values, **told, seconds=seconds)
+        told |= {"seconds": round(proposal.seconds, 3)}
+        self.record("proposal", candidate=number, values=values, **told)
         return result
+
+    def measured(
+        self, number: int, proposal: Proposal, batch: Sequence[tuple[int, Any]]
+    ) -> _Checked:
+        """How a proposal's values do."""
+        place: dict[str, Any] = {"step": self.number, "candidate": number}
+        before = self.values()
+        try:
+            _assign(self.optimizer._checked(proposal))
+            tried = _evaluation(self.crew.run(batch, part="check", **place))
+            held = _evaluation(self.crew.run(self.held_out, part="validate", **place))
+        finally:
+            _assign(before)
+        return _Checked(proposal, held.mean, tried.mean, tried.feedback)
 
     def choose(self, now: _Checked, checked: Sequence[_Checked]) -> tuple[int, str]:
         """The number of the candidate to keep, 0 for none, and why."""
@@ -4700,7 +4774,7 @@ class _Training:
             return 0, "no change" if checked else "no feedback"
         place = max(places, key=lambda place: (checked[place].rank, -place))
         rank = checked[place].rank
-        if not any(map(math.isfinite, rank)):
+        if not any(map(math.isfinite, (*rank, *now.rank))):
             return place + 1, "no scores"
         if rank < now.rank and self.options["gate"]:
             return 0, "worse"
@@ -4709,11 +4783,13 @@ class _Training:
     def keep(self, now: _Checked, checked: Sequence[_Checked], chosen: int, reason: str) -> None:
         """Set the chosen values; what was tried in vain is remembered, so that it is not again."""
         values = {p.py_name: value for p, value in self.values().items()}
-        for place, (proposal, _, score, feedback) in enumerate(checked, 1):
+        for place, (proposal, held, score, feedback) in enumerate(checked, 1):
             if proposal and place != chosen:
                 tried = {**values, **{p.py_name: value for p, value in proposal.items()}}
                 said = [*dict.fromkeys(_said(each) for each in feedback if each)][:4]
-                self.optimizer.history.append(Attempt(tried, said, score, reason="not kept"))
+                if now.validation is not None:
+                    said.append(f"on other examples {held:g}, not {now.validation:g} as before")
+                self.optimizer.history.append(Attempt(tried, said, score, reason=_NOT_KEPT))
         if reason == "no change":
             self.optimizer._remember(checked[0].proposal, reason)
         if chosen:
@@ -4759,7 +4835,8 @@ def train(
     Args:
         model: a module, a bundle, a parameter, or any callable if the optimizer has its parameters;
             it is called with an input. Async ones are awaited. If it fails with an
-            `ExecutionError`, the error is the feedback and `failed_score` the score.
+            `ExecutionError`, the error is the feedback; the score is `failed_score` or, if less,
+            the lowest that the guide gave so far.
         dataset: pairs `(input, info)`, or `{"inputs": [...], "infos": [...]}`.
         guide: a function of `(query, response, info)`: see `Guide`. Its exceptions are yours.
         optimizer: an `OptoPrime` of the model by default.
@@ -4777,8 +4854,9 @@ def train(
             on standard error, if that is a terminal.
         seed, shuffle: shuffle the examples of each epoch, by this seed.
         gate: False keeps the best candidate even if it is worse.
-        redact: a function that sees every record before it is written, and returns it, changed or
-            not, or None. A reply that it takes away is asked for again.
+        redact: a function that sees a copy of every record before it is written, and returns it,
+            changed or not, or None (but for the first). What it takes away of a reply is not there
+            when the run goes on; a reply that is gone is asked for again.
 
     Returns: a `Run`.
 
@@ -4801,30 +4879,35 @@ def train(
     optimizer = optimizer or OptoPrime(model)
     examples, held_out = _pairs(dataset, "dataset"), _pairs(validation or (), "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
-    for name, count in {**counts, "patience": 1 if patience is None else patience}.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
+    _check_arguments(guide, budget, **counts, patience=1 if patience is None else patience)
     options = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle, "seed": seed}
     with budget or Budget() as spent, _Journal(journal, redact) as notes:
         crew = _Crew(model, guide, workers, executor, failed_score, notes)
         run = _Training(optimizer, crew, examples, held_out, options, progress, spent)
-        facts = {"optimizer": type(optimizer).__name__, "examples": len(examples)}
-        facts |= {"dataset": _digest(examples), "validation": _digest(held_out)}
-        begun = notes.begin({"parameters": run.named(run.values()), **facts, **options})
-        if begun != run.named(run.values()):
-            optimizer.restore(Attempt({n: decode(v) for n, v in begun.items()}, [], None))
-            run.best = run.values()
+        facts = {"examples": _digest(examples), "validation": _digest(held_out)}
+        run.begin({"optimizer": type(optimizer).__name__, **facts, **options})
         reason = run.go()
     values = {parameter.py_name: value for parameter, value in run.best.items()}
     return Run(reason, run.number, run.told_best()["score"], values, run.scores, spent.spent)
 
 
+def _check_arguments(guide: Any, budget: Any, **counts: Any) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
+    if not callable(guide) or isinstance(guide, type):
+        raise TypeError(f"guide= takes a function or a Guide(), not {_text(guide, 60)}")
+    if not (budget is None or hasattr(budget, "spent")):
+        raise TypeError(f"budget= takes a Budget, not {_text(budget, 60)}")
+
+
 def _digest(examples: Any) -> str:
-    """What tells datasets apart."""
+    """How many examples there are, and what tells them from others."""
     import hashlib
 
     text = json.dumps(encode([list(pair) for _, pair in examples], as_text=True))
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return f"{len(examples)}, {digest[:12]}"
 
 
 # ---- 5. Language models --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -324,6 +325,50 @@ def test_counts_that_are_none(name, value):
         train(Shift(), DATASET, near, **{name: value})
 
 
+def test_a_crash_is_no_better_than_the_worst_that_was_judged():
+    class Times(Module):
+        def __init__(self):
+            self.by = node(2, name="by", trainable=True)
+
+        def forward(self, x):
+            return 12 // self.by if self.by >= 0 else 12 // (self.by - self.by)
+
+    times = Times()
+    run = train(times, [(1, 3), (2, 3)], near, Steps(times, [-1, 0, 4]), epochs=3, batch_size=2)
+    assert times.by.data == 4 and run.scores == [-3, -3, -3] and run.score == 0
+    mixed = evaluate(lambda x: 6 // node(x), [(0, 1), (1, 9)], near)
+    assert mixed.scores == [-3, -3] and set(mixed.failures) == {0}
+
+
+def test_a_judgement_that_cannot_be_used_is_no_score_and_no_end():
+    shift = Shift()
+    judge = Judge(llm=Script(["bad"] * 3 + ['{"score": 0.5, "feedback": "more"}'] * 9))
+    run = train(shift, DATASET[:2], judge, Steps(shift, [1]), batch_size=2)
+    assert (
+        run.scores == [0.5]
+        and "(not judged: no usable judgement" in shift.offset.feedback[0].feedback[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"guide": None}, r"guide= takes a function or a Guide\(\), not None"),
+        ({"guide": Guide}, r"guide= takes a function or a Guide\(\), not <class"),
+        ({"guide": near, "budget": 5}, "budget= takes a Budget, not 5"),
+        ({"guide": near, "model": len}, "has no parameters: pass optimizer="),
+        (
+            {"guide": near, "dataset": {"a": 1}},
+            "dataset as a mapping has inputs and as many infos, not 0 inputs",
+        ),
+        ({"guide": near, "dataset": {"inputs": [1], "infos": []}}, "not 1 inputs and 0 infos"),
+    ],
+)
+def test_arguments_that_are_none(options, words):
+    with pytest.raises(TypeError, match=words):
+        train(**{"model": Shift(), "dataset": DATASET, **options})
+
+
 # ---- Candidates and the gate
 
 
@@ -384,6 +429,41 @@ def test_what_was_tried_in_vain_is_in_the_next_prompt():
     train(shift, DATASET, near, OptoPrime(shift, llm=script), epochs=2, batch_size=4)
     past = script.asked[1][-1]["content"].partition("# Past attempts")[2]
     assert "offset0 = 1" in past and "score: -6" in past and shift.offset.data == 7
+
+
+def test_what_validation_refused_is_told_so_and_is_not_the_best():
+    shift = Shift(5)
+    script = Script(['{"suggestion": {"offset0": 7}}', '{"suggestion": {}}'])
+    optimizer = OptoPrime(shift, llm=script)
+    train(shift, [(1, 8)], near, optimizer, epochs=2, validation=[(1, 6)])
+    past = script.asked[1][-1]["content"].partition("# Past attempts")[2]
+    assert "on other examples -2, not 0 as before" in past
+    assert optimizer.best.values == {"offset0": 5} and optimizer.history[-1].reason == "no change"
+
+
+def test_equal_candidates_are_measured_once():
+    shift, seen = Shift(), []
+
+    def look(query, response, info):
+        seen.append(response)
+        return near(query, response, info)
+
+    train(shift, [(1, 8)], look, Steps(shift, [3, 3, 3]), candidates=3)
+    assert seen == [1, 4] and shift.offset.data == 3
+
+
+@pytest.mark.parametrize("given", ["one", "named", "nothing"])
+def test_what_an_optimizer_of_ones_own_may_propose(given):
+    class Own(Optimizer):
+        def propose(self, n=None):
+            kinds = {"one": {self.parameters[0]: 7}, "named": {"offset0": 7}, "nothing": None}
+            return kinds[given]
+
+    for candidates in 1, 2:
+        minitrace.GRAPH.clear()
+        shift = Shift()
+        train(shift, DATASET, near, Own(shift), candidates=candidates, batch_size=4)
+        assert shift.offset.data == (0 if given == "nothing" else 7)
 
 
 def test_a_value_that_a_parameter_refuses_is_never_tried():
@@ -653,7 +733,7 @@ def test_a_journal_of_another_run_is_refused_with_what_differs(tmp_path):
         MinitraceError, match=r"run.jsonl is the journal of another run: batch_size was 4, now 2"
     ):
         train(shift, DATASET, near, Steps(shift, [1]), journal=path, gate=False, batch_size=2)
-    with pytest.raises(MinitraceError, match=r"dataset was '[0-9a-f]+', now '[0-9a-f]+'"):
+    with pytest.raises(MinitraceError, match=r"examples was '4, [0-9a-f]+', now '4, [0-9a-f]+'"):
         train(shift, [(1, 9)] * 4, near, Steps(shift, [1]), journal=path, gate=False, batch_size=4)
     minitrace.GRAPH.clear()
     other = Shift(9)
@@ -734,6 +814,62 @@ def test_text_that_no_encoding_knows_is_kept(tmp_path):
     optimizer = Steps([word], ["\ud800 \x00 \u202e </script>"])
     train(word, [("\ud800", "x")], lambda *_: (0, "\udfff"), optimizer, journal=path)
     assert records(path)[-1]["event"] == "end"
+
+
+def test_the_same_call_again_pays_nothing_and_gives_the_same(tmp_path):
+    shift = Shift()
+    script = Script([json.dumps({"suggestion": {"offset0": n}}) for n in (3, 1, 6)])
+    optimizer = OptoPrime(shift, llm=script)
+    runs = [
+        train(shift, DATASET, near, optimizer, batch_size=4, epochs=3, journal=tmp_path / "j")
+        for _ in range(3)
+    ]
+    assert runs[0][:5] == runs[1][:5] == runs[2][:5] and len(script.asked) == 3
+    assert len(optimizer.history) == 3
+
+
+def test_a_larger_budget_goes_on_where_a_smaller_one_ended(tmp_path):
+    shift = Shift()
+    script = Script([json.dumps({"suggestion": {"offset0": n}}) for n in (3, 1, 6)])
+    optimizer = OptoPrime(shift, llm=script)
+    options = {"batch_size": 4, "epochs": 3, "journal": tmp_path / "j"}
+    first = train(shift, DATASET, near, optimizer, budget=Budget(calls=2), **options)
+    assert first.reason.startswith("budget") and shift.offset.data == 3
+    last = train(shift, DATASET, near, optimizer, budget=Budget(calls=3), **options)
+    assert last.reason == "epochs" and shift.offset.data == 6 and len(script.asked) == 3
+    ends = [record["reason"] for record in records(tmp_path / "j") if record["event"] == "end"]
+    assert ends[-1] == "epochs"
+
+
+def test_a_run_that_goes_another_way_than_its_journal_says_so(tmp_path):
+    noise = iter([0.1, 0.2, 0.3, 0.4])
+
+    def guide(query, response, info):
+        return next(noise)
+
+    for _ in range(2):
+        minitrace.GRAPH.clear()
+        shift = Shift()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(shift, [(1, 2)], guide, Steps(shift, [1]), journal=tmp_path / "j")
+    assert len(caught) == 1 and "the run goes another way than before" in str(caught[0].message)
+
+
+def test_redact_sees_copies_and_keeps_the_first_record(tmp_path):
+    script = Script(["?", '{"suggestion": {"offset0": 7}}'])
+    shift = Shift()
+
+    def spoil(record):
+        for message in record.get("messages", ()):
+            message["content"] = "XXX"
+        return record
+
+    train(shift, [(1, 8)], near, OptoPrime(shift, llm=script), journal=tmp_path / "a", redact=spoil)
+    assert "XXX" not in json.dumps(script.asked) and "XXX" in (tmp_path / "a").read_text()
+    for bad in (lambda record: None), (lambda record: "text"):
+        with pytest.raises(TypeError, match=r"redact= gave .* for a record"):
+            train(Shift(), [(1, 8)], near, Steps(Shift(), [1]), journal=tmp_path / "b", redact=bad)
 
 
 # ---- Growth
