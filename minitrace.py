@@ -4268,8 +4268,10 @@ class _Journal:
             self.file = open(self.path, "a+b", buffering=0)
             try:
                 _lock(self.file, self.path)
-                for number, line in enumerate(_mend(self.file), 1):
+                self.file.seek(0)
+                for number, line in enumerate(_whole_lines(self.file.read()), 1):
                     self.read(number, line)
+                _mend(self.file)
             except BaseException:
                 self.file.close()
                 raise
@@ -4360,23 +4362,22 @@ class _Journal:
 
 
 def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines of a file; the last, which nothing ends, counts if it is JSON and not torn."""
+    """The lines of a file; a record at its end that a crash cut short is none."""
     *lines, last = data.split(b"\n")
     with contextlib.suppress(ValueError):
-        json.loads(last)
+        if last[:1] in (b"{", b""):
+            json.loads(last)
         lines.append(last)
     return lines
 
 
-def _mend(file: Any) -> list[bytes]:
-    """The whole lines of a file opened to append; what a crash tore off its end is cut off."""
+def _mend(file: Any) -> None:
+    """Cut off what a crash tore at the end of a file that is open to append."""
     file.seek(0)
     data = file.read()
-    lines = _whole_lines(data)
-    whole = b"".join(line + b"\n" for line in lines)
+    whole = b"".join(line + b"\n" for line in _whole_lines(data))
     file.truncate(min(len(whole), len(data)))
     file.write(whole[len(data) :])
-    return lines
 
 
 def _lock(file: Any, path: str) -> None:

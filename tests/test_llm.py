@@ -1215,3 +1215,12 @@ def test_the_server_misbehaves_in_many_ways_and_is_strict(server):
     ]
     assert [post(url, body, key | version) for body in wrong] == [400] * 4
     assert set(PROTOCOLS) == {"openai", "anthropic"}
+
+
+@pytest.mark.parametrize("text", ["Dear diary", "one\ntwo", "[1, 2"])
+def test_a_file_that_is_no_cassette_is_left_as_it_is(tmp_path, text):
+    path = tmp_path / "diary.txt"
+    path.write_text(text)
+    with pytest.raises(LLMError, match="line 1: not the record of a call"):
+        Replay(path, live=Script(["hm"]))("Hello?")
+    assert path.read_text() == text

@@ -742,7 +742,19 @@ def test_a_journal_of_another_run_is_refused_with_what_differs(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["hello\nworld\n", '{"a": 1}\n{"b": 2}\n', "[]\n[]\n", "\n\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello\nworld\n",
+        "hello",
+        '{"a": 1}\n{"b": 2}\n',
+        '{"a": 1}',
+        "[]\n[]\n",
+        "[]",
+        "\n\n",
+        "{\n",
+    ],
+)
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path, text):
     path = tmp_path / "run.jsonl"
     path.write_text(text)

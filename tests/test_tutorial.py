@@ -495,7 +495,9 @@ def test_no_hint_is_without_its_call():
 def test_the_map_asks_what_the_chapters_ask():
     page = (TUTORIAL / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\|.*?\| \[[^\]]+\]\(([\w.]+\.md)\) \| (.*) \|$", page, re.M)
-    assert {name for name, _ in rows} == {path.name for path in TUTORIAL.glob("*.md")} - {"README.md"}
+    assert {name for name, _ in rows} == {path.name for path in TUTORIAL.glob("*.md")} - {
+        "README.md"
+    }
     for name, question in rows:
         chapter = (TUTORIAL / name).read_text(encoding="utf-8")
         asked = re.search(r"^\*(.+?)\*$", chapter, re.M | re.S)[1]
