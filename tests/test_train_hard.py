@@ -1168,10 +1168,18 @@ def test_a_harder_batch_does_not_undo_what_was_learned():
     assert shift.offset.data == 6
 
 
-def test_the_time_left_shrinks_to_nothing():
-    states, shift = [], Shift()
-    train(shift, DATASET, near, Steps(shift, [1] * 9), progress=states.append)
-    assert [state["step"] for state in states] == [1, 2, 3, 4] and states[-1]["seconds_left"] == 0
+def test_the_time_left_is_that_of_the_steps_left(monkeypatch):
+    clock, states, shift = [100.0], [], Shift()
+    monkeypatch.setattr(minitrace.time, "monotonic", lambda: clock[0])
+
+    def guide(query, response, info):
+        clock[0] += 10
+        return near(query, response, info)
+
+    train(shift, DATASET, guide, Steps(shift, [None] * 4), progress=states.append)
+    assert [(state["step"], state["seconds_left"]) for state in states] == [
+        (1, 30), (2, 20), (3, 10), (4, 0),
+    ]  # fmt: skip
 
 
 def test_after_a_failure_no_other_example_is_begun():
