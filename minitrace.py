@@ -1139,7 +1139,11 @@ class _Body:
         if strays and not self.bundle.options["allow_external_dependencies"]:
             used = f"{self.bundle.__name__}() used {strays}, which is not among its arguments"
             remedy = "pass it as an argument, or use @bundle(allow_external_dependencies=True)"
-            raise TraceMissingInputsError(f"{used}: {remedy} to make it a parent")
+            error = TraceMissingInputsError(f"{used}: {remedy} to make it a parent")
+            if self.bundle.trainable and self.call.plain()[0] != self.bundle.source:
+                # Code that somebody proposed: a failure like any other.
+                raise _execution_error(self.bundle.op, self.call, error) from error
+            raise error
         self.call = self.call._replace(outside=outside)
         if around := _scope.get():
             around.reads.update(outside)
@@ -1285,8 +1289,12 @@ class Bundle:
         """Run the code that the parameter holds now."""
         if self.limits is not None:
             return self.limits.run(code, self.__name__, args, kwargs)
-        function = self.fun if code == self.source else self._function(code)
-        return function(*args, **kwargs)
+        if code == self.source:
+            return self.fun(*args, **kwargs)
+        try:
+            return self._function(code)(*args, **kwargs)
+        except (SystemExit, GeneratorExit) as error:  # proposed code does not end the program
+            raise RuntimeError(f"the code raised {type(error).__name__}") from error
 
     def _function_from(self, text: str) -> Any:
         """The function that a text defines, with the original's globals, closure and defaults."""
@@ -3550,9 +3558,11 @@ class Optimizer:
 
     def _remember(self, proposal: Proposal, reason: str) -> None:
         graph, values = self._merged(), {name: p._data for name, p in self._named.items()}
-        self.history.append(
-            Attempt(values, graph.feedback, graph.score, proposal, proposal.diff(), reason)
-        )
+        self._add(Attempt(values, graph.feedback, graph.score, proposal, proposal.diff(), reason))
+
+    def _add(self, attempt: Attempt) -> None:
+        """Put an attempt into the history."""
+        self.history.append(attempt)
         if len(self.history) > 100:  # of what is older, only values, score and update stay
             old = self.history[-101]
             light = Proposal(old.proposal or {})
@@ -3640,7 +3650,7 @@ def _side_by_side(
     function: Callable[[S], T], items: Sequence[S], workers: int = 8, executor: Any = None
 ) -> list[T]:
     """Call a function in threads, each in a copy of this context; the results, in order."""
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     if executor is None and (workers < 2 or len(items) < 2):
         return list(map(function, items))
@@ -3655,8 +3665,7 @@ def _side_by_side(
                 futures.append(pool.submit(call, *[function] * here, item))
             return [future.result() for future in futures]
         finally:
-            for future in futures:
-                future.cancel()
+            wait([future for future in futures if not future.cancel()])
 
 
 def ask(diff: str) -> bool | str:
@@ -4103,19 +4112,18 @@ class _Job(NamedTuple):
     info: Any
     place: dict[str, Any]
 
-    def run(self, replies: Mapping[Any, Any], write: Callable[[dict[str, Any]], None]) -> Tried:
-        """Run it, with the replies recorded here before; `write` takes down the new ones."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_on_tape(_Tape(self.place, replies, write)))
-            stack.enter_context(contextlib.nullcontext() if self.tracing else stop_tracing())
+    def run(self, replies: Mapping[Any, Any], write: Any) -> Tried:
+        """Run it, with the replies recorded here before; `write`, if any, takes down new ones."""
+        with _on_tape(_Tape(self.place, replies, write)) if write else contextlib.nullcontext():
             return self.judged()
 
     def judged(self) -> Tried:
         """Run the model, and let the guide judge; a failure of the program is an example too."""
         try:
-            output = self.model
-            if not isinstance(output, ParameterNode):
-                output = _awaited(self.model(self.query))
+            with contextlib.nullcontext() if self.tracing else stop_tracing():
+                output = self.model
+                if not isinstance(output, ParameterNode):
+                    output = _awaited(self.model(self.query))
         except ExecutionError as error:
             _raise_unless_about_values(error)
             failure = error.exception_node
@@ -4133,9 +4141,10 @@ class _Job(NamedTuple):
 
 def _example_told(job: _Job, tried: Tried) -> dict[str, Any]:
     """An example as the journal keeps it."""
-    told = {"query": job.query, "response": tried.response, "feedback": tried.feedback}
-    texts = {key: _said(_plain_text(value), 4000) for key, value in told.items()}
-    return {**texts, "score": tried.score, "failed": tried.failed}
+    pair = {"query": job.query, "response": tried.response}
+    texts = {key: _cut(_plain_text(value), 2000) for key, value in pair.items()}
+    told = {"score": tried.score, "feedback": _said(tried.feedback, 8000)}
+    return {**texts, **told, "failed": tried.failed}
 
 
 def _plain_text(value: Any) -> str:
@@ -4153,9 +4162,8 @@ def _raise_unless_about_values(error: ExecutionError) -> None:
     """A failure is feedback on the values, unless a budget, a network or an edge is missing."""
     cause = error.__cause__
     spoken = getattr(cause, "kind", "") in ("refused", "filtered", "empty", "cut off")
-    if isinstance(cause, MinitraceError) and not (
-        spoken or isinstance(cause, (LimitError, CodeError))
-    ):
+    of_values = spoken or isinstance(cause, (LimitError, CodeError, TraceMissingInputsError))
+    if isinstance(cause, MinitraceError) and not of_values:
         raise cause
 
 
@@ -4164,7 +4172,8 @@ def _judgement(said: Any) -> tuple[float | None, Any]:
     score, words = (None, said) if isinstance(said, str) else (said, "")
     if isinstance(said, (tuple, list)) and len(said) == 2:
         score, words = said
-    with contextlib.suppress(TypeError):
+    words = "" if words is None else words
+    with contextlib.suppress(TypeError, OverflowError):
         if said is not None and (score is None or math.isfinite(score)):
             return score if score is None else float(score), words
     told = f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
@@ -4222,8 +4231,13 @@ class _Tape:
         if (turn, key) in self.replies:
             return self.replies[turn, key]
         began = time.monotonic()
-        with _on_tape(None):
-            answer = ask()
+        try:
+            with _on_tape(None):
+                answer = ask()
+        except BaseException:
+            with self.lock:  # a call that failed is none
+                self.turns[key] -= self.turns[key] == turn
+            raise
         record = {"event": "call", **self.place, "turn": turn, "key": key, "messages": messages}
         record |= {"options": options, "reply": _reply_text(answer)}
         record |= {"usage": dict(_usage_told(answer)) or None}
@@ -4248,6 +4262,11 @@ def _on_tape(tape: _Tape | None) -> Iterator[None]:
 _PLACE = "event", "step", "part", "candidate", "example"
 
 
+_journals = weakref.WeakSet[Any]()
+if hasattr(os, "register_at_fork"):  # else a child would keep the lock of a run that is gone
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _journals])
+
+
 class _Journal:
     """An append-only file of JSON lines that says all that happened in a run, and resumes it.
 
@@ -4268,6 +4287,7 @@ class _Journal:
             self.file = open(self.path, "a+b", buffering=0)
             try:
                 _lock(self.file, self.path)
+                _journals.add(self.file)
                 self.file.seek(0)
                 for number, line in enumerate(_whole_lines(self.file.read()), 1):
                     self.read(number, line)
@@ -4319,18 +4339,35 @@ class _Journal:
             return
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = {"event": record["event"], "time": when, **record}
-        whole = json.dumps(record, ensure_ascii=False, default=_text)
-        mark = self.mark(record)
-        if self.redact:
-            seen = self.redact(json.loads(whole))
-            if not isinstance(seen, dict) and (seen is not None or record["event"] == "run"):
-                raise TypeError(f"redact= gave {_text(seen, 60)} for a record: {_text(record, 60)}")
-            record, whole = cast(Any, seen), json.dumps(seen, ensure_ascii=False)
-        if mark in self.known:
-            self.compare(self.known[mark], whole)
-        elif record is not None:
-            with self.lock:
-                self.file.write(whole.encode("utf-8", "backslashreplace") + b"\n")
+        try:
+            whole = json.dumps(record, ensure_ascii=False, default=_text)
+            seen = self.redacted(json.loads(whole)) if self.redact else record
+            whole = json.dumps(seen, ensure_ascii=False) if self.redact else whole
+            if self.mark(record) in self.known:
+                self.compare(self.known[self.mark(record)], whole)
+            elif seen is not None:
+                self.append(whole.encode("utf-8", "backslashreplace") + b"\n")
+        except Exception as error:  # one of ours, lest it pass for a failure of the program
+            words = f"{self.path}: a record could not be written: {error}"
+            raise MinitraceError(words) from error
+
+    def redacted(self, record: dict[str, Any]) -> Any:
+        """A record as the user's function wants it to be kept."""
+        event, seen = record["event"], cast(Any, self.redact)(record)
+        if not isinstance(seen, dict) and (seen is not None or event == "run"):
+            raise TypeError(f"redact= gave {_text(seen, 60)} for the record of a {event}")
+        return seen
+
+    def append(self, line: bytes) -> None:
+        """Add a line, all of it or nothing."""
+        with self.lock:
+            end = os.fstat(self.file.fileno()).st_size
+            try:
+                while line:
+                    line = line[self.file.write(line) :]
+            except BaseException:
+                self.file.truncate(end)
+                raise
 
     def compare(self, old: str, new: str) -> None:
         """Warn, once, when what happens again is not what is recorded."""
@@ -4355,7 +4392,7 @@ class _Journal:
         if now["parameters"] in self.passed:
             differ = [key for key in differ if key != "parameters"]
         if differ:
-            told = [f"{key} was {first.get(key)!r:.60}, now {now[key]!r:.60}" for key in differ]
+            told = [f"{key} was {first.get(key)!r:.300}, now {now[key]!r:.300}" for key in differ]
             words = "; ".join(told)
             raise MinitraceError(f"{self.path} is the journal of another run: {words}")
         return first["parameters"]
@@ -4365,7 +4402,7 @@ def _whole_lines(data: bytes) -> list[bytes]:
     """The lines of a file; a record at its end that a crash cut short is none."""
     *lines, last = data.split(b"\n")
     with contextlib.suppress(ValueError):
-        if last[:1] in (b"{", b""):
+        if last[:1] in (b"", b"{", b"\0"):
             json.loads(last)
         lines.append(last)
     return lines
@@ -4407,16 +4444,20 @@ class _Crew:
         self.model, self.guide, self.failed_score = model, guide, failed_score
         self.workers, self.executor, self.journal = workers, executor, journal
 
+    @property
+    def here(self) -> bool:
+        """Do the examples run in this process?"""
+        from concurrent.futures import ThreadPoolExecutor
+
+        return isinstance(self.executor, (ThreadPoolExecutor, type(None)))
+
     def run(
         self, examples: Sequence[tuple[int, Any]], tracing: bool = False, **place: Any
     ) -> list[Tried]:
         """Run examples, given as pairs of index and (input, info); the results in their order."""
-        from concurrent.futures import ThreadPoolExecutor
-
         one: Any = functools.partial(_Job, self.model, self.guide, tracing)
         jobs = [one(*pair, {**place, "example": index}) for index, pair in examples]
-        here = isinstance(self.executor, (ThreadPoolExecutor, type(None)))
-        tried = self.run_here(jobs) if here else self.run_elsewhere(jobs)
+        tried = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
         scores = (each.score for each in tried if each.score is not None)
         self.failed_score = min([self.failed_score, *scores])  # a failure is never the better one
         tried = [t._replace(score=self.failed_score) if t.failed else t for t in tried]
@@ -4429,49 +4470,71 @@ class _Crew:
         since, journal = next(_numbers), self.journal
 
         def work(job: _Job) -> Tried:
-            return job.run(journal.recorded(job.place), journal.write)
+            return job.run(journal.recorded(job.place), journal.path and journal.write)
 
         tried = _side_by_side(work, jobs, self.workers, self.executor)
-        _renumber([each.output for each in tried], since)
+        if len(jobs) > 1 and (self.workers > 1 or self.executor):
+            _renumber([each.output for each in tried], since)
         return tried
 
     def run_elsewhere(self, jobs: Sequence[_Job]) -> list[Tried]:
         """Run jobs where no memory is shared: values go there, nodes and records come back."""
-        import pickle
+        from concurrent.futures import as_completed, wait
 
         own = _parameters_of(self.model)
         values = [parameter._data for parameter in own]
         try:
-            packed = [pickle.dumps((j, values, self.journal.recorded(j.place))) for j in jobs]
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            dumps = _pickle().dumps
+            packed = [dumps((j, values, self.journal.recorded(j.place))) for j in jobs]
+        except Exception as error:
             words = "model, guide and data must be picklable for an executor of other processes"
             raise TypeError(f"{words}: {error}") from error
-        came = _side_by_side(_run_here, packed, self.workers, self.executor)
-        results = [_unpacked(each, own) for each in came]
-        for _, records in results:
-            for record in records:
-                self.journal.write(record)
-        return [tried for tried, _ in results]
+        futures = [self.executor.submit(_run_packed, each) for each in packed]
+        kept = set()
+        try:
+            for future in as_completed(futures):
+                kept.add(future)
+                self.take_down(future.result())
+        finally:  # what cannot be called off is waited for, and kept too
+            running = [each for each in futures if each not in kept and not each.cancel()]
+            for future in wait(running).done:
+                with contextlib.suppress(Exception):
+                    self.take_down(future.result())
+        return [_unpacked(future.result()[0], own) for future in futures]
+
+    def take_down(self, result: tuple[bytes, list[dict[str, Any]], Exception | None]) -> None:
+        """Write what a job in another process was told, and raise what it raised."""
+        for record in result[1]:
+            self.journal.write(record)
+        if result[2]:
+            raise result[2]
 
 
-def _run_here(packed: bytes) -> bytes:
-    """Run a job that came from another process."""
+def _run_packed(packed: bytes) -> tuple[bytes, list[dict[str, Any]], Exception | None]:
+    """Run a job that came from another process: the result, what was told, and what went wrong."""
     import pickle
 
     job, values, replies = pickle.loads(packed)
     own, records = _parameters_of(job.model), list[Any]()
     _assign(dict(zip(own, values, strict=True)))
-    tried = job.run(replies, records.append)
-    return _packed((tried, records), own)
+    try:
+        return _packed(job.run(replies, records.append), own), records, None
+    except Exception as error:
+        return b"", records, error
+
+
+def _pickle() -> Any:
+    """What pickles: what Dask and loky brought along, which knows the classes of a script too."""
+    import pickle
+
+    return sys.modules.get("cloudpickle") or pickle
 
 
 def _packed(value: Any, parameters: Sequence[Any]) -> bytes:
     """A pickle that names parameters by their place, so that it can meet the living ones."""
-    import pickle
-
     places = {id(parameter): place for place, parameter in enumerate(parameters)}
 
-    class Pickler(pickle.Pickler):
+    class Pickler(_pickle().Pickler):  # type: ignore[misc]
         def persistent_id(self, each: Any) -> Any:
             return places.get(id(each.node if isinstance(each, _Pickled) else each))
 
@@ -4562,7 +4625,8 @@ def evaluate(
     >>> evaluate(price, [(1, 2), (2, 5)], lambda query, response, info: response == info).mean
     0.5
     """
-    pairs = [(each, None) for each in dataset] if guide is None else dataset
+    inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
+    pairs = [(each, None) for each in inputs] if guide is None else dataset
     crew = _Crew(model, guide, workers, executor, failed_score, _Journal(None))
     return _evaluation(crew.run(_pairs(pairs, "dataset")))
 
@@ -4614,10 +4678,13 @@ class _Training:
     ) -> None:  # fmt: skip
         self.optimizer, self.crew, self.journal = optimizer, crew, crew.journal
         self.examples, self.held_out = examples, held_out
-        self.options, self.progress, self.spent = options, progress, spent
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.progress = _show_progress if progress is None and terminal else progress
+        self.options, self.spent = options, spent
         self.number, self.kept, self.stale, self.began = 0, 0, 0, time.monotonic()
         self.scores: list[float | None] = []
         self.validation: float | None = None
+        self.compares = bool(options["gate"] or held_out or options["candidates"] > 1)
         self.best, self.best_rank, self.best_step = self.values(), (float("-inf"),) * 2, 0
 
     def values(self) -> dict[ParameterNode[Any], Any]:
@@ -4651,6 +4718,8 @@ class _Training:
             raise KeyboardInterrupt(self.farewell()) from None
         finally:
             _assign(self.best)
+            if self.progress is _show_progress:
+                print(file=sys.stderr)
         self.record("end", reason=reason, values=self.named(self.best), best=self.told_best())
         return reason
 
@@ -4671,13 +4740,12 @@ class _Training:
         if self.held_out:
             tried = self.crew.run(self.held_out, step=0, part="validate", candidate=0)
             self.validation = _mean(each.score for each in tried)
-        batches = [
-            batch for epoch in range(self.options["epochs"]) for batch in self.batches(epoch)
-        ]
-        for epoch, batch in batches:
+        epochs = self.options["epochs"]
+        count = epochs * -(-len(self.examples) // self.options["batch_size"])
+        for epoch, batch in itertools.chain.from_iterable(map(self.batches, range(epochs))):
             self.number += 1
             self.step(epoch, batch)
-            self.show(len(batches))
+            self.show(count)
             if self.stale == self.options["patience"]:
                 return "patience"
         return "epochs"
@@ -4709,7 +4777,7 @@ class _Training:
         chosen, reason = self.choose(now, checked)
         self.keep(now, checked, chosen, reason)
         self.scores.append(now.score)
-        self.stale = 0 if reason in ("better", "no scores") else self.stale + 1
+        self.stale = 0 if reason in ("better", "no scores", "not compared") else self.stale + 1
         small = self.journal.path and 0 < len(graph) <= 500
         self.record(
             "step", epoch=epoch, score=now.score, validation=now.validation, accepted=chosen,
@@ -4721,7 +4789,8 @@ class _Training:
     def taped(self, part: str) -> Iterator[None]:
         """Put the optimizer's calls in this part of the step on the tape."""
         place = {"step": self.number, "part": part, "candidate": 0, "example": None}
-        with _on_tape(_Tape(place, self.journal.recorded(place), self.journal.write)):
+        tape = _Tape(place, self.journal.recorded(place), self.journal.write)
+        with _on_tape(tape) if self.journal.path else contextlib.nullcontext():
             yield
 
     def propose(self) -> list[Proposal]:
@@ -4741,11 +4810,10 @@ class _Training:
         """Try a candidate's values on the batch and on the validation set; they do not stay."""
         number, values = len(before) + 1, self.named(proposal)
         same = [each for each in before if self.named(each.proposal) == values]
-        scored = self.options["gate"] or self.held_out or self.options["candidates"] > 1
         result = _Checked(proposal, None, None)
         if same:
             result = same[0]._replace(proposal=proposal)
-        elif proposal and scored:
+        elif proposal and self.compares:
             result = self.measured(number, proposal, batch)
         told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
         told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
@@ -4773,6 +4841,8 @@ class _Training:
         places = [place for place, each in enumerate(checked) if each.proposal]
         if not places:
             return 0, "no change" if checked else "no feedback"
+        if not self.compares:
+            return places[0] + 1, "not compared"
         place = max(places, key=lambda place: (checked[place].rank, -place))
         rank = checked[place].rank
         if not any(map(math.isfinite, (*rank, *now.rank))):
@@ -4784,32 +4854,33 @@ class _Training:
     def keep(self, now: _Checked, checked: Sequence[_Checked], chosen: int, reason: str) -> None:
         """Set the chosen values; what was tried in vain is remembered, so that it is not again."""
         values = {p.py_name: value for p, value in self.values().items()}
+        if self.compares and not self.options["gate"] and now.rank > self.best_rank:
+            self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
         for place, (proposal, held, score, feedback) in enumerate(checked, 1):
             if proposal and place != chosen:
                 tried = {**values, **{p.py_name: value for p, value in proposal.items()}}
-                said = [*dict.fromkeys(_said(each) for each in feedback if each)][:4]
+                said = [*dict.fromkeys(filter(None, (_said(each, 300) for each in feedback)))][:4]
                 if now.validation is not None:
                     said.append(f"on other examples {held:g}, not {now.validation:g} as before")
-                self.optimizer.history.append(Attempt(tried, said, score, reason=_NOT_KEPT))
+                self.optimizer._add(Attempt(tried, said, score, reason=_NOT_KEPT))
         if reason == "no change":
             self.optimizer._remember(checked[0].proposal, reason)
         if chosen:
             self.optimizer.update(checked[chosen - 1].proposal)
             self.kept, now = self.number, checked[chosen - 1]
             self.validation = now.validation
-        if self.options["gate"] or now.rank >= self.best_rank:
+        latest = self.options["gate"] or not self.compares or reason == "no scores"
+        if latest or now.rank >= self.best_rank:
             self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
 
     def show(self, steps: int) -> None:
         """Tell how far it got: a function of the user's, or a line on a terminal."""
-        if self.progress is False or not (self.progress or sys.stderr.isatty()):
-            return
-        spent, done = self.spent.spent, self.number
-        left = (time.monotonic() - self.began) / done * (steps - done)
-        state = {"step": done, "steps": steps, "score": self.scores[-1]}
-        state |= {"best": self.told_best()["score"], "calls": int(spent["calls"])}
-        state |= {"tokens": int(spent["tokens"]), "seconds_left": round(left)}
-        (self.progress or _show_progress)(state)
+        if self.progress:
+            spent, done = self.spent.spent, self.number
+            left = (time.monotonic() - self.began) / done * (steps - done)
+            state = {"step": done, "steps": steps, "score": self.scores[-1]}
+            state |= {"best": self.told_best()["score"], "calls": int(spent["calls"])}
+            self.progress({**state, "tokens": int(spent["tokens"]), "seconds_left": round(left)})
 
 
 def _show_progress(state: dict[str, Any]) -> None:
@@ -4817,8 +4888,7 @@ def _show_progress(state: dict[str, Any]) -> None:
     score, best = (("-" if n is None else f"{n:.3g}") for n in (state["score"], state["best"]))
     line = f"step {state['step']}/{state['steps']}  score {score}  best {best}  "
     line += "{calls:,} calls  {tokens:,} tokens  {seconds_left:,} s left".format(**state)
-    end = "\n" if state["step"] == state["steps"] else ""
-    print(f"\r{line:<78}", end=end, file=sys.stderr, flush=True)
+    print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
 
 
 def train(
@@ -4878,12 +4948,21 @@ def train(
     (7, 0.0, [-7.0, -6.0, -5.0, -3.0, -1.0])
     """
     optimizer = optimizer or OptoPrime(model)
-    examples, held_out = _pairs(dataset, "dataset"), _pairs(validation or (), "validation")
-    counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
+    examples, held_out = (
+        _pairs(dataset, "dataset"),
+        _pairs(() if validation is None else validation, "validation"),
+    )
+    counts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+    counts["candidates"] = candidates
     _check_arguments(guide, budget, **counts, patience=1 if patience is None else patience)
     options = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle, "seed": seed}
+    options |= {"failed_score": failed_score}
     with budget or Budget() as spent, _Journal(journal, redact) as notes:
         crew = _Crew(model, guide, workers, executor, failed_score, notes)
+        strays = {*optimizer.parameters}.difference(() if crew.here else _parameters_of(model))
+        if strays and not crew.here:
+            names = ", ".join(sorted(stray.name for stray in strays))
+            raise ValueError(f"{names}: no parameter of the model, so no process would see it")
         run = _Training(optimizer, crew, examples, held_out, options, progress, spent)
         facts = {"examples": _digest(examples), "validation": _digest(held_out)}
         run.begin({"optimizer": type(optimizer).__name__, **facts, **options})
@@ -5139,7 +5218,7 @@ class Budget:
 
 def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) -> Reply:
     """Make one call, counted in every budget around it, with the calls that it makes in turn."""
-    name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), _budgets.get()
+    name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), {*_budgets.get()}
     guess = _tokens(_prompt(messages)), min(500, options.get("max_tokens", 500))
     with _ledger:  # one lock for all budgets: each of them lets a call pass, or none counts it
         costs = [(budget, budget._check(budget._cost(name, *guess))) for budget in budgets]

@@ -213,7 +213,7 @@ def size(*sections):
 
 
 def test_the_file_does_not_grow():
-    assert size(1, 2, 3) <= 1680 and len(CODE) <= 4050
+    assert size(1, 2, 3) <= 1690 and len(CODE) <= 4120
 
 
 @pytest.mark.xfail(

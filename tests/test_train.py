@@ -880,7 +880,7 @@ def test_redact_sees_copies_and_keeps_the_first_record(tmp_path):
     train(shift, [(1, 8)], near, OptoPrime(shift, llm=script), journal=tmp_path / "a", redact=spoil)
     assert "XXX" not in json.dumps(script.asked) and "XXX" in (tmp_path / "a").read_text()
     for bad in (lambda record: None), (lambda record: "text"):
-        with pytest.raises(TypeError, match=r"redact= gave .* for a record"):
+        with pytest.raises(MinitraceError, match=r"redact= gave .* for the record of a run"):
             train(Shift(), [(1, 8)], near, Steps(Shift(), [1]), journal=tmp_path / "b", redact=bad)
 
 

@@ -382,9 +382,9 @@ def test_a_judge_takes_the_whole_range_and_shows_what_was_refused():
     assert script.asked[-1][2]["content"] == '{"score": -0.1}'
     with pytest.raises(ReplyError):
         Judge(llm=Script(["?"]), retries=0)(1, 2, 3)
-    long = Script(["x" * 9000, '{"score": 1}'])
+    long = Script(["x" * 30_000, '{"score": 1}'])
     assert Judge(llm=long)(1, 2, 3) == (1.0, "")
-    assert len(long.asked[1][2]["content"]) < 4100
+    assert len(long.asked[1][2]["content"]) <= 12_000
 
 
 def test_an_evaluation_records_no_graph():
@@ -399,7 +399,7 @@ def test_an_evaluation_records_no_graph():
 
 
 def test_inputs_and_infos_must_be_as_many():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(TypeError, match="2 inputs and 1 infos"):
         train(Shift(), {"inputs": [1, 2], "infos": [1]}, near)
 
 
@@ -856,9 +856,8 @@ def gives_up(query, response, info):
 
 
 def test_exceptions_come_back_from_another_process_as_they_were(processes):
-    with pytest.raises(ReplyError, match="no") as caught:
-        evaluate(Shift(), DATASET, scolds, executor=processes)
-    assert (caught.value.replies, caught.value.problems) == (["said"], ["wrong"])
+    found = evaluate(Shift(), DATASET, scolds, executor=processes)
+    assert found.mean is None and found.feedback == ["(not judged: no)"] * 4
     with pytest.raises(LLMError, match="down") as caught:
         evaluate(Shift(), DATASET, gives_up, executor=processes)
     assert (caught.value.kind, caught.value.status) == ("status", 500)
