@@ -68,14 +68,15 @@ DATASET = [(1, 8), (2, 9), (3, 10), (4, 11)]
 
 
 class Steps(Optimizer):
-    """Proposes values from a list, whatever was said."""
+    """Proposes values from a list, whatever was said; None is no change."""
 
     def __init__(self, parameters, values):
         super().__init__(parameters)
         self.values = iter(values)
 
     def propose(self, n=None):
-        made = [Proposal({self.parameters[0]: next(self.values)}) for _ in range(n or 1)]
+        values = [next(self.values) for _ in range(n or 1)]
+        made = [Proposal({} if v is None else {self.parameters[0]: v}) for v in values]
         return made if n else made[0]
 
 

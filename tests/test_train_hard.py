@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_train import DATASET, Shift, Steps, near
 
 import minitrace
 from minitrace import (
@@ -42,35 +43,6 @@ from minitrace import (
     operators,
     train,
 )
-
-DATASET = [(1, 8), (2, 9), (3, 10), (4, 11)]
-
-
-class Shift(Module):
-    """Adds a number that it has to learn."""
-
-    def __init__(self, start=0):
-        self.offset = node(start, name="offset", trainable=True)
-
-    def forward(self, x):
-        return x + self.offset
-
-
-def near(query, response, info):
-    return -abs(response - info), "too low" if response < info else "too high"
-
-
-class Steps(Optimizer):
-    """Proposes values from a list, whatever was said; None is no change."""
-
-    def __init__(self, parameters, values):
-        super().__init__(parameters)
-        self.values = iter(values)
-
-    def propose(self, n=None):
-        values = [next(self.values) for _ in range(n or 1)]
-        made = [Proposal({} if v is None else {self.parameters[0]: v}) for v in values]
-        return made if n else made[0]
 
 
 def records(path):
