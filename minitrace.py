@@ -3565,7 +3565,7 @@ class Optimizer:
         self.history.append(attempt)
         if len(self.history) > 100:  # of what is older, only values, score and update stay
             old = self.history[-101]
-            light = Proposal(old.proposal or {})
+            light = None if old.proposal is None else Proposal(old.proposal)
             self.history[-101] = old._replace(feedback=[], proposal=light, diff="")
 
     @property
