@@ -7,8 +7,10 @@ in the same run, so that the ratio means the same on a slow machine. Nothing her
 import argparse
 import contextlib
 import gc
+import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -249,6 +251,38 @@ def memory():
     )
 
 
+# ---- sizes
+
+
+def installed(name, seen):
+    """The bytes of an installed package and of all that it needs, each once."""
+    try:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return 0
+    if package.metadata["Name"].lower() in seen:
+        return 0
+    seen.add(package.metadata["Name"].lower())
+    paths = (Path(package.locate_file(file)) for file in package.files or ())
+    needs = (
+        re.match(r"[\w.-]+", need)[0] for need in package.requires or () if "extra ==" not in need
+    )
+    return sum(p.stat().st_size for p in paths if p.is_file()) + sum(
+        installed(n, seen) for n in needs
+    )
+
+
+def sizes():
+    """What there is to install: this one file, beside packages with all that they need."""
+    ours = (ROOT / "minitrace.py").stat().st_size
+    for name in "micrograd", "trace-opt", "textgrad":
+        seen = set()
+        theirs = installed(name, seen)
+        if theirs:
+            what = f"size on disk, beside {name} ({len(seen)} packages)"
+            row(what, ours / 1e6, theirs / 1e6, "MB", "<= 1")
+
+
 # ---- peers
 
 
@@ -407,7 +441,18 @@ def trace_prompts():
 
 PARTS = {
     part.__name__: part
-    for part in (operator, calls, imports, memory, linear, pictures, training, prompts, peers)
+    for part in (
+        operator,
+        calls,
+        imports,
+        memory,
+        linear,
+        pictures,
+        training,
+        prompts,
+        sizes,
+        peers,
+    )
 }
 
 
