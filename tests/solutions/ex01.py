@@ -7,7 +7,8 @@ No minitrace here: this is the seed of it.
 class Value:
     """A number and where it came from.
 
-    `data` is the number, `parents` the Values that it was computed from: `()` for a root.
+    `data` is the number, `parents` the Values that it was computed from: `()` for a root. The
+    checker writes a Value as its data and then its parents: `(5, (2,), (3,))` is 5, from 2 and 3.
     """
 
     def __init__(self, data, parents=()):

@@ -6,8 +6,8 @@ def topological(outputs):
 
     `outputs` is a list of nodes; each node has a tuple `parents`. Each node comes once, however
     many ways lead to it, and after all of its parents. Write it with a loop: a chain may be far
-    longer than Python lets a function call itself. Tell nodes apart by `is` or `id()`, since `==`
-    compares their values.
+    longer than Python lets a function call itself. A set or a dict tells nodes apart; `in` on a
+    list does not, since `==` compares their values.
 
     Returns: a list of nodes.
     """
