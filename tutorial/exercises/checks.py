@@ -577,7 +577,8 @@ test: isinstance(it, Proposal) and it == {x: 4.0}
 want: the proposal x = 4.0, whose output is the highest
 hint: isinstance(it, (int, float)) -> return the proposal, not its score
 hint: isinstance(it, list) -> one proposal comes back, the best
-hint: isinstance(it, dict) and it.get(x) == 1.0 -> that is the first of them, and not the best
+hint: isinstance(it, dict) and it.get(x) == 1.0 -> that is the first of them, and not the best: \
+self.other.propose(n=self.k) gives all of them, propose() always the first
 hint: isinstance(it, TypeError) -> self.score takes the data of an output: rerun(proposal).data
 hint: it is None -> the method has to return the best proposal
 hint: it == {} -> x = 4.0 is better than 2.0, as it is. Was every proposal tried? \
