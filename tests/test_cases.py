@@ -7,6 +7,7 @@ import re
 import statistics
 import sys
 import xml.dom.minidom
+from collections import Counter
 
 import pytest
 from conftest import ROOT
@@ -136,8 +137,11 @@ def test_the_study_of_numbers_is_on_its_cassette_and_its_picture_is_up_to_date(o
     found = puzzles.study()
     assert set(found) == set(puzzles.WAYS) and set(found["graph"]) == set(puzzles.SEEDS)
     assert found == puzzles.study()
-    asked = {str(messages) for _, messages, _ in counted}
-    assert len(asked) == len(CASSETTES[0].read_text(encoding="utf-8").splitlines())
+    asked = Counter((id(tape), str(messages)) for tape, messages, _ in counted)
+    most = Counter()  # a prompt that a run asks twice has two records, which other runs share
+    for (_, text), times in asked.items():
+        most[text] = max(most[text], times)
+    assert most.total() == len(CASSETTES[0].read_text(encoding="utf-8").splitlines())
     made = puzzles.picture({**found, **puzzles.old_methods()})
     assert made == puzzles.PICTURE.read_text(encoding="utf-8"), "run python3 tutorial/puzzles.py"
 

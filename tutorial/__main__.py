@@ -161,8 +161,6 @@ def read(name, path):
     reader.prose(sys.stdout.write, len(reader.lines))
     if reader.differing:
         end += f"\n{reader.differing} of these outputs differ from what is written on the page.\n"
-    if name.isdigit() and int(name) in checks.numbers():
-        end += f"\nExercise: tutorial/exercises/ex{name:>02}.py, then `python3 tutorial check {name}`\n"
     print(paint(end, GREEN), end="")
     return int(bool(reader.differing))
 

@@ -74,7 +74,7 @@ def spent(calls, prices=()):
     tokens = [sum(number(each.get(kind)) or 0 for each in used) for kind in kinds]
     seconds = sum(number(call.get("seconds")) or 0 for call in calls)
     words = [f"{len(calls)} call{'s' * (len(calls) != 1)}, {seconds:.1f} s"]
-    words += [f"{tokens[0]:,} + {tokens[1]:,} tokens" if any(tokens) else "tokens not counted"]
+    words += [f"{tokens[0]:,} + {tokens[1]:,} tokens" if any(tokens) else "tokens not told"]
     words += [f"${(tokens[0] * prices[0] + tokens[1] * prices[1]) / 1e6:.4f}"] if prices else []
     return ", ".join(words) if calls else "no calls"
 
@@ -125,7 +125,7 @@ def change(old, new):
     """What became of a text: word by word in a line, line by line in longer ones."""
     old, new = text(old), text(new)
     lines = "\n" in old + new
-    a, b = (t.splitlines() if lines else re.findall(r"\w+|\s+|.", t) for t in (old, new))
+    a, b = (t.splitlines() if lines else re.findall(r"-?\d[\d.]*|\w+|\s+|.", t) for t in (old, new))
     parts = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b).get_opcodes():
         same = [("span", "  ", a[i:j])] if kind == "equal" else []
@@ -162,7 +162,8 @@ def table(examples):
     rows = [el("tr", *(el("th", name, scope="col") for name in names))]
     for each in examples[:99]:
         rows.append(el("tr", *(el("td", each.get(name), dir="auto") for name in names)))
-    caption = el("caption", "What was said of each example")
+    held_out = any(each.get("part") == "validate" for each in examples)
+    caption = el("caption", f"What was said of each example{' that was held out' * held_out}")
     return wide(el("table", caption, *rows), "Feedback") if examples else ""
 
 
@@ -196,13 +197,13 @@ def section(n, step, before, prices):
     asked = [call for call in step["call"] if call.get("part") in ("propose", "backward")]
     others = [call for call in step["call"] if call not in asked]
     title = el("summary", f"The program: {spent(others)}")
-    judged = [each for each in step["example"] if each.get("part") in ("forward", "validate")]
+    judged = [x for x in step["example"] if x.get("part") == ("forward" if n else "validate")]
     return el(
         "section",
         el("h2", f"Step {n}, {verdict}", id=f"title-{n}", tabindex="-1"),
         facts(**known, language_models=spent(step["call"], prices)),
         el("h3", "What ran"),
-        picture(end),
+        picture(end) if n else "",
         table(judged),
         el("h3", "What was proposed") if step["proposal"] else "",
         *[proposal(each, before, accepted) for each in step["proposal"]],
@@ -262,7 +263,7 @@ def plot(steps, best):
         shape = el("path", d=MARKS[what], transform=at(x, y), class_=what.split()[-1])
         shapes.append(el("a", el("title", f"Step {n}, {what}: {y:.4g}"), shape, href=f"#step-{n}"))
     words = f"The {kind} of the values in force (dots on a line) and of those proposed: triangles"
-    words += f" were accepted, crosses refused. The best (dashed): {text(best) or 'not known'}."
+    words += f" were accepted, crosses refused. The best (dashed): {'not known' if best is None else format(best, '.4g')}."
     svg = el("svg", *shapes, viewBox="0 0 900 300", role="group", aria_label=words)
     return el("figure", wide(svg, "Plot"), el("figcaption", words))
 
@@ -310,7 +311,7 @@ function show(n, all_) {
   at = Math.max(0, Math.min(steps.length - 1, n)); all = all_;
   const title = steps[at].querySelector("h2").textContent;
   steps.forEach((step, k) => { step.hidden = !all && k !== at; });
-  slider.value = at; slider.setAttribute("aria-valuetext", title); told.textContent = title;
+  slider.value = at; slider.setAttribute("aria-valuetext", title); told.textContent = all ? "All steps" : title;
   nav.querySelector(".all").setAttribute("aria-pressed", all);
   if (all) steps[at].scrollIntoView();
 }
@@ -328,7 +329,7 @@ addEventListener("keydown", event => {
 });
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => { d.open = true; }));
 nav.hidden = false;
-show(named() >= 0 ? named() : 0, false);
+show(named() >= 0 ? named() : steps.findIndex(step => step.id !== "step-0"), false);
 """
 
 NAV = """<nav hidden aria-label="Steps"><button class="back">← Back</button>
