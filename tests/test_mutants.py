@@ -1,11 +1,14 @@
 """What every other test would let pass: each test here fails on a small, wrong change of the file."""
 
+import json
+
 import pytest
 
 import minitrace
 from minitrace import (
     MAX_DEPTH,
     MAX_REPLY,
+    ExecutionError,
     OptoPrime,
     SumPropagator,
     TraceGraph,
@@ -26,11 +29,40 @@ def test_several_feedbacks_may_come_as_a_tuple():
     assert [found[each] for each in outputs] == ["low", "high"]
 
 
+def test_scores_may_come_as_a_tuple():
+    x = node(1, "x", trainable=True)
+    assert backward([x + 1, x + 2], "low", score=(1, 0))[x].score == 0.5
+
+
+def test_feedback_left_out_is_an_empty_text():
+    x = node(1, "x", trainable=True)
+    assert backward(x + 1)[x].feedback == [""]
+
+
+def test_one_feedback_arrives_as_it_was_said():
+    class Words(str):
+        """A text with something to it."""
+
+    x, words = node(1, "x", trainable=True), Words("low")
+    assert backward(x + 1, words, SumPropagator())[x] is words
+    assert backward([x + 1, x + 2], [None, words], SumPropagator())[x] is words
+
+
 def test_a_rule_may_give_a_tuple():
     rules = SumPropagator()
     rules.register("add", lambda node, feedback: (feedback, 0))
     x = node(1, "x", trainable=True)
     assert backward(x + 1, 5, rules)[x] == 5
+
+
+def test_what_a_wrong_rule_gave_is_shown_up_to_eighty_characters():
+    x = node(1, "x", trainable=True)
+    for size, shown in (78, repr("a" * 78)), (79, "(81 characters)"):
+        rules = SumPropagator()
+        rules.register("add", lambda node, feedback, size=size: "a" * size)
+        with pytest.raises(ValueError) as caught:
+            backward(x + 1, "low", rules)
+        assert shown in str(caught.value)
 
 
 def test_a_score_that_is_no_number_is_refused():
@@ -95,6 +127,21 @@ def test_what_was_computed_from_nothing_is_an_input():
     assert kinds(TraceGraph.of(dice())) == {"dice0": "input"}
 
 
+def test_a_failure_is_an_exception_in_the_graph():
+    x = node(0, "x", trainable=True)
+    with pytest.raises(ExecutionError) as caught:
+        1 / x
+    graph = backward(caught.value.exception_node, "mend it")[x]
+    assert [record.kind for record in graph] == ["parameter", "input", "exception"]
+
+
+def test_a_node_brings_its_fixed_inputs_and_no_other_parents():
+    x = node(1, "x", trainable=True)
+    graph = TraceGraph()
+    graph.add(x + 1)
+    assert kinds(graph) == {"int0": "input", "add0": "operator"}
+
+
 @pytest.mark.parametrize("read", [["names"], ["children"], ["names", "children"]])
 def test_a_graph_that_grows_derives_its_names_and_children_anew(read):
     x = node(1, "x", trainable=True)
@@ -121,6 +168,20 @@ def test_a_parameter_keeps_its_name_though_an_older_input_has_it():
     x = node(2, "x", trainable=True)
     graph = backward(older + x, "low")[x]
     assert [graph.names[record.number] for record in graph] == ["x1", "x0", "add0"]
+
+
+def test_an_id_from_elsewhere_is_a_name_only_as_an_identifier():
+    form = {"nodes": [{"id": "a b", "value": 1}, {"id": 7, "value": 2}]}
+    graph = TraceGraph.from_json(json.dumps(form))
+    assert [*graph.names.values()] == ["a_b", "_7"] and [*graph.ids.values()] == ["a b", 7]
+
+
+def test_a_graph_from_elsewhere_and_one_from_here_have_distinct_ids_together():
+    read = TraceGraph.from_json('{"nodes": [{"id": "x0", "value": 1}]}')
+    x = node(2, "x", trainable=True)
+    whole = TraceGraph.merged([read, backward(x + 1, "low")[x]])
+    assert [whole.ids[record.number] for record in whole] == ["x0", "x0_", "int0", "add0"]
+    assert len(TraceGraph.from_json(whole.to_json())) == 4
 
 
 # ---- replies: how much, how deep, how large
