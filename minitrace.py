@@ -3280,6 +3280,9 @@ _PAST = "Past attempts, the oldest first"
 _AGAIN = "That reply was refused and changed nothing:\n- {}\nAnswer again, whole."
 
 
+# ---- The optimizer: proposals, a history of attempts, and the four steps.
+
+
 class Prompt(list[dict[str, str]]):
     """The messages that an optimizer sends, with `stats` on what they show.
 
@@ -3325,9 +3328,6 @@ class Proposal(dict[ParameterNode[Any], Any]):
         return "\n".join(rows)
 
 
-_Approve = Callable[[str], Any]
-
-
 def _lines(value: Any) -> list[str]:
     return value.splitlines() if isinstance(value, str) else [_text(value)]
 
@@ -3344,6 +3344,9 @@ class Attempt(NamedTuple):
     proposal: Proposal | None = None
     diff: str = ""
     reason: str = ""
+
+
+_Approve = Callable[[str], Any]
 
 
 class Optimizer:
@@ -3683,6 +3686,33 @@ def ask(diff: str) -> bool | str:
     return words or True
 
 
+# ---- Asking: what any callable may return, and asking again until a reply can be used.
+
+
+class Reply(str):
+    """The text that a language model gave, with what is known about it.
+
+    Attributes:
+        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
+        model: the language model that answered, in the server's words.
+
+    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
+    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
+    ('42', 1, 'stop')
+    """
+
+    usage: dict[str, int] | None = None
+    finish_reason = "stop"
+    model = ""
+
+    def __new__(cls, text: str = "", **facts: Any) -> Reply:
+        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
+        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        self.__dict__.update(facts)
+        return self
+
+
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -3743,6 +3773,9 @@ def _until_usable(
             return result, answers, refused
         again = _AGAIN.format("\n- ".join(problems))
         messages += [_message("assistant", _cut(text, 12_000)), _message("user", again)]
+
+
+# ---- Three optimizers: what each of them asks, and shows of the program.
 
 
 class OptoPrime(Optimizer):
@@ -3874,6 +3907,9 @@ class TextGrad(Optimizer):
     def describe(self, room: int) -> tuple[str, dict[str, Any]]:
         """Nothing of the program: the criticisms have seen it."""
         return "", {}
+
+
+# ---- What a prompt shows: feedback, variables, and as much of the graph as there is room for.
 
 
 def _page(**sections: str) -> str:
@@ -4018,7 +4054,7 @@ class _View:
         return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
 
 
-# ---- Training: the same steps over a dataset, examples side by side, and a journal to resume from.
+# ---- Training: a guide judges each response of the model.
 
 
 class Guide:
@@ -4092,6 +4128,22 @@ class Judge(Guide):
         return (score, _said(values.get("feedback", ""))), problems
 
 
+def _judgement(said: Any) -> tuple[float | None, Any]:
+    """Score and feedback from what a guide gave."""
+    score, words = (None, said) if isinstance(said, str) else (said, "")
+    if isinstance(said, (tuple, list)) and len(said) == 2:
+        score, words = said
+    words = "" if words is None else words
+    with contextlib.suppress(TypeError, OverflowError):
+        if said is not None and (score is None or math.isfinite(score)):
+            return score if score is None else float(score), words
+    told = f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
+    raise TypeError(told)
+
+
+# ---- One example: run, judged, and where it failed, a failure that may be feedback.
+
+
 class Tried(NamedTuple):
     """An example that was run: its output as a node and as plain data, and what was said of it."""
 
@@ -4139,18 +4191,6 @@ class _Job(NamedTuple):
         return Tried(output, output._data, *_judgement(to_data(said)), False)
 
 
-def _example_told(job: _Job, tried: Tried) -> dict[str, Any]:
-    """An example as the journal keeps it."""
-    pair = {"query": job.query, "response": tried.response}
-    texts = {key: _cut(_plain_text(value), 2000) for key, value in pair.items()}
-    told = {"score": tried.score, "feedback": _said(tried.feedback, 8000)}
-    return {**texts, **told, "failed": tried.failed}
-
-
-def _plain_text(value: Any) -> str:
-    return value if isinstance(value, str) else _text(value)
-
-
 def _awaited(value: Any) -> Any:
     """The value, or what it gives if it has to be awaited; a loop may be running in this thread."""
     import inspect
@@ -4167,41 +4207,150 @@ def _raise_unless_about_values(error: ExecutionError) -> None:
         raise cause
 
 
-def _judgement(said: Any) -> tuple[float | None, Any]:
-    """Score and feedback from what a guide gave."""
-    score, words = (None, said) if isinstance(said, str) else (said, "")
-    if isinstance(said, (tuple, list)) and len(said) == 2:
-        score, words = said
-    words = "" if words is None else words
-    with contextlib.suppress(TypeError, OverflowError):
-        if said is not None and (score is None or math.isfinite(score)):
-            return score if score is None else float(score), words
-    told = f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
-    raise TypeError(told)
+# ---- Side by side: examples in threads, or in other processes.
 
 
-class Reply(str):
-    """The text that a language model gave, with what is known about it.
+class _Crew:
+    """Who runs examples: threads, or an executor of the user's choice."""
 
-    Attributes:
-        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
-        model: the language model that answered, in the server's words.
+    def __init__(
+        self, model: Any, guide: Any, workers: int, executor: Any, failed_score: float, journal: Any
+    ) -> None:
+        if not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers= takes a whole number from 1, not {workers!r}")
+        self.model, self.guide, self.failed_score = model, guide, failed_score
+        self.workers, self.executor, self.journal = workers, executor, journal
 
-    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
-    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
-    ('42', 1, 'stop')
-    """
+    @property
+    def here(self) -> bool:
+        """Do the examples run in this process?"""
+        from concurrent.futures import ThreadPoolExecutor
 
-    usage: dict[str, int] | None = None
-    finish_reason = "stop"
-    model = ""
+        return isinstance(self.executor, (ThreadPoolExecutor, type(None)))
 
-    def __new__(cls, text: str = "", **facts: Any) -> Reply:
-        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
-        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        self.__dict__.update(facts)
-        return self
+    def run(
+        self, examples: Sequence[tuple[int, Any]], tracing: bool = False, **place: Any
+    ) -> list[Tried]:
+        """Run examples, given as pairs of index and (input, info); the results in their order."""
+        one: Any = functools.partial(_Job, self.model, self.guide, tracing)
+        jobs = [one(*pair, {**place, "example": index}) for index, pair in examples]
+        tried = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
+        scores = (each.score for each in tried if each.score is not None)
+        self.failed_score = min([self.failed_score, *scores])  # a failure is never the better one
+        tried = [t._replace(score=self.failed_score) if t.failed else t for t in tried]
+        for job, each in zip(jobs, tried, strict=True):
+            self.journal.write({"event": "example", **job.place, **_example_told(job, each)})
+        return tried
+
+    def run_here(self, jobs: Sequence[_Job]) -> list[Tried]:
+        """Run jobs in threads of this process."""
+        since, journal = next(_numbers), self.journal
+
+        def work(job: _Job) -> Tried:
+            return job.run(journal.recorded(job.place), journal.path and journal.write)
+
+        tried = _side_by_side(work, jobs, self.workers, self.executor)
+        if len(jobs) > 1 and (self.workers > 1 or self.executor):
+            _renumber([each.output for each in tried], since)
+        return tried
+
+    def run_elsewhere(self, jobs: Sequence[_Job]) -> list[Tried]:
+        """Run jobs where no memory is shared: values go there, nodes and records come back."""
+        from concurrent.futures import as_completed, wait
+
+        own = _parameters_of(self.model)
+        values = [parameter._data for parameter in own]
+        try:
+            dumps = _pickle().dumps
+            packed = [dumps((j, values, self.journal.recorded(j.place))) for j in jobs]
+        except Exception as error:
+            words = "model, guide and data must be picklable for an executor of other processes"
+            raise TypeError(f"{words}: {error}") from error
+        futures = [self.executor.submit(_run_packed, each) for each in packed]
+        kept = set()
+        try:
+            for future in as_completed(futures):
+                kept.add(future)
+                self.take_down(future.result())
+        finally:  # what cannot be called off is waited for, and kept too
+            running = [each for each in futures if each not in kept and not each.cancel()]
+            for future in wait(running).done:
+                with contextlib.suppress(Exception):
+                    self.take_down(future.result())
+        return [_unpacked(future.result()[0], own) for future in futures]
+
+    def take_down(self, result: tuple[bytes, list[dict[str, Any]], Exception | None]) -> None:
+        """Write what a job in another process was told, and raise what it raised."""
+        for record in result[1]:
+            self.journal.write(record)
+        if result[2]:
+            raise result[2]
+
+
+def _run_packed(packed: bytes) -> tuple[bytes, list[dict[str, Any]], Exception | None]:
+    """Run a job that came from another process: the result, what was told, and what went wrong."""
+    import pickle
+
+    job, values, replies = pickle.loads(packed)
+    own, records = _parameters_of(job.model), list[Any]()
+    _assign(dict(zip(own, values, strict=True)))
+    try:
+        return _packed(job.run(replies, records.append), own), records, None
+    except Exception as error:
+        return b"", records, error
+
+
+def _pickle() -> Any:
+    """What pickles: what Dask and loky brought along, which knows the classes of a script too."""
+    import pickle
+
+    return sys.modules.get("cloudpickle") or pickle
+
+
+def _packed(value: Any, parameters: Sequence[Any]) -> bytes:
+    """A pickle that names parameters by their place, so that it can meet the living ones."""
+    places = {id(parameter): place for place, parameter in enumerate(parameters)}
+
+    class Pickler(_pickle().Pickler):  # type: ignore[misc]
+        def persistent_id(self, each: Any) -> Any:
+            return places.get(id(each.node if isinstance(each, _Pickled) else each))
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes, parameters: Sequence[Any]) -> Any:
+    import pickle
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, place: Any) -> Any:
+            return parameters[place]
+
+    return Unpickler(io.BytesIO(data)).load()
+
+
+def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
+    """The parameters that a model carries along to another process."""
+    if isinstance(model, ParameterNode):
+        return [model]
+    if hasattr(model, "parameters"):
+        return [*model.parameters()]
+    raise TypeError(
+        f"{_text(model, 60)} carries no parameters to another process: make it a module or a bundle"
+    )
+
+
+def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
+    """Number what ran side by side as if it had run one after the other: graphs go by numbers."""
+    until = next(_numbers)
+    for output in outputs:
+        for each in _ancestors([output]):
+            if since < each._number < until:
+                each._number = next(_numbers)
+
+
+# ---- The journal: all that happens, line by line, and every reply, so that a run can be resumed.
 
 
 def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
@@ -4433,209 +4582,19 @@ def _lock(file: Any, path: str) -> None:
         raise MinitraceError(f"{path} is being written by another run: name another file") from None
 
 
-class _Crew:
-    """Who runs examples: threads, or an executor of the user's choice."""
-
-    def __init__(
-        self, model: Any, guide: Any, workers: int, executor: Any, failed_score: float, journal: Any
-    ) -> None:
-        if not isinstance(workers, int) or workers < 1:
-            raise ValueError(f"workers= takes a whole number from 1, not {workers!r}")
-        self.model, self.guide, self.failed_score = model, guide, failed_score
-        self.workers, self.executor, self.journal = workers, executor, journal
-
-    @property
-    def here(self) -> bool:
-        """Do the examples run in this process?"""
-        from concurrent.futures import ThreadPoolExecutor
-
-        return isinstance(self.executor, (ThreadPoolExecutor, type(None)))
-
-    def run(
-        self, examples: Sequence[tuple[int, Any]], tracing: bool = False, **place: Any
-    ) -> list[Tried]:
-        """Run examples, given as pairs of index and (input, info); the results in their order."""
-        one: Any = functools.partial(_Job, self.model, self.guide, tracing)
-        jobs = [one(*pair, {**place, "example": index}) for index, pair in examples]
-        tried = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
-        scores = (each.score for each in tried if each.score is not None)
-        self.failed_score = min([self.failed_score, *scores])  # a failure is never the better one
-        tried = [t._replace(score=self.failed_score) if t.failed else t for t in tried]
-        for job, each in zip(jobs, tried, strict=True):
-            self.journal.write({"event": "example", **job.place, **_example_told(job, each)})
-        return tried
-
-    def run_here(self, jobs: Sequence[_Job]) -> list[Tried]:
-        """Run jobs in threads of this process."""
-        since, journal = next(_numbers), self.journal
-
-        def work(job: _Job) -> Tried:
-            return job.run(journal.recorded(job.place), journal.path and journal.write)
-
-        tried = _side_by_side(work, jobs, self.workers, self.executor)
-        if len(jobs) > 1 and (self.workers > 1 or self.executor):
-            _renumber([each.output for each in tried], since)
-        return tried
-
-    def run_elsewhere(self, jobs: Sequence[_Job]) -> list[Tried]:
-        """Run jobs where no memory is shared: values go there, nodes and records come back."""
-        from concurrent.futures import as_completed, wait
-
-        own = _parameters_of(self.model)
-        values = [parameter._data for parameter in own]
-        try:
-            dumps = _pickle().dumps
-            packed = [dumps((j, values, self.journal.recorded(j.place))) for j in jobs]
-        except Exception as error:
-            words = "model, guide and data must be picklable for an executor of other processes"
-            raise TypeError(f"{words}: {error}") from error
-        futures = [self.executor.submit(_run_packed, each) for each in packed]
-        kept = set()
-        try:
-            for future in as_completed(futures):
-                kept.add(future)
-                self.take_down(future.result())
-        finally:  # what cannot be called off is waited for, and kept too
-            running = [each for each in futures if each not in kept and not each.cancel()]
-            for future in wait(running).done:
-                with contextlib.suppress(Exception):
-                    self.take_down(future.result())
-        return [_unpacked(future.result()[0], own) for future in futures]
-
-    def take_down(self, result: tuple[bytes, list[dict[str, Any]], Exception | None]) -> None:
-        """Write what a job in another process was told, and raise what it raised."""
-        for record in result[1]:
-            self.journal.write(record)
-        if result[2]:
-            raise result[2]
+def _example_told(job: _Job, tried: Tried) -> dict[str, Any]:
+    """An example as the journal keeps it."""
+    pair = {"query": job.query, "response": tried.response}
+    texts = {key: _cut(_plain_text(value), 2000) for key, value in pair.items()}
+    told = {"score": tried.score, "feedback": _said(tried.feedback, 8000)}
+    return {**texts, **told, "failed": tried.failed}
 
 
-def _run_packed(packed: bytes) -> tuple[bytes, list[dict[str, Any]], Exception | None]:
-    """Run a job that came from another process: the result, what was told, and what went wrong."""
-    import pickle
-
-    job, values, replies = pickle.loads(packed)
-    own, records = _parameters_of(job.model), list[Any]()
-    _assign(dict(zip(own, values, strict=True)))
-    try:
-        return _packed(job.run(replies, records.append), own), records, None
-    except Exception as error:
-        return b"", records, error
+def _plain_text(value: Any) -> str:
+    return value if isinstance(value, str) else _text(value)
 
 
-def _pickle() -> Any:
-    """What pickles: what Dask and loky brought along, which knows the classes of a script too."""
-    import pickle
-
-    return sys.modules.get("cloudpickle") or pickle
-
-
-def _packed(value: Any, parameters: Sequence[Any]) -> bytes:
-    """A pickle that names parameters by their place, so that it can meet the living ones."""
-    places = {id(parameter): place for place, parameter in enumerate(parameters)}
-
-    class Pickler(_pickle().Pickler):  # type: ignore[misc]
-        def persistent_id(self, each: Any) -> Any:
-            return places.get(id(each.node if isinstance(each, _Pickled) else each))
-
-    file = io.BytesIO()
-    Pickler(file).dump(value)
-    return file.getvalue()
-
-
-def _unpacked(data: bytes, parameters: Sequence[Any]) -> Any:
-    import pickle
-
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, place: Any) -> Any:
-            return parameters[place]
-
-    return Unpickler(io.BytesIO(data)).load()
-
-
-def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
-    """The parameters that a model carries along to another process."""
-    if isinstance(model, ParameterNode):
-        return [model]
-    if hasattr(model, "parameters"):
-        return [*model.parameters()]
-    raise TypeError(
-        f"{_text(model, 60)} carries no parameters to another process: make it a module or a bundle"
-    )
-
-
-def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
-    """Number what ran side by side as if it had run one after the other: graphs go by numbers."""
-    until = next(_numbers)
-    for output in outputs:
-        for each in _ancestors([output]):
-            if since < each._number < until:
-                each._number = next(_numbers)
-
-
-def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
-    """The examples of a dataset, numbered."""
-    if isinstance(dataset, Mapping):
-        inputs, infos = (list(dataset.get(key, ())) for key in ("inputs", "infos"))
-        if dataset.keys() != {"inputs", "infos"} or len(inputs) != len(infos):
-            words = f"{len(inputs)} inputs and {len(infos)} infos"
-            raise TypeError(f"{name} as a mapping has inputs and as many infos, not {words}")
-        dataset = zip(inputs, infos, strict=True)
-    examples = list(dataset)
-    for index, pair in enumerate(examples):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"{name}[{index}] must be a pair (input, info), not {_text(pair, 60)}")
-    return list(enumerate(examples))
-
-
-def _mean(scores: Iterable[float | None]) -> float | None:
-    found = [score for score in scores if score is not None]
-    return sum(found) / len(found) if found else None
-
-
-class Evaluation(NamedTuple):
-    """How a model did on a dataset.
-
-    A score per example (None where the guide gave words only) and their mean; by index, what was
-    said of those that failed; the responses; the feedback.
-    """
-
-    scores: list[float | None]
-    mean: float | None
-    failures: dict[int, str]
-    responses: list[Any]
-    feedback: list[Any]
-
-
-def evaluate(
-    model: Any, dataset: Any, guide: Any = None, *, workers: int = 1, executor: Any = None,
-    failed_score: float = 0.0,
-) -> Evaluation:  # fmt: skip
-    """Run a model on every example of a dataset, side by side, and judge the responses.
-
-    Nothing is traced and nothing changes. Without a guide the dataset is an iterable of inputs.
-
-    Args: those of `train`.
-
-    >>> rate = node(2, name="rate", trainable=True)
-    >>> def price(amount):
-    ...     return rate * amount
-    >>> evaluate(price, [1, 2, 3], workers=3).responses
-    [2, 4, 6]
-    >>> evaluate(price, [(1, 2), (2, 5)], lambda query, response, info: response == info).mean
-    0.5
-    """
-    inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
-    pairs = [(each, None) for each in inputs] if guide is None else dataset
-    crew = _Crew(model, guide, workers, executor, failed_score, _Journal(None))
-    return _evaluation(crew.run(_pairs(pairs, "dataset")))
-
-
-def _evaluation(tried: Sequence[Tried]) -> Evaluation:
-    scores = [each.score for each in tried]
-    failures = {index: str(each.feedback) for index, each in enumerate(tried) if each.failed}
-    responses, feedback = [each.response for each in tried], [each.feedback for each in tried]
-    return Evaluation(scores, _mean(scores), failures, responses, feedback)
+# ---- The loop: a step for each batch, and the best values at the end.
 
 
 class Run(NamedTuple):
@@ -4981,6 +4940,21 @@ def _check_arguments(guide: Any, budget: Any, **counts: Any) -> None:
         raise TypeError(f"budget= takes a Budget, not {_text(budget, 60)}")
 
 
+def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
+    """The examples of a dataset, numbered."""
+    if isinstance(dataset, Mapping):
+        inputs, infos = (list(dataset.get(key, ())) for key in ("inputs", "infos"))
+        if dataset.keys() != {"inputs", "infos"} or len(inputs) != len(infos):
+            words = f"{len(inputs)} inputs and {len(infos)} infos"
+            raise TypeError(f"{name} as a mapping has inputs and as many infos, not {words}")
+        dataset = zip(inputs, infos, strict=True)
+    examples = list(dataset)
+    for index, pair in enumerate(examples):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name}[{index}] must be a pair (input, info), not {_text(pair, 60)}")
+    return list(enumerate(examples))
+
+
 def _digest(examples: Any) -> str:
     """How many examples there are, and what tells them from others."""
     import hashlib
@@ -4988,6 +4962,56 @@ def _digest(examples: Any) -> str:
     text = json.dumps(encode([list(pair) for _, pair in examples], as_text=True))
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
     return f"{len(examples)}, {digest[:12]}"
+
+
+class Evaluation(NamedTuple):
+    """How a model did on a dataset.
+
+    A score per example (None where the guide gave words only) and their mean; by index, what was
+    said of those that failed; the responses; the feedback.
+    """
+
+    scores: list[float | None]
+    mean: float | None
+    failures: dict[int, str]
+    responses: list[Any]
+    feedback: list[Any]
+
+
+def evaluate(
+    model: Any, dataset: Any, guide: Any = None, *, workers: int = 1, executor: Any = None,
+    failed_score: float = 0.0,
+) -> Evaluation:  # fmt: skip
+    """Run a model on every example of a dataset, side by side, and judge the responses.
+
+    Nothing is traced and nothing changes. Without a guide the dataset is an iterable of inputs.
+
+    Args: those of `train`.
+
+    >>> rate = node(2, name="rate", trainable=True)
+    >>> def price(amount):
+    ...     return rate * amount
+    >>> evaluate(price, [1, 2, 3], workers=3).responses
+    [2, 4, 6]
+    >>> evaluate(price, [(1, 2), (2, 5)], lambda query, response, info: response == info).mean
+    0.5
+    """
+    inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
+    pairs = [(each, None) for each in inputs] if guide is None else dataset
+    crew = _Crew(model, guide, workers, executor, failed_score, _Journal(None))
+    return _evaluation(crew.run(_pairs(pairs, "dataset")))
+
+
+def _evaluation(tried: Sequence[Tried]) -> Evaluation:
+    scores = [each.score for each in tried]
+    failures = {index: str(each.feedback) for index, each in enumerate(tried) if each.failed}
+    responses, feedback = [each.response for each in tried], [each.feedback for each in tried]
+    return Evaluation(scores, _mean(scores), failures, responses, feedback)
+
+
+def _mean(scores: Iterable[float | None]) -> float | None:
+    found = [score for score in scores if score is not None]
+    return sum(found) / len(found) if found else None
 
 
 # ---- 5. Language models --------------------------------------------------------------------------
