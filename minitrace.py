@@ -3313,8 +3313,8 @@ class Proposal(dict[ParameterNode[Any], Any]):
     @property
     def ran(self) -> dict[str, str]:
         """Where each new code runs, by name: in this process, or in a child under its limits."""
-        codes = {p.py_name: getattr(p.check, "keywords", {}) for p in self if _is_code(p)}
-        limits = {name: given.get("limits") for name, given in codes.items()}
+        checks = {parameter.py_name: parameter.check for parameter in self if _is_code(parameter)}
+        limits = {n: getattr(check, "keywords", {}).get("limits") for n, check in checks.items()}
         return {n: f"in a child under {v}" if v else "in this process" for n, v in limits.items()}
 
     def diff(self) -> str:
@@ -3335,7 +3335,8 @@ def _lines(value: Any) -> list[str]:
 class Attempt(NamedTuple):
     """A step as an optimizer's history keeps it.
 
-    The values that were tried, by name, what was said of them, and the proposal that followed.
+    The values that were tried, by name, what was said of them, and the proposal that followed;
+    `reason` says why its values did not stay, if they did not.
     """
 
     values: dict[str, Any]
@@ -3439,8 +3440,7 @@ class Optimizer:
         if not (refusal or bypassing):
             return self.update(proposal)
         if refusal:
-            values = _listed({parameter.py_name: value for parameter, value in proposal.items()})
-            self._refused[f"{values}: {refusal}"] = None
+            self._refused[f"{_listed(_named(proposal))}: {refusal}"] = None
         self._remember(proposal, refusal or "bypassed")
         return dict(proposal) if bypassing else {}
 
@@ -3625,6 +3625,11 @@ def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
     if not named:
         raise ValueError("an optimizer needs at least one parameter: node(value, trainable=True)")
     return named
+
+
+def _named(values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
+    """Values by the names of their parameters."""
+    return {parameter.py_name: value for parameter, value in values.items()}
 
 
 def _assign(values: dict[ParameterNode[Any], Any]) -> dict[ParameterNode[Any], Any]:
@@ -4199,7 +4204,7 @@ def _awaited(value: Any) -> Any:
 
 
 def _raise_unless_about_values(error: ExecutionError) -> None:
-    """A failure is feedback on the values, unless a budget, a network or an edge is missing."""
+    """Raise what an error came from, such as a spent budget, if no other values would avoid it."""
     cause = error.__cause__
     spoken = getattr(cause, "kind", "") in ("refused", "filtered", "empty", "cut off")
     of_values = spoken or isinstance(cause, (LimitError, CodeError, TraceMissingInputsError))
@@ -4210,14 +4215,19 @@ def _raise_unless_about_values(error: ExecutionError) -> None:
 # ---- Side by side: examples in threads, or in other processes.
 
 
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
+
+
 class _Crew:
     """Who runs examples: threads, or an executor of the user's choice."""
 
     def __init__(
         self, model: Any, guide: Any, workers: int, executor: Any, failed_score: float, journal: Any
     ) -> None:
-        if not isinstance(workers, int) or workers < 1:
-            raise ValueError(f"workers= takes a whole number from 1, not {workers!r}")
+        _check_counts(workers=workers)
         self.model, self.guide, self.failed_score = model, guide, failed_score
         self.workers, self.executor, self.journal = workers, executor, journal
 
@@ -4301,7 +4311,7 @@ def _run_packed(packed: bytes) -> tuple[bytes, list[dict[str, Any]], Exception |
 
 
 def _pickle() -> Any:
-    """What pickles: what Dask and loky brought along, which knows the classes of a script too."""
+    """The module that pickles: one that Dask or loky brought knows the classes of a script too."""
     import pickle
 
     return sys.modules.get("cloudpickle") or pickle
@@ -4353,6 +4363,12 @@ def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
 # ---- The journal: all that happens, line by line, and every reply, so that a run can be resumed.
 
 
+def _recorded(record: dict[str, Any]) -> Reply:
+    """The reply in a record of a call, with what was known about it."""
+    facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
+    return Reply(record["reply"], **facts)
+
+
 def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
     """What tells calls apart, and shows how they differ."""
     return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
@@ -4388,9 +4404,8 @@ class _Tape:
                 self.turns[key] -= self.turns[key] == turn
             raise
         record = {"event": "call", **self.place, "turn": turn, "key": key, "messages": messages}
-        record |= {"options": options, "reply": _reply_text(answer)}
-        record |= {"usage": dict(_usage_told(answer)) or None}
-        record |= {name: getattr(answer, name, "") for name in ("model", "finish_reason")}
+        record |= {"options": options, "reply": answer, "usage": dict(_usage_told(answer)) or None}
+        record |= {"model": answer.model, "finish_reason": answer.finish_reason}
         self.write({**record, "seconds": round(time.monotonic() - began, 3)})
         return answer
 
@@ -4408,7 +4423,9 @@ def _on_tape(tape: _Tape | None) -> Iterator[None]:
         _tape.reset(token)
 
 
-_PLACE = "event", "step", "part", "candidate", "example"
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where in a run a record belongs."""
+    return tuple(map(record.get, ("step", "part", "candidate", "example")))
 
 
 _journals = weakref.WeakSet[Any]()
@@ -4457,9 +4474,7 @@ class _Journal:
             mark, event = self.mark(record), record["event"]
             self.known[mark] = self.content(record)
             if event == "call" and isinstance(record.get("reply"), str):
-                facts = {k: record.get(k) for k in ("usage", "model", "finish_reason")}
-                call = record["turn"], record["key"]
-                self.replies[mark[1:-3]][call] = Reply(record["reply"], **facts)
+                self.replies[_place(record)][record["turn"], record["key"]] = _recorded(record)
             if number == 1:
                 self.first = record["configuration"]
             self.passed += [record["values"]] if event in ("step", "end") else []
@@ -4470,12 +4485,13 @@ class _Journal:
 
     def mark(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
         """What tells records apart."""
-        why = record["reason"] if record["event"] == "end" else ""
-        return *map(record.get, _PLACE), why, record.get("turn"), record.get("key")
+        event = record["event"]
+        why = record["reason"] if event == "end" else ""
+        return event, *_place(record), why, record.get("turn"), record.get("key")
 
     def recorded(self, place: Mapping[str, Any]) -> dict[Any, Any]:
         """The replies to the calls at this place of the run."""
-        return self.replies.get(tuple(place.get(field) for field in _PLACE[1:]), {})
+        return self.replies.get(_place(place), {})
 
     def content(self, record: Mapping[str, Any]) -> str:
         """What a record says, whenever it was."""
@@ -4585,13 +4601,9 @@ def _lock(file: Any, path: str) -> None:
 def _example_told(job: _Job, tried: Tried) -> dict[str, Any]:
     """An example as the journal keeps it."""
     pair = {"query": job.query, "response": tried.response}
-    texts = {key: _cut(_plain_text(value), 2000) for key, value in pair.items()}
-    told = {"score": tried.score, "feedback": _said(tried.feedback, 8000)}
-    return {**texts, **told, "failed": tried.failed}
-
-
-def _plain_text(value: Any) -> str:
-    return value if isinstance(value, str) else _text(value)
+    texts = {key: v if isinstance(v, str) else _text(v) for key, v in pair.items()}
+    told = {"score": tried.score, "feedback": _said(tried.feedback, 8000), "failed": tried.failed}
+    return {**{key: _cut(text, 2000) for key, text in texts.items()}, **told}
 
 
 # ---- The loop: a step for each batch, and the best values at the end.
@@ -4612,8 +4624,8 @@ class Run(NamedTuple):
     spent: dict[str, float]
 
 
-class _Checked(NamedTuple):
-    """A proposal and how its values did: on the validation set, and on the batch."""
+class _Tested(NamedTuple):
+    """A proposal, and how its values did: on the validation set, and on the batch."""
 
     proposal: Proposal
     validation: float | None
@@ -4649,13 +4661,13 @@ class _Training:
     def values(self) -> dict[ParameterNode[Any], Any]:
         return {parameter: parameter._data for parameter in self.optimizer.parameters}
 
-    def named(self, values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
+    def encoded(self, values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
         """Values as the journal keeps them."""
-        return {p.py_name: encode(value, as_text=True) for p, value in values.items()}
+        return {name: encode(value, as_text=True) for name, value in _named(values).items()}
 
     def begin(self, options: dict[str, Any]) -> None:
         """Note what is run, or go back to where the run in the journal began."""
-        optimizer, now = self.optimizer, self.named(self.values())
+        optimizer, now = self.optimizer, self.encoded(self.values())
         past = [len(optimizer.history), len(optimizer._refused)]
         past = self.journal.first.get("history", past)
         began = self.journal.begin({"parameters": now, "history": past, **options})
@@ -4679,7 +4691,7 @@ class _Training:
             _assign(self.best)
             if self.progress is _show_progress:
                 print(file=sys.stderr)
-        self.record("end", reason=reason, values=self.named(self.best), best=self.told_best())
+        self.record("end", reason=reason, values=self.encoded(self.best), best=self.told_best())
         return reason
 
     def farewell(self) -> str:
@@ -4723,24 +4735,24 @@ class _Training:
         """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
         self.optimizer.zero_feedback()
         tried = self.crew.run(batch, True, step=self.number, part="forward", candidate=0)
-        now = _Checked(Proposal(), self.validation, _mean(each.score for each in tried))
+        now = _Tested(Proposal(), self.validation, _mean(each.score for each in tried))
         with self.taped("backward"):
             outputs, said = [each.output for each in tried], [each.feedback for each in tried]
             self.optimizer.backward(outputs, said, score=[each.score for each in tried])
         graph = self.optimizer._merged()
         with self.taped("propose"):
             proposals = self.propose() if len(graph) or graph.outputs else []
-        checked: list[_Checked] = []
+        tested: list[_Tested] = []
         for each in proposals:
-            checked.append(self.check(each, batch, checked))
-        chosen, reason = self.choose(now, checked)
-        self.keep(now, checked, chosen, reason)
+            tested.append(self.test(each, batch, tested))
+        chosen, reason = self.choose(now, tested)
+        self.keep(now, tested, chosen, reason)
         self.scores.append(now.score)
         self.stale = 0 if reason in ("better", "no scores", "not compared") else self.stale + 1
         small = self.journal.path and 0 < len(graph) <= 500
         self.record(
             "step", epoch=epoch, score=now.score, validation=now.validation, accepted=chosen,
-            reason=reason, values=self.named(self.values()), best=self.told_best(),
+            reason=reason, values=self.encoded(self.values()), best=self.told_best(),
             graph=json.loads(graph.to_json()) if small else None,
         )  # fmt: skip
 
@@ -4763,13 +4775,13 @@ class _Training:
         found = [found] if isinstance(found, Mapping) else found or []
         return [p if isinstance(p, Proposal) else Proposal(optimizer._checked(p)) for p in found]
 
-    def check(
-        self, proposal: Proposal, batch: Sequence[tuple[int, Any]], before: Sequence[_Checked]
-    ) -> _Checked:
-        """Try a candidate's values on the batch and on the validation set; they do not stay."""
-        number, values = len(before) + 1, self.named(proposal)
-        same = [each for each in before if self.named(each.proposal) == values]
-        result = _Checked(proposal, None, None)
+    def test(
+        self, proposal: Proposal, batch: Sequence[tuple[int, Any]], before: Sequence[_Tested]
+    ) -> _Tested:
+        """Try a candidate's values, unless one before had the same, and note how they did."""
+        number, values = len(before) + 1, self.encoded(proposal)
+        same = [each for each in before if self.encoded(each.proposal) == values]
+        result = _Tested(proposal, None, None)
         if same:
             result = same[0]._replace(proposal=proposal)
         elif proposal and self.compares:
@@ -4783,8 +4795,8 @@ class _Training:
 
     def measured(
         self, number: int, proposal: Proposal, batch: Sequence[tuple[int, Any]]
-    ) -> _Checked:
-        """How a proposal's values do."""
+    ) -> _Tested:
+        """How a candidate's values do on the batch and the validation set; they do not stay."""
         place: dict[str, Any] = {"step": self.number, "candidate": number}
         before = self.values()
         try:
@@ -4793,44 +4805,47 @@ class _Training:
             held = _evaluation(self.crew.run(self.held_out, part="validate", **place))
         finally:
             _assign(before)
-        return _Checked(proposal, held.mean, tried.mean, tried.feedback)
+        return _Tested(proposal, held.mean, tried.mean, tried.feedback)
 
-    def choose(self, now: _Checked, checked: Sequence[_Checked]) -> tuple[int, str]:
+    def choose(self, now: _Tested, tested: Sequence[_Tested]) -> tuple[int, str]:
         """The number of the candidate to keep, 0 for none, and why."""
-        places = [place for place, each in enumerate(checked) if each.proposal]
+        places = [place for place, each in enumerate(tested) if each.proposal]
         if not places:
-            return 0, "no change" if checked else "no feedback"
+            return 0, "no change" if tested else "no feedback"
         if not self.compares:
             return places[0] + 1, "not compared"
-        place = max(places, key=lambda place: (checked[place].rank, -place))
-        rank = checked[place].rank
+        place = max(places, key=lambda place: (tested[place].rank, -place))
+        rank = tested[place].rank
         if not any(map(math.isfinite, (*rank, *now.rank))):
             return place + 1, "no scores"
         if rank < now.rank and self.options["gate"]:
             return 0, "worse"
         return place + 1, "better" if rank > now.rank else "worse" if rank < now.rank else "as good"
 
-    def keep(self, now: _Checked, checked: Sequence[_Checked], chosen: int, reason: str) -> None:
+    def keep(self, now: _Tested, tested: Sequence[_Tested], chosen: int, reason: str) -> None:
         """Set the chosen values; what was tried in vain is remembered, so that it is not again."""
-        values = {p.py_name: value for p, value in self.values().items()}
         if self.compares and not self.options["gate"] and now.rank > self.best_rank:
-            self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
-        for place, (proposal, held, score, feedback) in enumerate(checked, 1):
+            self.note_best(now)
+        for place, (proposal, held, score, feedback) in enumerate(tested, 1):
             if proposal and place != chosen:
-                tried = {**values, **{p.py_name: value for p, value in proposal.items()}}
+                tried = _named({**self.values(), **proposal})
                 said = [*dict.fromkeys(filter(None, (_said(each, 300) for each in feedback)))][:4]
                 if now.validation is not None:
                     said.append(f"on other examples {held:g}, not {now.validation:g} as before")
                 self.optimizer._add(Attempt(tried, said, score, reason=_NOT_KEPT))
         if reason == "no change":
-            self.optimizer._remember(checked[0].proposal, reason)
+            self.optimizer._remember(tested[0].proposal, reason)
         if chosen:
-            self.optimizer.update(checked[chosen - 1].proposal)
-            self.kept, now = self.number, checked[chosen - 1]
-            self.validation = now.validation
+            now = tested[chosen - 1]
+            self.optimizer.update(now.proposal)
+            self.kept, self.validation = self.number, now.validation
         latest = self.options["gate"] or not self.compares or reason == "no scores"
         if latest or now.rank >= self.best_rank:
-            self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
+            self.note_best(now)
+
+    def note_best(self, now: _Tested) -> None:
+        """Hold the present values for the best so far."""
+        self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
 
     def show(self, steps: int) -> None:
         """Tell how far it got: a function of the user's, or a line on a terminal."""
@@ -4907,37 +4922,28 @@ def train(
     (7, 0.0, [-7.0, -6.0, -5.0, -3.0, -1.0])
     """
     optimizer = optimizer or OptoPrime(model)
-    examples, held_out = (
-        _pairs(dataset, "dataset"),
-        _pairs(() if validation is None else validation, "validation"),
-    )
-    counts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
-    counts["candidates"] = candidates
-    _check_arguments(guide, budget, **counts, patience=1 if patience is None else patience)
-    options = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle, "seed": seed}
-    options |= {"failed_score": failed_score}
+    examples = _pairs(dataset, "dataset")
+    held_out = _pairs(() if validation is None else validation, "validation")
+    counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
+    _check_counts(**counts, patience=1 if patience is None else patience)
+    if not callable(guide) or isinstance(guide, type):
+        raise TypeError(f"guide= takes a function or a Guide(), not {_text(guide, 60)}")
+    if not (budget is None or hasattr(budget, "spent")):
+        raise TypeError(f"budget= takes a Budget, not {_text(budget, 60)}")
+    options: dict[str, Any] = {**counts, "patience": patience, "gate": gate}
+    options |= {"shuffle": shuffle, "seed": seed, "failed_score": failed_score}
     with budget or Budget() as spent, _Journal(journal, redact) as notes:
         crew = _Crew(model, guide, workers, executor, failed_score, notes)
-        strays = {*optimizer.parameters}.difference(() if crew.here else _parameters_of(model))
-        if strays and not crew.here:
+        sent = optimizer.parameters if crew.here else _parameters_of(model)
+        if strays := {*optimizer.parameters}.difference(sent):
             names = ", ".join(sorted(stray.name for stray in strays))
             raise ValueError(f"{names}: no parameter of the model, so no process would see it")
         run = _Training(optimizer, crew, examples, held_out, options, progress, spent)
         facts = {"examples": _digest(examples), "validation": _digest(held_out)}
         run.begin({"optimizer": type(optimizer).__name__, **facts, **options})
         reason = run.go()
-    values = {parameter.py_name: value for parameter, value in run.best.items()}
-    return Run(reason, run.number, run.told_best()["score"], values, run.scores, spent.spent)
-
-
-def _check_arguments(guide: Any, budget: Any, **counts: Any) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
-    if not callable(guide) or isinstance(guide, type):
-        raise TypeError(f"guide= takes a function or a Guide(), not {_text(guide, 60)}")
-    if not (budget is None or hasattr(budget, "spent")):
-        raise TypeError(f"budget= takes a Budget, not {_text(budget, 60)}")
+    score, values = run.told_best()["score"], _named(run.best)
+    return Run(reason, run.number, score, values, run.scores, spent.spent)
 
 
 def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
@@ -5877,9 +5883,7 @@ def _read_cassette(path: str) -> dict[str, list[Reply]]:
     for number, line in enumerate(_whole_lines(data), 1):
         try:
             record = json.loads(line)
-            facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
-            key = _call_key(record["messages"], record["options"])
-            replies[key].append(Reply(record["reply"], **facts))
+            replies[_call_key(record["messages"], record["options"])].append(_recorded(record))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise LLMError(f"{path}, line {number}: not the record of a call") from None
     return replies
