@@ -4059,7 +4059,7 @@ class _View:
         return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
 
 
-# ---- Training: a guide judges each response of the model.
+# ---- Training: the same steps over a dataset, where a guide judges each response.
 
 
 class Guide:
@@ -4238,6 +4238,13 @@ class _Crew:
 
         return isinstance(self.executor, (ThreadPoolExecutor, type(None)))
 
+    def check_sees(self, parameters: Iterable[ParameterNode[Any]]) -> None:
+        """Raise if the model would not carry one of these parameters to another process."""
+        strays = set(parameters).difference(parameters if self.here else _parameters_of(self.model))
+        if strays:
+            names = ", ".join(sorted(stray.name for stray in strays))
+            raise ValueError(f"{names}: no parameter of the model, so no process would see it")
+
     def run(
         self, examples: Sequence[tuple[int, Any]], tracing: bool = False, **place: Any
     ) -> list[Tried]:
@@ -4400,8 +4407,9 @@ class _Tape:
             with _on_tape(None):
                 answer = ask()
         except BaseException:
-            with self.lock:  # a call that failed is none
-                self.turns[key] -= self.turns[key] == turn
+            with self.lock:  # a call that failed is none, and its turn is free again
+                if self.turns[key] == turn:
+                    self.turns[key] -= 1
             raise
         record = {"event": "call", **self.place, "turn": turn, "key": key, "messages": messages}
         record |= {"options": options, "reply": answer, "usage": dict(_usage_told(answer)) or None}
@@ -4934,10 +4942,7 @@ def train(
     options |= {"shuffle": shuffle, "seed": seed, "failed_score": failed_score}
     with budget or Budget() as spent, _Journal(journal, redact) as notes:
         crew = _Crew(model, guide, workers, executor, failed_score, notes)
-        sent = optimizer.parameters if crew.here else _parameters_of(model)
-        if strays := {*optimizer.parameters}.difference(sent):
-            names = ", ".join(sorted(stray.name for stray in strays))
-            raise ValueError(f"{names}: no parameter of the model, so no process would see it")
+        crew.check_sees(optimizer.parameters)
         run = _Training(optimizer, crew, examples, held_out, options, progress, spent)
         facts = {"examples": _digest(examples), "validation": _digest(held_out)}
         run.begin({"optimizer": type(optimizer).__name__, **facts, **options})
@@ -5902,9 +5907,9 @@ def _closest(key: str, keys: Iterable[str]) -> str:
     from difflib import unified_diff
 
     words = set(key.split())
-    likest = sorted(keys, key=lambda other: len(words.symmetric_difference(other.split())))
-    best = likest[0] if likest else "nothing, for it is empty"
-    old, new = (text.replace("\\n", "\n").splitlines() for text in (best, key))
+    unlike = {other: len(words.symmetric_difference(other.split())) for other in keys}
+    likest = min(unlike, key=unlike.__getitem__, default="nothing, for it is empty")
+    old, new = (text.replace("\\n", "\n").splitlines() for text in (likest, key))
     lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
     return "\n".join(lines[:40]) or "the same, recorded fewer times"
 
@@ -5951,8 +5956,7 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
 
 
 def _asked(llm: Any, system: str, *prompts: str) -> str:
-    users = [{"role": "user", "content": prompt} for prompt in prompts]
-    messages = [{"role": "system", "content": system}, *users]
+    messages = [_message("system", system), *(_message("user", prompt) for prompt in prompts)]
     return str(_reply_text(_ask_any(llm or _default_llm(), messages)))
 
 
@@ -5999,6 +6003,32 @@ class StubLLM(_LanguageModel):
         return Reply(json.dumps(said), model="stub")
 
 
+def _section(text: str, title: str) -> str:
+    """What stands under a heading of a prompt."""
+    found = re.search(rf"\n# {title}[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)", text, re.S)
+    return found[1] if found else ""
+
+
+_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
+_LESS = (
+    "high|big|large|hot|warm|long|above|over|too much|too many"
+    "|decrease|lower|less|fewer|smaller|reduce|down"
+)
+
+
+def _attempt(block: str) -> tuple[dict[str, str], int, float | None]:
+    """The values of an attempt, the way its feedback points (up if above 0), and its score."""
+    values, _, said = block.partition("\n")
+    up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
+    score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
+    named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
+    return named, up - down, float(score[1]) if score else None
+
+
+_Seen = list[tuple[float, int, Any]]  # values of a number, the way from each, and its score or None
+_Guess = tuple[Any, str]  # the next value of a variable, or None to leave it, and why
+
+
 def _guess(kind: str, rules: str, seen: Any, turn: tuple[int, int], rng: random.Random) -> _Guess:
     """A choice not tried yet, or the next number."""
     import ast
@@ -6012,30 +6042,6 @@ def _guess(kind: str, rules: str, seen: Any, turn: tuple[int, int], rng: random.
     if kind in ("int", "float"):
         return _next_number(kind, rules, [(float(v), w, s) for v, w, s in seen], turn)
     return None, "a stub cannot write"
-
-
-def _section(text: str, title: str) -> str:
-    """What stands under a heading of a prompt."""
-    found = re.search(rf"\n# {title}[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)", text, re.S)
-    return found[1] if found else ""
-
-
-_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
-_LESS = (
-    "high|big|large|hot|warm|long|above|over|too much|too many"
-    "|decrease|lower|less|fewer|smaller|reduce|down"
-)
-_Seen = list[tuple[float, int, Any]]  # values of a number, the way from each, and its score or None
-_Guess = tuple[Any, str]  # the next value of a variable, or None to leave it, and why
-
-
-def _attempt(block: str) -> tuple[dict[str, str], int, float | None]:
-    """The values of an attempt, the way its feedback points (up if above 0), and its score."""
-    values, _, said = block.partition("\n")
-    up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
-    score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
-    named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-    return named, up - down, float(score[1]) if score else None
 
 
 def _next_number(kind: str, rules: str, seen: _Seen, turn: tuple[int, int]) -> _Guess:
@@ -6215,8 +6221,10 @@ class _Box(NamedTuple):
 
 
 def _boxes(graph: TraceGraph, calls: int) -> list[_Box]:
-    """The boxes, parents first: as in a prompt the calls nearest to outputs, parameters and
-    failures, and each run of others as one; then what was said of the outputs."""
+    """The boxes, parents first, and after them what was said of the outputs.
+
+    The calls that come first in a prompt have a box each; each run of others shares one.
+    """
     view = _View(graph, 0)
     near = {record.number for record in itertools.islice(view._by_nearness(), calls)}
     groups: list[list[int]] = []
@@ -6308,16 +6316,17 @@ class _Layout:
     """Where the boxes stand: in which row, in which order, at which place.
 
     An edge over several rows passes a point in each, so that it runs beside the boxes; one from far
-    above starts at a copy of the name. Boxes are counted first, then the copies, then the points.
+    above starts at a copy of the name. All of these are vertices, and have a row, a width and an x:
+    boxes are counted first, then the copies, then the points.
     """
 
     def __init__(self, boxes: list[_Box]) -> None:
         self.boxes, self.row = [*boxes], _rows(boxes)
         edges = [(parent, n) for n, box in enumerate(boxes) for parent in box.parents]
         self.copies: dict[tuple[int, int], int] = {}
-        edges = [(self._near(*edge), edge[1]) for edge in edges]
+        edges = [(self._start(*edge), edge[1]) for edge in edges]
         self.width = [_box_width(box) for box in self.boxes]
-        self.near: tuple[Any, Any] = defaultdict(list), defaultdict(list)
+        self.beside: tuple[Any, Any] = defaultdict(list), defaultdict(list)  # above, and below
         self.paths = [self._path(*edge) for edge in edges]
         self.layers: list[list[int]] = [[] for _ in range(max(self.row, default=-1) + 1)]
         for vertex, row in enumerate(self.row):
@@ -6326,8 +6335,8 @@ class _Layout:
         heights = (max(map(self.height, layer)) + 44 for layer in self.layers)
         self.floor = [height - 44 + _GAP for height in itertools.accumulate(heights)]
 
-    def _near(self, parent: int, child: int) -> int:
-        """The parent, or if it stands far above, a copy of its name: one for each row."""
+    def _start(self, parent: int, child: int) -> int:
+        """Where an edge starts: its parent, or if that stands far above, a copy, one for a row."""
         row = self.row[child] - 1
         if row - self.row[parent] < 5:
             return parent
@@ -6346,16 +6355,19 @@ class _Layout:
         self.width += [4] * len(between)
         path = [parent, *points, child]
         for high, low in itertools.pairwise(path):
-            self.near[0][low] += [high] * self._weight(high)
-            self.near[1][high] += [low] * self._weight(high)
+            self.beside[0][low] += [high] * self._weight(high)
+            self.beside[1][high] += [low] * self._weight(high)
         return path
 
     def _places(self) -> list[float]:
-        """The middle of each vertex. Rows are sorted and moved to be near the one before, then near
-        the one after, which leaves few crossings; at last near both, and edges straight."""
+        """The middle of each vertex.
+
+        Rows are sorted and moved to be near the one before, then near the one after, which leaves
+        few crossings; at last near both, which makes edges straight.
+        """
         x, last = [0.0] * len(self.row), len(self.boxes)
         for sweep in range(25):
-            sides = self.near if sweep > 11 else self.near[sweep % 2 : sweep % 2 + 1]
+            sides = self.beside if sweep > 11 else self.beside[sweep % 2 : sweep % 2 + 1]
             for layer in self.layers[:: -1 if sweep % 2 else 1]:
                 wanted: dict[int, float] = {}
                 for v in layer:
@@ -6370,7 +6382,7 @@ class _Layout:
 
     def _weight(self, v: int) -> int:
         """How much a vertex counts for others: calls make straight lines, roots make way."""
-        return 16 if self.near[0][v] else 1
+        return 16 if self.beside[0][v] else 1
 
     def height(self, v: int) -> int:
         return 30 + _LINE * len(self.boxes[v].lines) if v < len(self.boxes) else 0
@@ -6388,9 +6400,9 @@ def _rows(boxes: list[_Box]) -> list[int]:
 
 
 def _apart(sizes: list[tuple[float, float, int]]) -> list[float]:
-    """For boxes with a middle that is wanted, a width and a weight: the middles nearest to those
-    wanted, in least squares, at which they do not overlap.
+    """The middles nearest to those wanted, in least squares, at which boxes do not overlap.
 
+    Each box is given as the middle that is wanted, its width and its weight.
     Source: isotonic regression by pooling adjacent violators, Ayer et al., 1955.
     """
     steps = (a[1] / 2 + b[1] / 2 + _GAP for a, b in itertools.pairwise(sizes))
@@ -6416,8 +6428,8 @@ def _svg(graph: TraceGraph, calls: int) -> str:
     layout = _Layout(_boxes(graph, calls))
     names = ", ".join(graph.names[output.node] for output in graph.outputs[:9])
     label = _escape(f"Trace graph of {_trimmed(names, 60)}: {len(graph)} nodes")
-    edges = (x + width / 2 for x, width in zip(layout.x, layout.width, strict=True))
-    size = [round(max(edges, default=0)) + _GAP, max(layout.floor, default=0) + _GAP]
+    ends = (x + width / 2 for x, width in zip(layout.x, layout.width, strict=True))
+    size = [round(max(ends, default=0)) + _GAP, max(layout.floor, default=0) + _GAP]
     head = '<svg xmlns="http://www.w3.org/2000/svg" class="minitrace" role="img" '
     head += 'width="{0}" height="{1}" viewBox="0 0 {0} {1}" '.format(*size)
     head += f'aria-label="{label}" xml:space="preserve">\n<style>\n{_STYLE}\n</style>'
@@ -6475,12 +6487,11 @@ def _svg_box(layout: _Layout, n: int) -> str:
     left, top = layout.x[n] - width / 2, layout.floor[layout.row[n]] - height
     place = f'x="{left:.0f}" y="{top}" width="{width:.0f}" height="{height}"'
     look = f'rx="{12 if "rounded" in style else 3}" fill="{fill}" stroke="{line}"'
-    texts = [_svg_text("name", box.name, left + 10, top + 20)]
-    texts += [
-        _svg_text("", each, left + 10, top + 20 + _LINE * k) for k, each in enumerate(box.lines, 1)
-    ]
+    y = top + 20
+    texts = [_svg_text("name", box.name, left + 10, y)]
+    texts += [_svg_text("", each, left + 10, y + _LINE * k) for k, each in enumerate(box.lines, 1)]
     if box.kind in _NOTED:
-        texts.append(_svg_text("note", box.kind, left + width - 10, top + 20))
+        texts.append(_svg_text("note", box.kind, left + width - 10, y))
     tip = f"<title>{_escape(box.tip)}</title>"
     return f'<g class="{box.kind}">{tip}<rect {place} {look}/>{"".join(texts)}</g>'
 
@@ -6631,17 +6642,22 @@ def _say(text: str) -> None:
         print("   ", line if len(line) <= 92 else f"{line[:89]}...")
 
 
+_NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables \
+(such as OPENAI_API_KEY, and OPENAI_BASE_URL for another server that speaks the same protocol)"""
+
+
+def _fail(code: int, words: str) -> int:
+    """Say what went wrong on standard error; the exit code."""
+    print(words, file=sys.stderr)
+    return code
+
+
 def _demo(live: bool) -> int:
     if live and not os.environ.get("MINITRACE_MODEL"):
-        print(f"demo --live: {_NOT_CONFIGURED}", file=sys.stderr)
-        return 2
+        return _fail(2, f"demo --live: {_NOT_CONFIGURED}")
     _tell_of_a_number(LLM() if live else StubLLM())
     _tell_of_an_agent(LLM() if live else None)
     return 0
-
-
-_NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables \
-(such as OPENAI_API_KEY, and OPENAI_BASE_URL for another server that speaks the same protocol)"""
 
 
 def _suggest(path: str) -> int:
@@ -6659,8 +6675,7 @@ def _suggest(path: str) -> int:
     except (OSError, UnicodeDecodeError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"suggest: {place}: {' '.join(words.split())}", file=sys.stderr)
-        return 2
+        return _fail(2, f"suggest: {place}: {' '.join(words.split())}")
     if isinstance(optimizer.llm, StubLLM):
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
         print(told, _NOT_CONFIGURED, file=sys.stderr)
@@ -6674,8 +6689,7 @@ def _suggest(path: str) -> int:
 def _try(question: str) -> int:
     """Ask the language model once, and tell who answered, how fast, and what it took."""
     if not os.environ.get("MINITRACE_MODEL"):
-        print(f"llm: {_NOT_CONFIGURED}", file=sys.stderr)
-        return 2
+        return _fail(2, f"llm: {_NOT_CONFIGURED}")
     llm, began = LLM(), time.monotonic()
     reply = llm(question)
     seconds, provider = time.monotonic() - began, cast(Any, llm._found).provider
@@ -6717,8 +6731,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _try(arguments.question)
         return _demo(getattr(arguments, "live", False))
     except MinitraceError as error:
-        print(f"minitrace: {error}", file=sys.stderr)
-        return 1
+        return _fail(1, f"minitrace: {error}")
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
