@@ -3972,8 +3972,8 @@ class _View:
         self.calls = [record for record in graph if record.parents]
         self.outputs = dict.fromkeys(output.node for output in graph.outputs)
         self.folded = self._repeated() - self.outputs.keys()
-        self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))
-        self.most = max(60, min(1500, room // 4))
+        self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
+        self.most = max(60, min(1500, room // 4))  # of an output's value, or of a call
         self.nearest = [*itertools.islice(self._by_nearness(), room // 15)]
         parents = {graph[number] for record in self.nearest for number in record.parents}
         inputs = (record for record in parents if record.kind == "input")
@@ -4264,7 +4264,7 @@ class _Crew:
         since, journal = next(_numbers), self.journal
 
         def work(job: _Job) -> Tried:
-            return job.run(journal.recorded(job.place), journal.path and journal.write)
+            return job.run(journal.replies_at(job.place), journal.path and journal.write)
 
         tried = _side_by_side(work, jobs, self.workers, self.executor)
         if len(jobs) > 1 and (self.workers > 1 or self.executor):
@@ -4279,7 +4279,7 @@ class _Crew:
         values = [parameter._data for parameter in own]
         try:
             dumps = _pickle().dumps
-            packed = [dumps((j, values, self.journal.recorded(j.place))) for j in jobs]
+            packed = [dumps((j, values, self.journal.replies_at(j.place))) for j in jobs]
         except Exception as error:
             words = "model, guide and data must be picklable for an executor of other processes"
             raise TypeError(f"{words}: {error}") from error
@@ -4370,7 +4370,7 @@ def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
 # ---- The journal: all that happens, line by line, and every reply, so that a run can be resumed.
 
 
-def _recorded(record: dict[str, Any]) -> Reply:
+def _reply_in(record: dict[str, Any]) -> Reply:
     """The reply in a record of a call, with what was known about it."""
     facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
     return Reply(record["reply"], **facts)
@@ -4450,9 +4450,9 @@ class _Journal:
 
     def __init__(self, path: Any, redact: Callable[[dict[str, Any]], Any] | None = None) -> None:
         self.path, self.redact = path and os.fspath(path), redact
-        self.known: dict[Any, str] = {}
+        self.known: dict[Any, str] = {}  # what each record says, by its mark
         self.replies: dict[Any, dict[Any, Any]] = defaultdict(dict)
-        self.first: dict[str, Any] = {}
+        self.first: dict[str, Any] = {}  # the configuration in the first record
         self.passed: list[Any] = []  # the values after each step
         self.lock, self.same = threading.Lock(), True
 
@@ -4482,7 +4482,7 @@ class _Journal:
             mark, event = self.mark(record), record["event"]
             self.known[mark] = self.content(record)
             if event == "call" and isinstance(record.get("reply"), str):
-                self.replies[_place(record)][record["turn"], record["key"]] = _recorded(record)
+                self.replies[_place(record)][record["turn"], record["key"]] = _reply_in(record)
             if number == 1:
                 self.first = record["configuration"]
             self.passed += [record["values"]] if event in ("step", "end") else []
@@ -4497,12 +4497,12 @@ class _Journal:
         why = record["reason"] if event == "end" else ""
         return event, *_place(record), why, record.get("turn"), record.get("key")
 
-    def recorded(self, place: Mapping[str, Any]) -> dict[Any, Any]:
-        """The replies to the calls at this place of the run."""
+    def replies_at(self, place: Mapping[str, Any]) -> dict[Any, Any]:
+        """The replies to the calls at this place of the run, by turn and key."""
         return self.replies.get(_place(place), {})
 
     def content(self, record: Mapping[str, Any]) -> str:
-        """What a record says, whenever it was."""
+        """What a record says, but not when it was nor how long it took."""
         told = {key: value for key, value in record.items() if key not in ("time", "seconds")}
         return json.dumps(told, sort_keys=True)
 
@@ -4566,8 +4566,7 @@ class _Journal:
             differ = [key for key in differ if key != "parameters"]
         if differ:
             told = [f"{key} was {first.get(key)!r:.300}, now {now[key]!r:.300}" for key in differ]
-            words = "; ".join(told)
-            raise MinitraceError(f"{self.path} is the journal of another run: {words}")
+            raise MinitraceError(f"{self.path} is the journal of another run: {'; '.join(told)}")
         return first["parameters"]
 
 
@@ -4660,7 +4659,7 @@ class _Training:
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self.progress = _show_progress if progress is None and terminal else progress
         self.options, self.spent = options, spent
-        self.number, self.kept, self.stale, self.began = 0, 0, 0, time.monotonic()
+        self.number, self.kept_step, self.stale, self.began = 0, 0, 0, time.monotonic()
         self.scores: list[float | None] = []
         self.validation: float | None = None
         self.compares = bool(options["gate"] or held_out or options["candidates"] > 1)
@@ -4688,7 +4687,7 @@ class _Training:
             self.best = self.values()
 
     def go(self) -> str:
-        """Take all steps, and leave the best values in the model, however it ends. Why it ended."""
+        """Take all steps and leave the best values in the model, however it ends; say why it did."""
         try:
             reason = self.steps()
         except BudgetError as error:
@@ -4715,7 +4714,7 @@ class _Training:
         return {"step": self.best_step, "score": score if math.isfinite(score) else None}
 
     def steps(self) -> str:
-        """Take all steps; why there are no more."""
+        """Take all steps; say why there are no more."""
         if self.held_out:
             tried = self.crew.run(self.held_out, step=0, part="validate", candidate=0)
             self.validation = _mean(each.score for each in tried)
@@ -4768,7 +4767,7 @@ class _Training:
     def taped(self, part: str) -> Iterator[None]:
         """Put the optimizer's calls in this part of the step on the tape."""
         place = {"step": self.number, "part": part, "candidate": 0, "example": None}
-        tape = _Tape(place, self.journal.recorded(place), self.journal.write)
+        tape = _Tape(place, self.journal.replies_at(place), self.journal.write)
         with _on_tape(tape) if self.journal.path else contextlib.nullcontext():
             yield
 
@@ -4817,25 +4816,24 @@ class _Training:
 
     def choose(self, now: _Tested, tested: Sequence[_Tested]) -> tuple[int, str]:
         """The number of the candidate to keep, 0 for none, and why."""
-        places = [place for place, each in enumerate(tested) if each.proposal]
-        if not places:
+        ranks = {number: each.rank for number, each in enumerate(tested, 1) if each.proposal}
+        if not ranks:
             return 0, "no change" if tested else "no feedback"
         if not self.compares:
-            return places[0] + 1, "not compared"
-        place = max(places, key=lambda place: (tested[place].rank, -place))
-        rank = tested[place].rank
+            return min(ranks), "not compared"
+        best, rank = max(ranks.items(), key=lambda each: each[1])  # the first of equals
         if not any(map(math.isfinite, (*rank, *now.rank))):
-            return place + 1, "no scores"
+            return best, "no scores"
         if rank < now.rank and self.options["gate"]:
             return 0, "worse"
-        return place + 1, "better" if rank > now.rank else "worse" if rank < now.rank else "as good"
+        return best, "better" if rank > now.rank else "worse" if rank < now.rank else "as good"
 
     def keep(self, now: _Tested, tested: Sequence[_Tested], chosen: int, reason: str) -> None:
         """Set the chosen values; what was tried in vain is remembered, so that it is not again."""
         if self.compares and not self.options["gate"] and now.rank > self.best_rank:
             self.note_best(now)
-        for place, (proposal, held, score, feedback) in enumerate(tested, 1):
-            if proposal and place != chosen:
+        for number, (proposal, held, score, feedback) in enumerate(tested, 1):
+            if proposal and number != chosen:
                 tried = _named({**self.values(), **proposal})
                 said = [*dict.fromkeys(filter(None, (_said(each, 300) for each in feedback)))][:4]
                 if now.validation is not None:
@@ -4846,14 +4844,14 @@ class _Training:
         if chosen:
             now = tested[chosen - 1]
             self.optimizer.update(now.proposal)
-            self.kept, self.validation = self.number, now.validation
+            self.kept_step, self.validation = self.number, now.validation
         latest = self.options["gate"] or not self.compares or reason == "no scores"
         if latest or now.rank >= self.best_rank:
             self.note_best(now)
 
     def note_best(self, now: _Tested) -> None:
         """Hold the present values for the best so far."""
-        self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept
+        self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept_step
 
     def show(self, steps: int) -> None:
         """Tell how far it got: a function of the user's, or a line on a terminal."""
@@ -5888,7 +5886,7 @@ def _read_cassette(path: str) -> dict[str, list[Reply]]:
     for number, line in enumerate(_whole_lines(data), 1):
         try:
             record = json.loads(line)
-            replies[_call_key(record["messages"], record["options"])].append(_recorded(record))
+            replies[_call_key(record["messages"], record["options"])].append(_reply_in(record))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise LLMError(f"{path}, line {number}: not the record of a call") from None
     return replies
