@@ -4063,7 +4063,7 @@ class _View:
 
 
 class Guide:
-    """What says how good a response is, as a class; a function of the same three will do as well.
+    """What says how good a response is; this is the class, and a function will do as well.
 
     A guide is called with the query, the response and what the dataset knows of the query, all
     plain data. It gives `(score, feedback)`, just a score (higher is better), or just words.
@@ -4889,7 +4889,8 @@ def train(
             `ExecutionError`, the error is the feedback; the score is `failed_score` or, if less,
             the lowest that the guide gave so far.
         dataset: pairs `(input, info)`, or `{"inputs": [...], "infos": [...]}`.
-        guide: a function of `(query, response, info)`: see `Guide`. Its exceptions are yours.
+        guide: a function of `(query, response, info)`: see `Guide`. What it raises ends the run,
+            but for a `ReplyError`: that example stays without a score.
         optimizer: an `OptoPrime` of the model by default.
         epochs, batch_size: how often the dataset is run through, and how many examples at a time.
         candidates: how many proposals are asked for in a step, side by side.
@@ -4906,8 +4907,8 @@ def train(
         seed, shuffle: shuffle the examples of each epoch, by this seed.
         gate: False keeps the best candidate even if it is worse.
         redact: a function that sees a copy of every record before it is written, and returns it,
-            changed or not, or None (but for the first). What it takes away of a reply is not there
-            when the run goes on; a reply that is gone is asked for again.
+            changed or not, or None to leave it out (any but the first). What it takes away of a
+            reply is not there when the run goes on; a reply that is gone is asked for again.
 
     Returns: a `Run`.
 
@@ -6142,11 +6143,9 @@ class _Tree(str):
         text, terminal = str.__str__(self), sys.stdout is not None and sys.stdout.isatty()
         if not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
             return text
-        marks = r"(  <- .*)|(  \[parameter\])|( \(see \w+\)$)"  # yellow, cyan, faint
+        marks = r"(?m)(  <- .*)|(  \[parameter\])|( \(see \w+\)$)"  # yellow, cyan, faint
         hues = "", "33", "36", "2"
-        return re.sub(
-            marks, lambda m: f"\x1b[{hues[m.lastindex or 0]}m{m[0]}\x1b[0m", text, flags=re.M
-        )
+        return re.sub(marks, lambda m: f"\x1b[{hues[m.lastindex or 0]}m{m[0]}\x1b[0m", text)
 
 
 def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
@@ -6268,7 +6267,8 @@ def _box_lines(text: str, most: int) -> list[str]:
     for line in map(_clean, text[:4000].splitlines()):
         room = 34 * len(line) // max(_columns(line), 1)
         rows += textwrap.wrap(line, max(room, 17)) or [""]
-    rows[most - 1 :] = ["  ".join(rows[most - 1 :])] * (len(rows) >= most)
+    if len(rows) > most:
+        rows[most - 1 :] = ["  ".join(rows[most - 1 :])]
     return [_trimmed(row, 34) for row in rows]
 
 
@@ -6667,14 +6667,13 @@ def _suggest(path: str) -> int:
             raise GraphError("it has no trainable node, so there is nothing to suggest")
         if not graph.outputs:
             raise GraphError("it has no outputs with feedback, so there is nothing to learn from")
-        optimizer = OptoPrime(
-            graph.parameters, llm=LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
-        )
+        llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
+        optimizer = OptoPrime(graph.parameters, llm=llm)
     except (OSError, UnicodeDecodeError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return _fail(2, f"suggest: {place}: {' '.join(words.split())}")
-    if isinstance(optimizer.llm, StubLLM):
+    if isinstance(llm, StubLLM):
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     for parameter in graph.parameters:
