@@ -3440,7 +3440,7 @@ class Optimizer:
         if not (refusal or bypassing):
             return self.update(proposal)
         if refusal:
-            self._refused[f"{_listed(_named(proposal))}: {refusal}"] = None
+            self._refused[f"{_listed(_values_by_name(proposal))}: {refusal}"] = None
         self._remember(proposal, refusal or "bypassed")
         return dict(proposal) if bypassing else {}
 
@@ -3525,7 +3525,7 @@ class Optimizer:
         """Ask until a reply can be used, each time telling what was wrong with the last."""
         began = time.monotonic()
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        (proposal, reply), answers, refused = _until_usable(
+        proposal, answers, refused = _until_usable(
             self.llm or _default_llm(), prompt, options, self.retries, self._read
         )
         problems = [problem for each in refused for problem in each]
@@ -3535,20 +3535,14 @@ class Optimizer:
             times = f"{len(replies)} attempt{'s' * (len(replies) > 1)}"
             raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
         proposal.prompt, proposal.replies, proposal.refused = prompt, replies, problems
-        proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
         proposal.usage = sum(map(_usage_told, answers), Counter())
         proposal.seconds = time.monotonic() - began
         return proposal
 
-    def _read(self, text: str) -> tuple[tuple[Proposal, Reading], list[str]]:
-        """The proposal in a reply, with the reply as it was read, and what is wrong with it."""
+    def _read(self, text: str) -> tuple[Proposal, list[str]]:
+        """The proposal in a reply, which is empty if something is wrong, and all that is wrong."""
         reply = read_reply(text, self.names)
-        proposal, problems = self._check(reply)
-        return (proposal, reply), problems
-
-    def _check(self, reply: Reading) -> tuple[Proposal, list[str]]:
-        """The changes of a reply as the parameters would take them, or why not."""
-        changed, problems = Proposal(), list(reply.problems)
+        changed, problems = dict[ParameterNode[Any], Any](), list(reply.problems)
         for name, raw in reply.values.items():
             parameter = self._named[name]
             try:
@@ -3557,7 +3551,9 @@ class Optimizer:
                     changed[parameter] = value
             except ValueError as error:
                 problems.append(f"{name}: {_cut(str(error), 600)}")
-        return (Proposal() if problems else changed), problems
+        proposal = Proposal({} if problems else changed)
+        proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
+        return proposal, problems
 
     def _remember(self, proposal: Proposal, reason: str) -> None:
         graph, values = self._merged(), {name: p._data for name, p in self._named.items()}
@@ -3627,7 +3623,7 @@ def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
     return named
 
 
-def _named(values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
+def _values_by_name(values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
     """Values by the names of their parameters."""
     return {parameter.py_name: value for parameter, value in values.items()}
 
@@ -4178,9 +4174,8 @@ class _Job(NamedTuple):
         """Run the model, and let the guide judge; a failure of the program is an example too."""
         try:
             with contextlib.nullcontext() if self.tracing else stop_tracing():
-                output = self.model
-                if not isinstance(output, ParameterNode):
-                    output = _awaited(self.model(self.query))
+                model = self.model
+                output = model if isinstance(model, ParameterNode) else _awaited(model(self.query))
         except ExecutionError as error:
             _raise_unless_about_values(error)
             failure = error.exception_node
@@ -4670,7 +4665,7 @@ class _Training:
 
     def encoded(self, values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
         """Values as the journal keeps them."""
-        return {name: encode(value, as_text=True) for name, value in _named(values).items()}
+        return {p.py_name: encode(value, as_text=True) for p, value in values.items()}
 
     def begin(self, options: dict[str, Any]) -> None:
         """Note what is run, or go back to where the run in the journal began."""
@@ -4834,7 +4829,7 @@ class _Training:
             self.note_best(now)
         for number, (proposal, held, score, feedback) in enumerate(tested, 1):
             if proposal and number != chosen:
-                tried = _named({**self.values(), **proposal})
+                tried = _values_by_name({**self.values(), **proposal})
                 said = [*dict.fromkeys(filter(None, (_said(each, 300) for each in feedback)))][:4]
                 if now.validation is not None:
                     said.append(f"on other examples {held:g}, not {now.validation:g} as before")
@@ -4946,7 +4941,7 @@ def train(
         facts = {"examples": _digest(examples), "validation": _digest(held_out)}
         run.begin({"optimizer": type(optimizer).__name__, **facts, **options})
         reason = run.go()
-    score, values = run.told_best()["score"], _named(run.best)
+    score, values = run.told_best()["score"], _values_by_name(run.best)
     return Run(reason, run.number, score, values, run.scores, spent.spent)
 
 
