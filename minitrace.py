@@ -4682,7 +4682,7 @@ class _Training:
             self.best = self.values()
 
     def go(self) -> str:
-        """Take all steps and leave the best values in the model, however it ends; say why it did."""
+        """Take all steps, leave the best values in the model in any case, and say why it ended."""
         try:
             reason = self.steps()
         except BudgetError as error:
