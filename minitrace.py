@@ -4235,8 +4235,7 @@ class _Crew:
 
     def check_sees(self, parameters: Iterable[ParameterNode[Any]]) -> None:
         """Raise if the model would not carry one of these parameters to another process."""
-        strays = set(parameters).difference(parameters if self.here else _parameters_of(self.model))
-        if strays:
+        if not self.here and (strays := {*parameters}.difference(_parameters_of(self.model))):
             names = ", ".join(sorted(stray.name for stray in strays))
             raise ValueError(f"{names}: no parameter of the model, so no process would see it")
 
@@ -6215,7 +6214,8 @@ class _Box(NamedTuple):
 def _boxes(graph: TraceGraph, calls: int) -> list[_Box]:
     """The boxes, parents first, and after them what was said of the outputs.
 
-    The calls that come first in a prompt have a box each; each run of others shares one.
+    The calls nearest to outputs, parameters and failures, which are those that a prompt shows
+    first, have a box each; each run of others shares one.
     """
     view = _View(graph, 0)
     near = {record.number for record in itertools.islice(view._by_nearness(), calls)}
@@ -6396,6 +6396,7 @@ def _apart(sizes: list[tuple[float, float, int]]) -> list[float]:
     """The middles nearest to those wanted, in least squares, at which boxes do not overlap.
 
     Each box is given as the middle that is wanted, its width and its weight.
+
     Source: isotonic regression by pooling adjacent violators, Ayer et al., 1955.
     """
     steps = (a[1] / 2 + b[1] / 2 + _GAP for a, b in itertools.pairwise(sizes))
