@@ -2956,12 +2956,13 @@ def _finish(awaitable: Any) -> Any:
 #
 # What should the parameters become?  Four steps, each with its own name:
 #
-#       describe ──── the trace graph as a text that fits a budget          prompt()
+#       describe ──── the trace graph as a text of at most so many signs    prompt()
 #       ask ───────── any callable from messages to text                    propose()
 #       check ─────── the reply is untrusted: type, choices, bounds, code
 #       apply ─────── all of it or none of it                               update()
 #
-# A refused reply changes nothing, and the reason goes back to whoever wrote it.
+# A refused reply changes nothing, and the reason goes back to whoever wrote it. At the end stands
+# what repeats the four over a dataset: `train`, and its journal.
 # Left out: keys and wires (section 5). A language model is here any callable.
 
 
