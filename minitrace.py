@@ -85,7 +85,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    cast,
+    overload,
+)
 
 if TYPE_CHECKING:
     import ast
@@ -152,33 +162,7 @@ class GRAPH:
         _names.clear()
 
 
-class _Scope:
-    """What surrounds a line of code as it runs: a bundle's body, or a `stop_tracing` block.
-
-    `reads` collects the nodes from outside that a bundle's body looks at, and `stand_ins` holds
-    what is read in the place of some of them, by their numbers, while `rerun` asks what would be.
-    """
-
-    stand_ins: Mapping[int, Node[Any]] = _EMPTY
-
-    def __init__(self, outer: _Scope | None, tracing: bool, bundle: object = None) -> None:
-        self.outer, self.bundle, self.tracing = outer, bundle, tracing
-        self.first = next(_numbers)
-        self.reads: dict[int, Node[Any]] = {}
-        if outer is not None:
-            self.tracing, self.stand_ins = tracing and outer.tracing, outer.stand_ins
-
-    def read(self, node: Node[Any]) -> Any:
-        """The node's data, noted as read when the node was made before this scope began."""
-        if self.tracing and node._number < self.first:
-            self.reads[node._number] = node
-        return self.stand_ins.get(node._number, node)._data
-
-    def runs(self, bundle: object) -> bool:
-        """Is this bundle's body running here, directly or further out?"""
-        return self.bundle is bundle or (self.outer is not None and self.outer.runs(bundle))
-
-
+# What surrounds the code that runs: nothing, or a `_Scope` of section 2.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 
 
@@ -315,7 +299,7 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
         try:
             data = function(x._data, y._data)
         except Exception as error:
-            raise _execution_error(op, _Call(op.names, (x, y)), error) from _original(error)
+            _fail(op, _Call(op.names, (x, y)), error)
         return MessageNode(data, op, (x, y), x._tracked or y._tracked)
 
     def reflected(y: Any, x: Any) -> MessageNode[Any]:
@@ -842,13 +826,15 @@ def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
     try:
         data = call.apply(op.function, call.plain())
     except Exception as error:
-        raise _execution_error(op, call, error) from _original(error)
-    return cast("MessageNode[Any]", _record(op, call, data))
+        _fail(op, call, error)
+    return _record(op, call, data)
 
 
-def _record(op: _Operator, call: _Call, data: Any, kind: Any = None) -> Any:
+def _record(
+    op: _Operator, call: _Call, data: Any, kind: type[MessageNode[Any]] = MessageNode
+) -> MessageNode[Any]:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
-    scope, parents, kind = _scope.get(), call.values, kind or MessageNode
+    scope, parents = _scope.get(), call.values
     if scope is not None and not scope.tracing:
         return kind(data, op, (), False)
     simple, tracked = call.names == op.names and not call.outside, False
@@ -894,9 +880,9 @@ _pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDiction
 
 def _pickled(value: Any) -> Any:
     """What stands for a node in a pickle; anything else is itself."""
-    return (
-        _pickling.setdefault(value._number, _Pickled(value)) if isinstance(value, Node) else value
-    )
+    if not isinstance(value, Node):
+        return value
+    return _pickling.setdefault(value._number, _Pickled(value))
 
 
 def _own(value: Any) -> Any:
@@ -1034,8 +1020,8 @@ class ExceptionNode(MessageNode[str]):
         return self.data if style == "simple" else getattr(self, "_full", self.data)
 
 
-def _execution_error(op: _Operator, call: _Call, error: Exception) -> ExecutionError:
-    """The error of a failed call; of bundles inside bundles, what the innermost one reported."""
+def _fail(op: _Operator, call: _Call, error: Exception) -> NoReturn:
+    """Raise the `ExecutionError` of a failed call; it tells what the innermost bundle reported."""
     inner: Any = getattr(error, "exception_node", None)
     kind, words = type(error).__name__, str(error)
     if isinstance(error, CodeError):  # raised in a child process, which told what and where
@@ -1043,11 +1029,8 @@ def _execution_error(op: _Operator, call: _Call, error: Exception) -> ExecutionE
     message = inner.data if inner is not None else f"({kind}) {words}".rstrip()
     exception_node: Any = _record(op, call, message, ExceptionNode)
     exception_node._full = inner._full if inner is not None else message + _marked_source(error)
-    return ExecutionError(exception_node)
-
-
-def _original(error: Exception) -> BaseException:
-    return error.__cause__ or error if isinstance(error, ExecutionError) else error
+    original = error.__cause__ or error if isinstance(error, ExecutionError) else error
+    raise ExecutionError(exception_node) from original
 
 
 def _marked_source(error: Exception) -> str:
@@ -1073,6 +1056,40 @@ def _marked_source(error: Exception) -> str:
     return text
 
 
+class _Scope:
+    """What surrounds a line of code as it runs: a bundle's body, or a `stop_tracing` block.
+
+    `reads` collects the nodes from outside that a bundle's body looks at, and `stand_ins` holds
+    what is read in the place of some of them, by their numbers, while `rerun` asks what would be.
+    """
+
+    tracing = True
+    key: object = None
+    stand_ins: Mapping[int, Node[Any]] = _EMPTY
+
+    def __enter__(self) -> Any:
+        self.outer = outer = _scope.get()
+        self.first = next(_numbers)
+        self.reads: dict[int, Node[Any]] = {}
+        if outer is not None:
+            self.tracing, self.stand_ins = self.tracing and outer.tracing, outer.stand_ins
+        self.token = _scope.set(self)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        _scope.reset(self.token)
+
+    def read(self, node: Node[Any]) -> Any:
+        """The node's data, noted as read when the node was made before this scope began."""
+        if self.tracing and node._number < self.first:
+            self.reads[node._number] = node
+        return self.stand_ins.get(node._number, node)._data
+
+    def runs(self, key: object) -> bool:
+        """Does the bundle or code that `key` stands for run here, directly or further out?"""
+        return self.key is key or (self.outer is not None and self.outer.runs(key))
+
+
 @contextlib.contextmanager
 def stop_tracing() -> Iterator[None]:
     """A block in which nothing is recorded: results are nodes without parents.
@@ -1085,25 +1102,22 @@ def stop_tracing() -> Iterator[None]:
     >>> y.data, y.parents
     (2, ())
     """
-    token = _scope.set(_Scope(_scope.get(), tracing=False))
-    try:
+    scope = _Scope()
+    scope.tracing = False
+    with scope:
         yield
-    finally:
-        _scope.reset(token)
 
 
-class _Body:
-    """The body of a bundle as it runs: it opens a scope, and makes a node of how it ends."""
+class _Body(_Scope):
+    """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
     def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
 
-    def __enter__(self) -> _Body:
+    def __enter__(self) -> Any:
         self.plain = self.call.plain()
         self.held = {} if _MUTABLE.isdisjoint(map(type, self.plain)) else self._contents()
-        self.scope = _Scope(_scope.get(), True, self.key)
-        self.token = _scope.set(self.scope)
-        return self
+        return super().__enter__()
 
     def _contents(self) -> dict[str, list[Any]]:
         """What each node that is a list, dict or set among the arguments holds now."""
@@ -1114,7 +1128,7 @@ class _Body:
                 found[f"{name}, a {type(data).__name__}"] = [*data, *more]
         return found
 
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
@@ -1123,18 +1137,18 @@ class _Body:
                 words = "in place: the graph shows the changed value as its input; work on a copy"
                 told = f"{self.bundle.__name__}() changed its argument {name}, {words}"
                 warnings.warn(told, stacklevel=4)
-        if self.scope.reads:
+        if self.reads:
             self._keep_outside()
         if error is None or not self.bundle.options["catch_execution_error"]:
             return
         recorded = ExecutionError, LimitError, CodeError  # the program's failures; others are ours
         if isinstance(error, recorded) or not isinstance(error, MinitraceError):
-            raise _execution_error(self.bundle.op, self.call, error) from _original(error)
+            _fail(self.bundle.op, self.call, error)
 
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which are not allowed."""
         given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
-        outside = {n: node for n, node in self.scope.reads.items() if n not in given}
+        outside = {n: node for n, node in self.reads.items() if n not in given}
         strays = ", ".join(node.name for node in outside.values() if not _is_code(node))
         if strays and not self.bundle.options["allow_external_dependencies"]:
             used = f"{self.bundle.__name__}() used {strays}, which is not among its arguments"
@@ -1142,7 +1156,7 @@ class _Body:
             error = TraceMissingInputsError(f"{used}: {remedy} to make it a parent")
             if self.bundle.trainable and self.call.plain()[0] != self.bundle.source:
                 # Code that somebody proposed: a failure like any other.
-                raise _execution_error(self.bundle.op, self.call, error) from error
+                _fail(self.bundle.op, self.call, error)
             raise error
         self.call = self.call._replace(outside=outside)
         if around := _scope.get():
@@ -1249,12 +1263,12 @@ class Bundle:
     def _now(self, body: _Body) -> MessageNode[Any]:
         with body:
             data = to_data(body.call.apply(self.op.function, body.plain))
-        return cast("MessageNode[Any]", _record(self.op, body.call, data))
+        return _record(self.op, body.call, data)
 
     async def _later(self, body: _Body) -> MessageNode[Any]:
         with body:
             data = to_data(await body.call.apply(self.op.function, body.plain))
-        return cast("MessageNode[Any]", _record(self.op, body.call, data))
+        return _record(self.op, body.call, data)
 
     # Trainable code.
     def _train(self, source: str | None, projections: Any) -> None:
@@ -1651,9 +1665,7 @@ class Module:
         """Every parameter by the dotted path of attributes that leads to it first."""
         found: dict[str, ParameterNode[Any]] = {}
         for path, parameter in _parameters_in("", self, set()):
-            while path in found:
-                path += "_"
-            found[path] = parameter
+            found[_free(path, found)] = parameter
         return found
 
     def copy(self) -> Any:
@@ -2555,9 +2567,8 @@ class TraceGraph:
 
     def _put(self, record: Record) -> None:
         self._records[record.number] = record
-        if "names" in self.__dict__ or "_children" in self.__dict__:  # derived from fewer records
-            self.__dict__.pop("names", None)
-            self.__dict__.pop("_children", None)
+        for derived in "names", "_children":  # from fewer records
+            self.__dict__.pop(derived, None)
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
@@ -2899,18 +2910,14 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
     if strays:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new: dict[int, Node[Any]] = {}
-    scope = _Scope(_scope.get(), tracing=True)
-    scope.stand_ins = new
-    token = _scope.set(scope)
-    try:
+    with _Scope() as scope:
+        scope.stand_ins = new
         for each in nodes:
             op, number = each._op, each._number
             if number in changed:
                 new[number] = each._root(changed[number], each._base)
             elif op and (effects or not op.effects) and any(p._number in new for p in each.parents):
                 new[number] = _again(op, each, new)
-    finally:
-        _scope.reset(token)
     return new.get(output._number, output)
 
 
@@ -2927,17 +2934,12 @@ def _again(op: _Operator, each: Node[Any], new: dict[int, Node[Any]]) -> Node[An
     if op.bundle is None:
         return _run(op, call)
     new.update({n: node for n, node in call.outside.items() if node._number != n})
-    body = _Body(op.bundle, call._replace(outside={}), op.bundle)
-    again = _finished(op.bundle, body)
+    bundle, body = op.bundle, _Body(op.bundle, call._replace(outside={}), op.bundle)
+    again: MessageNode[Any] = _finish(bundle._later(body)) if bundle.is_async else bundle._now(body)
     if body.call.outside:  # the stand-ins are the parents, not what the body names
         again._call = body.call.map(leaf)
         again.parents = tuple(again._call.inputs().values())
     return again
-
-
-def _finished(bundle: Bundle, body: _Body) -> MessageNode[Any]:
-    """The node that a bundle's body gives, also where it is an `async def`."""
-    return _finish(bundle._later(body)) if bundle.is_async else bundle._now(body)
 
 
 def _finish(awaitable: Any) -> Any:
