@@ -214,7 +214,7 @@ class _Call(NamedTuple):
         return found
 
     def map(self, leaf: Callable[[Any], Any]) -> _Call:
-        """The same call of `leaf(item)` for each item: an argument, or one inside a container."""
+        """The same call with `leaf(item)` for each argument, and for each item of a container."""
         outside = {number: leaf(node) for number, node in self.outside.items()}
         values = tuple([_replace(value, leaf) for value in self.values])
         return self._replace(values=values, outside=outside)
@@ -426,7 +426,7 @@ class Node(Generic[T]):
         return _send_back(self, feedback, propagator, **options)
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
-        """What would this be if those nodes had other values? See `rerun` in section 3."""
+        """What would this be if those nodes had other values? See `_rerun`."""
         return _rerun(self, changes, effects)
 
     def tree(self, **options: Any) -> str:
@@ -649,10 +649,9 @@ class ParameterNode(Node[T]):
             words = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"it must be {words if low is not None else f'at most {high}'}")
         verdict = self.check(value) if self.check else None
-        if isinstance(verdict, str) and verdict:
-            raise ValueError(verdict)
-        if verdict is not None and not isinstance(verdict, str) and not _all(verdict):
-            raise ValueError("its check failed")
+        said = isinstance(verdict, str)  # a text refuses by its being there
+        if verdict is not None and _all(verdict) is said:
+            raise ValueError(verdict if said else "its check failed")
 
     def _checks(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _CHECKS}
@@ -759,8 +758,8 @@ def _items(container: Any) -> Iterable[Any]:
 
 
 def _holds(value: Any) -> bool:
-    """Is it a node, or a container with one in it at any depth?"""
-    return next(_nodes_in(value), None) is not None
+    """Is it a container with a node in it at any depth?"""
+    return isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None
 
 
 def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -771,7 +770,7 @@ def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         result.clear()
         for key, item in value.items():
-            known = _replace(key, leaf) if _holds(key) else key
+            known = _replace(key, leaf) if isinstance(key, Node) or _holds(key) else key
             result[known] = _replace(item, leaf)
         return result
     items = [_replace(item, leaf) for item in _items(value)]
@@ -799,8 +798,7 @@ def _wrap(value: Any, name: str | None = None) -> Any:
     """The value as a node; a container that holds nodes as one with a node for every leaf."""
     if isinstance(value, Node):
         return value
-    holds = isinstance(value, _CONTAINERS) and _holds(value)
-    return _replace(value, _wrap) if holds else Node(value, name)
+    return _replace(value, _wrap) if _holds(value) else Node(value, name)
 
 
 def to_data(value: Any) -> Any:
@@ -811,8 +809,7 @@ def to_data(value: Any) -> Any:
     """
     if isinstance(value, Node):
         return value.data
-    holds = isinstance(value, _CONTAINERS) and _holds(value)
-    return _replace(value, to_data) if holds else value
+    return _replace(value, to_data) if _holds(value) else value
 
 
 def _apply(op: _Operator, args: Sequence[Any], kwargs: Any = _EMPTY) -> MessageNode[Any]:
@@ -1215,12 +1212,12 @@ class Bundle:
         except (TypeError, ValueError):  # some functions written in C have none
             self.signature = inspect.signature(lambda *args, **kwargs: None)
         plain, defaults = [], {}
-        names: list[list[str]] = [[], [], [], [], []]  # by the kind of parameter
+        names: list[list[str]] = [[], [], [], [], []]  # by the kind of argument
         for p in self.signature.parameters.values():
             names[p.kind].append(p.name)
             if p.default is not p.empty:
                 defaults[p.name] = _wrap(p.default, p.name)
-                p = p.replace(default=_Marked(f"defaults[{p.name!r}]"))
+                p = p.replace(default=_Verbatim(f"defaults[{p.name!r}]"))
             plain.append(p.replace(annotation=p.empty))
         only, either, rest, keyword_only, keywords = names
         self._positional, self._rest = (*only, *either), "".join(rest)
@@ -1414,7 +1411,7 @@ def bundle(
         projections: functions that move new code to code that is allowed.
         source: the source, where Python keeps none (`python -c`, `exec`).
         limits: run the code in a child process under these `Limits`.
-        effects: it does more than compute (asks a model, writes a file): `rerun` leaves it alone.
+        effects: it asks a language model, writes a file or the like: `rerun` leaves it alone.
 
     Raises: when called, `ExecutionError`, `TraceMissingInputsError`, or `TypeError` if the
         arguments do not fit.
@@ -1513,7 +1510,7 @@ def _header(text: str, name: str) -> str:
     return ast.unparse(found[0]).strip()
 
 
-_texts = itertools.count()
+_files = itertools.count()
 
 
 def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
@@ -1528,7 +1525,7 @@ def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
 
     # The names of files are used again after so many: entries are replaced, and never taken away
     # while somebody else walks through the cache.
-    filename = f"<code {next(_texts) % 1024}>"
+    filename = f"<code {next(_files) % 1024}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
     tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
@@ -1539,15 +1536,15 @@ def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
     return code
 
 
-class _Marked(str):
-    """The text of a value that JSON could not hold."""
+class _Verbatim(str):
+    """A text that stands for a value and is shown as it is: one that JSON could not hold."""
 
     __repr__ = str.__str__
 
 
 _DEPTH = 100  # levels of containers in containers that one value may have
 _TAGS: dict[str, Any] = {f"${kind.__name__}": kind for kind in (tuple, set, frozenset, dict)}
-_TAGS |= {"$bytes": bytes.fromhex, "$float": float.fromhex, "$text": _Marked}
+_TAGS |= {"$bytes": bytes.fromhex, "$float": float.fromhex, "$text": _Verbatim}
 _TAGS["$int"] = functools.partial(int, base=16)
 
 
@@ -1583,7 +1580,7 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
         return value if value.bit_length() <= 10_000 else {"$int": hex(value)}
     if kind in (float, bytes):
         return {f"${kind.__name__}": value.hex()}
-    if kind is _Marked:
+    if kind is _Verbatim:
         return {"$text": str(value)}
     if depth <= _DEPTH and kind is dict:
         if all(type(key) is str and key[:1] != "$" for key in value):
@@ -1750,7 +1747,7 @@ def model(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls, Module), facts)
 
 
-# Code that a model wrote: may it be accepted (`check_code`), and what if it runs (`Limits`)?
+# Code by a language model: may it be accepted (`check_code`), and what if it runs (`Limits`)?
 #
 #     caller ── request, one line of JSON ──▶ child process: the same check, fewer built-ins,
 #     caller ◀── reply, one line of JSON ───  resource limits, no network, no environment
@@ -1767,7 +1764,7 @@ _PURE = str.split("""abc array base64 bisect calendar cmath collections copy csv
 _CALM = str.split("bool bytes complex dict float frozenset int list range re.compile set str tuple")
 _BARRED = str.split("""__import__ __loader__ __spec__ breakpoint compile copyright credits delattr
     dir eval exec exit getattr globals hasattr help input license locals open quit setattr vars""")
-_PLAIN = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
+_STATEMENTS = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
 _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
 _INNER = r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)"
 _HIDDEN = r"(?:^|[.\[])__\w+__"
@@ -1813,27 +1810,27 @@ def _on_load(tree: ast.Module) -> Iterator[ast.AST]:
 
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        for node in itertools.chain([statement], *map(ast.walk, parts)):
-            acts = isinstance(node, ast.stmt) and type(node).__name__ not in _PLAIN
-            calls = isinstance(node, ast.Call) and ast.unparse(node.func) not in _CALM
-            places = isinstance(node, (ast.Attribute, ast.Subscript))
-            if acts or calls or (places and isinstance(vars(node)["ctx"], ast.Store)):
-                yield node
+        for part in itertools.chain([statement], *map(ast.walk, parts)):
+            acts = isinstance(part, ast.stmt) and type(part).__name__ not in _STATEMENTS
+            calls = isinstance(part, ast.Call) and ast.unparse(part.func) not in _CALM
+            places = isinstance(part, (ast.Attribute, ast.Subscript))
+            if acts or calls or (places and isinstance(vars(part)["ctx"], ast.Store)):
+                yield part
 
 
 def _out_of_reach(tree: ast.Module, imports: Sequence[str]) -> Iterator[str]:
     """The imports, built-ins and inner attributes of some code that lead out of it."""
     import ast
 
-    nodes: list[Any] = list(ast.walk(tree))
-    own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    own |= {getattr(n, "arg", getattr(n, "name", "")) for n in nodes}
-    for node in nodes:
-        kind = type(node).__name__
-        lists = [v if type(v) is list else [v] for v in vars(node).values()]
+    parts: list[Any] = list(ast.walk(tree))
+    own = {p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
+    own |= {getattr(p, "arg", getattr(p, "name", "")) for p in parts}
+    for part in parts:
+        kind = type(part).__name__
+        lists = [v if type(v) is list else [v] for v in vars(part).values()]
         words = [word for word in itertools.chain(*lists) if isinstance(word, str)]
         if kind in ("Import", "ImportFrom"):
-            words = words or [alias.name if kind == "Import" else "." for alias in node.names]
+            words = words or [alias.name if kind == "Import" else "." for alias in part.names]
             yield from (word for word in words if not _allows(imports, word))
         elif not kind.endswith("FunctionDef"):
             inner = re.compile(_HIDDEN if kind == "Constant" else rf"^({_INNER})$")
@@ -1850,8 +1847,8 @@ def _bare(function: Any) -> str:
     import ast
 
     vars(function).update(body=[], decorator_list=[], returns=None)
-    for node in ast.walk(function):
-        vars(node).pop("annotation", None)
+    for part in ast.walk(function):
+        vars(part).pop("annotation", None)
     return ast.unparse(function).strip("\n:")
 
 
@@ -1860,11 +1857,11 @@ def check_code(
 ) -> None:
     """Say why some code cannot be the new source of a function, or return in silence.
 
-    Cheap and always done before code that a model wrote is accepted. The code is at most 20,000
-    characters, parses and compiles, and holds one function called `name` beside imports, helper
-    functions and constants; nothing else would run when it is loaded, and no class: one can stand
-    inside a function. The size and nesting are bounded before the parser sees the text, since
-    deep input crashes the interpreter's own parser.
+    Cheap, and always done before code that a language model wrote is accepted. The code is at most
+    20,000 characters, parses and compiles, and holds one function called `name` beside imports,
+    helper functions and constants. Nothing else may run when it is loaded, and no class stand
+    there: one can stand inside a function. The size and nesting are bounded before the parser sees
+    the text, since deep input crashes the interpreter's own parser.
 
     Under `limits` it also imports only what `limits.imports` lists, and names no `open`, `exec`,
     `getattr` and their like, no attribute such as `__class__` or `gi_frame`, and no text such as
@@ -1878,7 +1875,7 @@ def check_code(
         limits: the `Limits` it will run under, or None.
 
     Raises:
-        ValueError: a reason in one sentence, written to be sent back to the model.
+        ValueError: a reason in one sentence, written to be sent back to the language model.
 
     >>> check_code("import math\\ndef area(r): return math.pi * r**2", "area", "(r)")
     >>> check_code("def area(radius): return 3 * radius", "area", "(r)")
@@ -1903,8 +1900,8 @@ def check_code(
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
         empty: Any = ast.parse("def f(): 0").body[0]
         vars(found[0]).update(decorator_list=extra, args=empty.args)
-    for node in _on_load(tree):
-        text = ast.unparse(node).strip().partition("\n")[0][:80]
+    for part in _on_load(tree):
+        text = ast.unparse(part).strip().partition("\n")[0][:80]
         good = "only imports, functions and constants may be there"
         raise ValueError(f"`{text}` at top level: {good}")
 
@@ -1945,7 +1942,7 @@ class CodeError(MinitraceError):
 
 
 class Limits:
-    """Run code that a model wrote in a child process that is short of everything.
+    """Run code that a language model wrote in a child process that is short of everything.
 
     The child has no environment, no network where Linux namespaces let an ordinary program give it
     up, a working directory that no longer exists, and bounds on time, memory, open files, file
@@ -1997,7 +1994,7 @@ Limits.imports
         head = json.dumps([source, name, self.imports, self.seconds])
         line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs or {}), 'kwargs')}]"
         with _child(self.memory_mb) as child:
-            answer = _ask(child, line, self.seconds)
+            answer = _ask_child(child, line, self.seconds)
             if isinstance(answer, CodeError) and answer.kind in _LAST_WORDS:
                 raise LimitError(f"{_LAST_WORDS[answer.kind]}{answer.message}")
         if isinstance(answer, CodeError):
@@ -2011,7 +2008,7 @@ Limits.imports
         True
         """
         with _child(self.memory_mb) as child:
-            holds = _ask(child, "[]", 30)
+            holds = _ask_child(child, "[]", 30)
         words = "time output environment network memory cpu files descriptors processes core"
         return {word: word in holds for word in words.split()}
 
@@ -2073,7 +2070,7 @@ m = sys.modules["minitrace"] = util.module_from_spec(s); s.loader.exec_module(m)
     env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
         child = Popen(command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True)
-    _ask(child, "[]", 30)  # its start is no part of anybody's call
+    _ask_child(child, "[]", 30)  # its start is no part of anybody's call
     return child
 
 
@@ -2084,7 +2081,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _ask(child: Any, line: str, seconds: float) -> Any:
+def _ask_child(child: Any, line: str, seconds: float) -> Any:
     """A child's answer to one request; what carries another mark than the request is no answer.
 
     A thread of its own waits on the pipe, which works everywhere.
@@ -2124,13 +2121,13 @@ def _serve() -> None:
     for stream in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     holds = ["time", "output", "environment"]
-    root = getattr(os, "getuid", int)() == 0  # who may start processes all the same
+    admin = getattr(os, "getuid", int)() == 0  # who may start processes all the same
     with contextlib.suppress(ImportError, AttributeError, OSError):
         holds += _unshare()
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_watch, args=(received, requests.put), daemon=True).start()
     with contextlib.suppress(ImportError):
-        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not root]
+        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not admin]
     while line := requests.get():
         request = json.loads(line[16:])
         answer = _answer(*request) if request else json.dumps(["holds", holds])
@@ -2191,7 +2188,7 @@ def _answer(head: list[Any], args: Any, kwargs: Any) -> str:
 
     sys.stdout = sys.stderr = printed = _Printed()
     try:
-        return f'["result", {_pack(_call(head, decode(args), decode(kwargs)), "the result")}]'
+        return f'["result", {_pack(_result(head, decode(args), decode(kwargs)), "the result")}]'
     except BaseException as error:
         trace = traceback.walk_tb(error.__traceback__)
         line = max([0, *(n for frame, n in trace if frame.f_code.co_filename == "the code")][-1:])
@@ -2210,7 +2207,7 @@ def _loaded(source: str, name: str, imports: tuple[str, ...]) -> Any:
     return compile(source, "the code", "exec")
 
 
-def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _result(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Load the code afresh and call its function."""
     source, name, imports, seconds = head
     code = _loaded(source, name, tuple(imports))
@@ -2221,9 +2218,9 @@ def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     known = {key: item for key, item in vars(builtins).items() if key not in _BARRED}
     known["__import__"] = functools.partial(_import, imports)
-    scope: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
-    exec(code, scope)
-    result = scope[name](*args, **kwargs)
+    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
+    exec(code, namespace)
+    result = namespace[name](*args, **kwargs)
     if hasattr(result, "__await__"):
         import asyncio
 
@@ -2325,7 +2322,7 @@ class Propagator:
         return sent
 
 
-class _Texts(str):
+class _Joined(str):
     """Several texts joined, each once, that remembers them."""
 
     pieces: tuple[str, ...]
@@ -2347,7 +2344,7 @@ class SumPropagator(Propagator):
         if len(said) < 2 or not all(isinstance(feedback, str) for feedback in said):
             return functools.reduce(operator.add, said) if said else None
         pieces = tuple(dict.fromkeys(p for text in said for p in getattr(text, "pieces", (text,))))
-        joined = _Texts("\n".join(pieces))
+        joined = _Joined("\n".join(pieces))
         joined.pieces = pieces
         return joined
 
@@ -2729,11 +2726,11 @@ class TraceGraph:
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_TEXTS = "name", "kind", "operator", "type", "description", "constraint"
+_TEXT_FIELDS = "name", "kind", "operator", "type", "description", "constraint"
 _GRAPH_FIELDS = "format", "version", "nodes", "operators", "outputs"
 _OUTPUT_FIELDS = {"id": object, "feedback": object, "score": (int, float)}
 _NODE_FIELDS = {"id": object, "value": object, "inputs": dict, "trainable": bool}
-_NODE_FIELDS |= {"bounds": list, "choices": list, **dict.fromkeys(_TEXTS, str)}
+_NODE_FIELDS |= {"bounds": list, "choices": list, **dict.fromkeys(_TEXT_FIELDS, str)}
 
 
 def _known(fields: dict[str, Any]) -> dict[str, Any]:
