@@ -85,22 +85,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Generic,
-    Literal,
-    NamedTuple,
-    NoReturn,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     import ast
     import random
     import subprocess
+    from typing import NoReturn
 
 __version__ = "0.1.0"
 # fmt: off
