@@ -1045,10 +1045,11 @@ def _marked_source(error: Exception) -> str:
 
 
 class _Scope:
-    """What surrounds a line of code as it runs: a bundle's body, or a `stop_tracing` block.
+    """What surrounds a line of code as it runs: a bundle's body, `stop_tracing` or `rerun`.
 
-    `reads` collects the nodes from outside that a bundle's body looks at, and `stand_ins` holds
-    what is read in the place of some of them, by their numbers, while `rerun` asks what would be.
+    `key` says whose body it is: a bundle, or its code where that is trainable. `reads` collects the
+    nodes from outside that a bundle's body looks at. `stand_ins` holds what is read in the place of
+    some of them, by their numbers, while `rerun` asks what would be.
     """
 
     tracing = True
@@ -1402,7 +1403,8 @@ def bundle(
         projections: functions that move new code to code that is allowed.
         source: the source, where Python keeps none (`python -c`, `exec`).
         limits: run the code in a child process under these `Limits`.
-        effects: it asks a language model, writes a file or the like: `rerun` leaves it alone.
+        effects: it does more than compute (asks a language model, writes a file): `rerun` leaves
+            it alone.
 
     Raises: when called, `ExecutionError`, `TraceMissingInputsError`, or `TypeError` if the
         arguments do not fit.
@@ -2555,8 +2557,8 @@ class TraceGraph:
 
     def _put(self, record: Record) -> None:
         self._records[record.number] = record
-        for derived in "names", "_children":  # from fewer records
-            self.__dict__.pop(derived, None)
+        self.__dict__.pop("names", None)  # derived from fewer records
+        self.__dict__.pop("_children", None)
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
