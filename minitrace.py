@@ -2557,8 +2557,9 @@ class TraceGraph:
 
     def _put(self, record: Record) -> None:
         self._records[record.number] = record
-        self.__dict__.pop("names", None)  # derived from fewer records
-        self.__dict__.pop("_children", None)
+        if "names" in self.__dict__ or "_children" in self.__dict__:  # derived from fewer records
+            self.__dict__.pop("names", None)
+            self.__dict__.pop("_children", None)
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
