@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     import ast
     import random
     import subprocess
+    from typing import NoReturn
 
 __version__ = "0.1.0"
 # fmt: off
@@ -152,33 +153,7 @@ class GRAPH:
         _names.clear()
 
 
-class _Scope:
-    """What surrounds a line of code as it runs: a bundle's body, or a `stop_tracing` block.
-
-    `reads` collects the nodes from outside that a bundle's body looks at, and `stand_ins` holds
-    what is read in the place of some of them, by their numbers, while `rerun` asks what would be.
-    """
-
-    stand_ins: Mapping[int, Node[Any]] = _EMPTY
-
-    def __init__(self, outer: _Scope | None, tracing: bool, bundle: object = None) -> None:
-        self.outer, self.bundle, self.tracing = outer, bundle, tracing
-        self.first = next(_numbers)
-        self.reads: dict[int, Node[Any]] = {}
-        if outer is not None:
-            self.tracing, self.stand_ins = tracing and outer.tracing, outer.stand_ins
-
-    def read(self, node: Node[Any]) -> Any:
-        """The node's data, noted as read when the node was made before this scope began."""
-        if self.tracing and node._number < self.first:
-            self.reads[node._number] = node
-        return self.stand_ins.get(node._number, node)._data
-
-    def runs(self, bundle: object) -> bool:
-        """Is this bundle's body running here, directly or further out?"""
-        return self.bundle is bundle or (self.outer is not None and self.outer.runs(bundle))
-
-
+# What surrounds the code that runs: nothing, or a `_Scope` of section 2.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 
 
@@ -230,7 +205,7 @@ class _Call(NamedTuple):
         return found
 
     def map(self, leaf: Callable[[Any], Any]) -> _Call:
-        """The same call of `leaf(item)` for each item: an argument, or one inside a container."""
+        """The same call with `leaf(item)` for each argument, and for each item of a container."""
         outside = {number: leaf(node) for number, node in self.outside.items()}
         values = tuple([_replace(value, leaf) for value in self.values])
         return self._replace(values=values, outside=outside)
@@ -315,7 +290,7 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
         try:
             data = function(x._data, y._data)
         except Exception as error:
-            raise _execution_error(op, _Call(op.names, (x, y)), error) from _original(error)
+            _fail(op, _Call(op.names, (x, y)), error)
         return MessageNode(data, op, (x, y), x._tracked or y._tracked)
 
     def reflected(y: Any, x: Any) -> MessageNode[Any]:
@@ -442,7 +417,7 @@ class Node(Generic[T]):
         return _send_back(self, feedback, propagator, **options)
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
-        """What would this be if those nodes had other values? See `rerun` in section 3."""
+        """What would this be if those nodes had other values? See `_rerun`."""
         return _rerun(self, changes, effects)
 
     def tree(self, **options: Any) -> str:
@@ -665,10 +640,9 @@ class ParameterNode(Node[T]):
             words = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"it must be {words if low is not None else f'at most {high}'}")
         verdict = self.check(value) if self.check else None
-        if isinstance(verdict, str) and verdict:
-            raise ValueError(verdict)
-        if verdict is not None and not isinstance(verdict, str) and not _all(verdict):
-            raise ValueError("its check failed")
+        said = isinstance(verdict, str)  # a text refuses by its being there
+        if verdict is not None and _all(verdict) is said:
+            raise ValueError(verdict if said else "its check failed")
 
     def _checks(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _CHECKS}
@@ -775,8 +749,8 @@ def _items(container: Any) -> Iterable[Any]:
 
 
 def _holds(value: Any) -> bool:
-    """Is it a node, or a container with one in it at any depth?"""
-    return next(_nodes_in(value), None) is not None
+    """Is it a container with a node in it at any depth?"""
+    return isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None
 
 
 def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -787,7 +761,7 @@ def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         result.clear()
         for key, item in value.items():
-            known = _replace(key, leaf) if _holds(key) else key
+            known = _replace(key, leaf) if isinstance(key, Node) or _holds(key) else key
             result[known] = _replace(item, leaf)
         return result
     items = [_replace(item, leaf) for item in _items(value)]
@@ -815,8 +789,7 @@ def _wrap(value: Any, name: str | None = None) -> Any:
     """The value as a node; a container that holds nodes as one with a node for every leaf."""
     if isinstance(value, Node):
         return value
-    holds = isinstance(value, _CONTAINERS) and _holds(value)
-    return _replace(value, _wrap) if holds else Node(value, name)
+    return _replace(value, _wrap) if _holds(value) else Node(value, name)
 
 
 def to_data(value: Any) -> Any:
@@ -827,8 +800,7 @@ def to_data(value: Any) -> Any:
     """
     if isinstance(value, Node):
         return value.data
-    holds = isinstance(value, _CONTAINERS) and _holds(value)
-    return _replace(value, to_data) if holds else value
+    return _replace(value, to_data) if _holds(value) else value
 
 
 def _apply(op: _Operator, args: Sequence[Any], kwargs: Any = _EMPTY) -> MessageNode[Any]:
@@ -842,13 +814,15 @@ def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
     try:
         data = call.apply(op.function, call.plain())
     except Exception as error:
-        raise _execution_error(op, call, error) from _original(error)
-    return cast("MessageNode[Any]", _record(op, call, data))
+        _fail(op, call, error)
+    return _record(op, call, data)
 
 
-def _record(op: _Operator, call: _Call, data: Any, kind: Any = None) -> Any:
+def _record(
+    op: _Operator, call: _Call, data: Any, kind: type[MessageNode[Any]] = MessageNode
+) -> MessageNode[Any]:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
-    scope, parents, kind = _scope.get(), call.values, kind or MessageNode
+    scope, parents = _scope.get(), call.values
     if scope is not None and not scope.tracing:
         return kind(data, op, (), False)
     simple, tracked = call.names == op.names and not call.outside, False
@@ -894,9 +868,9 @@ _pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDiction
 
 def _pickled(value: Any) -> Any:
     """What stands for a node in a pickle; anything else is itself."""
-    return (
-        _pickling.setdefault(value._number, _Pickled(value)) if isinstance(value, Node) else value
-    )
+    if not isinstance(value, Node):
+        return value
+    return _pickling.setdefault(value._number, _Pickled(value))
 
 
 def _own(value: Any) -> Any:
@@ -1034,8 +1008,8 @@ class ExceptionNode(MessageNode[str]):
         return self.data if style == "simple" else getattr(self, "_full", self.data)
 
 
-def _execution_error(op: _Operator, call: _Call, error: Exception) -> ExecutionError:
-    """The error of a failed call; of bundles inside bundles, what the innermost one reported."""
+def _fail(op: _Operator, call: _Call, error: Exception) -> NoReturn:
+    """Raise the `ExecutionError` of a failed call; it tells what the innermost bundle reported."""
     inner: Any = getattr(error, "exception_node", None)
     kind, words = type(error).__name__, str(error)
     if isinstance(error, CodeError):  # raised in a child process, which told what and where
@@ -1043,11 +1017,8 @@ def _execution_error(op: _Operator, call: _Call, error: Exception) -> ExecutionE
     message = inner.data if inner is not None else f"({kind}) {words}".rstrip()
     exception_node: Any = _record(op, call, message, ExceptionNode)
     exception_node._full = inner._full if inner is not None else message + _marked_source(error)
-    return ExecutionError(exception_node)
-
-
-def _original(error: Exception) -> BaseException:
-    return error.__cause__ or error if isinstance(error, ExecutionError) else error
+    original = error.__cause__ or error if isinstance(error, ExecutionError) else error
+    raise ExecutionError(exception_node) from original
 
 
 def _marked_source(error: Exception) -> str:
@@ -1073,6 +1044,41 @@ def _marked_source(error: Exception) -> str:
     return text
 
 
+class _Scope:
+    """What surrounds a line of code as it runs: a bundle's body, `stop_tracing` or `rerun`.
+
+    `key` says whose body it is: a bundle, or its code where that is trainable. `reads` collects the
+    nodes from outside that a bundle's body looks at. `stand_ins` holds what is read in the place of
+    some of them, by their numbers, while `rerun` asks what would be.
+    """
+
+    tracing = True
+    key: object = None
+    stand_ins: Mapping[int, Node[Any]] = _EMPTY
+
+    def __enter__(self) -> Any:
+        self.outer = outer = _scope.get()
+        self.first = next(_numbers)
+        self.reads: dict[int, Node[Any]] = {}
+        if outer is not None:
+            self.tracing, self.stand_ins = self.tracing and outer.tracing, outer.stand_ins
+        self.token = _scope.set(self)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        _scope.reset(self.token)
+
+    def read(self, node: Node[Any]) -> Any:
+        """The node's data, noted as read when the node was made before this scope began."""
+        if self.tracing and node._number < self.first:
+            self.reads[node._number] = node
+        return self.stand_ins.get(node._number, node)._data
+
+    def runs(self, key: object) -> bool:
+        """Does the bundle or code that `key` stands for run here, directly or further out?"""
+        return self.key is key or (self.outer is not None and self.outer.runs(key))
+
+
 @contextlib.contextmanager
 def stop_tracing() -> Iterator[None]:
     """A block in which nothing is recorded: results are nodes without parents.
@@ -1085,25 +1091,22 @@ def stop_tracing() -> Iterator[None]:
     >>> y.data, y.parents
     (2, ())
     """
-    token = _scope.set(_Scope(_scope.get(), tracing=False))
-    try:
+    scope = _Scope()
+    scope.tracing = False
+    with scope:
         yield
-    finally:
-        _scope.reset(token)
 
 
-class _Body:
-    """The body of a bundle as it runs: it opens a scope, and makes a node of how it ends."""
+class _Body(_Scope):
+    """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
     def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
 
-    def __enter__(self) -> _Body:
+    def __enter__(self) -> Any:
         self.plain = self.call.plain()
         self.held = {} if _MUTABLE.isdisjoint(map(type, self.plain)) else self._contents()
-        self.scope = _Scope(_scope.get(), True, self.key)
-        self.token = _scope.set(self.scope)
-        return self
+        return super().__enter__()
 
     def _contents(self) -> dict[str, list[Any]]:
         """What each node that is a list, dict or set among the arguments holds now."""
@@ -1114,7 +1117,7 @@ class _Body:
                 found[f"{name}, a {type(data).__name__}"] = [*data, *more]
         return found
 
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
@@ -1123,18 +1126,18 @@ class _Body:
                 words = "in place: the graph shows the changed value as its input; work on a copy"
                 told = f"{self.bundle.__name__}() changed its argument {name}, {words}"
                 warnings.warn(told, stacklevel=4)
-        if self.scope.reads:
+        if self.reads:
             self._keep_outside()
         if error is None or not self.bundle.options["catch_execution_error"]:
             return
         recorded = ExecutionError, LimitError, CodeError  # the program's failures; others are ours
         if isinstance(error, recorded) or not isinstance(error, MinitraceError):
-            raise _execution_error(self.bundle.op, self.call, error) from _original(error)
+            _fail(self.bundle.op, self.call, error)
 
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which are not allowed."""
         given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
-        outside = {n: node for n, node in self.scope.reads.items() if n not in given}
+        outside = {n: node for n, node in self.reads.items() if n not in given}
         strays = ", ".join(node.name for node in outside.values() if not _is_code(node))
         if strays and not self.bundle.options["allow_external_dependencies"]:
             used = f"{self.bundle.__name__}() used {strays}, which is not among its arguments"
@@ -1142,7 +1145,7 @@ class _Body:
             error = TraceMissingInputsError(f"{used}: {remedy} to make it a parent")
             if self.bundle.trainable and self.call.plain()[0] != self.bundle.source:
                 # Code that somebody proposed: a failure like any other.
-                raise _execution_error(self.bundle.op, self.call, error) from error
+                _fail(self.bundle.op, self.call, error)
             raise error
         self.call = self.call._replace(outside=outside)
         if around := _scope.get():
@@ -1201,12 +1204,12 @@ class Bundle:
         except (TypeError, ValueError):  # some functions written in C have none
             self.signature = inspect.signature(lambda *args, **kwargs: None)
         plain, defaults = [], {}
-        names: list[list[str]] = [[], [], [], [], []]  # by the kind of parameter
+        names: list[list[str]] = [[], [], [], [], []]  # by the kind of argument
         for p in self.signature.parameters.values():
             names[p.kind].append(p.name)
             if p.default is not p.empty:
                 defaults[p.name] = _wrap(p.default, p.name)
-                p = p.replace(default=_Marked(f"defaults[{p.name!r}]"))
+                p = p.replace(default=_Verbatim(f"defaults[{p.name!r}]"))
             plain.append(p.replace(annotation=p.empty))
         only, either, rest, keyword_only, keywords = names
         self._positional, self._rest = (*only, *either), "".join(rest)
@@ -1249,12 +1252,12 @@ class Bundle:
     def _now(self, body: _Body) -> MessageNode[Any]:
         with body:
             data = to_data(body.call.apply(self.op.function, body.plain))
-        return cast("MessageNode[Any]", _record(self.op, body.call, data))
+        return _record(self.op, body.call, data)
 
     async def _later(self, body: _Body) -> MessageNode[Any]:
         with body:
             data = to_data(await body.call.apply(self.op.function, body.plain))
-        return cast("MessageNode[Any]", _record(self.op, body.call, data))
+        return _record(self.op, body.call, data)
 
     # Trainable code.
     def _train(self, source: str | None, projections: Any) -> None:
@@ -1400,7 +1403,8 @@ def bundle(
         projections: functions that move new code to code that is allowed.
         source: the source, where Python keeps none (`python -c`, `exec`).
         limits: run the code in a child process under these `Limits`.
-        effects: it does more than compute (asks a model, writes a file): `rerun` leaves it alone.
+        effects: it does more than compute (asks a language model, writes a file): `rerun` leaves
+            it alone.
 
     Raises: when called, `ExecutionError`, `TraceMissingInputsError`, or `TypeError` if the
         arguments do not fit.
@@ -1499,7 +1503,7 @@ def _header(text: str, name: str) -> str:
     return ast.unparse(found[0]).strip()
 
 
-_texts = itertools.count()
+_files = itertools.count()
 
 
 def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
@@ -1514,7 +1518,7 @@ def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
 
     # The names of files are used again after so many: entries are replaced, and never taken away
     # while somebody else walks through the cache.
-    filename = f"<code {next(_texts) % 1024}>"
+    filename = f"<code {next(_files) % 1024}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
     tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
@@ -1525,15 +1529,15 @@ def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
     return code
 
 
-class _Marked(str):
-    """The text of a value that JSON could not hold."""
+class _Verbatim(str):
+    """A text that stands for a value and is shown as it is: one that JSON could not hold."""
 
     __repr__ = str.__str__
 
 
 _DEPTH = 100  # levels of containers in containers that one value may have
 _TAGS: dict[str, Any] = {f"${kind.__name__}": kind for kind in (tuple, set, frozenset, dict)}
-_TAGS |= {"$bytes": bytes.fromhex, "$float": float.fromhex, "$text": _Marked}
+_TAGS |= {"$bytes": bytes.fromhex, "$float": float.fromhex, "$text": _Verbatim}
 _TAGS["$int"] = functools.partial(int, base=16)
 
 
@@ -1569,7 +1573,7 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
         return value if value.bit_length() <= 10_000 else {"$int": hex(value)}
     if kind in (float, bytes):
         return {f"${kind.__name__}": value.hex()}
-    if kind is _Marked:
+    if kind is _Verbatim:
         return {"$text": str(value)}
     if depth <= _DEPTH and kind is dict:
         if all(type(key) is str and key[:1] != "$" for key in value):
@@ -1651,9 +1655,7 @@ class Module:
         """Every parameter by the dotted path of attributes that leads to it first."""
         found: dict[str, ParameterNode[Any]] = {}
         for path, parameter in _parameters_in("", self, set()):
-            while path in found:
-                path += "_"
-            found[path] = parameter
+            found[_free(path, found)] = parameter
         return found
 
     def copy(self) -> Any:
@@ -1738,7 +1740,7 @@ def model(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls, Module), facts)
 
 
-# Code that a model wrote: may it be accepted (`check_code`), and what if it runs (`Limits`)?
+# Code by a language model: may it be accepted (`check_code`), and what if it runs (`Limits`)?
 #
 #     caller ── request, one line of JSON ──▶ child process: the same check, fewer built-ins,
 #     caller ◀── reply, one line of JSON ───  resource limits, no network, no environment
@@ -1755,7 +1757,7 @@ _PURE = str.split("""abc array base64 bisect calendar cmath collections copy csv
 _CALM = str.split("bool bytes complex dict float frozenset int list range re.compile set str tuple")
 _BARRED = str.split("""__import__ __loader__ __spec__ breakpoint compile copyright credits delattr
     dir eval exec exit getattr globals hasattr help input license locals open quit setattr vars""")
-_PLAIN = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
+_STATEMENTS = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
 _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
 _INNER = r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)"
 _HIDDEN = r"(?:^|[.\[])__\w+__"
@@ -1801,27 +1803,27 @@ def _on_load(tree: ast.Module) -> Iterator[ast.AST]:
 
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        for node in itertools.chain([statement], *map(ast.walk, parts)):
-            acts = isinstance(node, ast.stmt) and type(node).__name__ not in _PLAIN
-            calls = isinstance(node, ast.Call) and ast.unparse(node.func) not in _CALM
-            places = isinstance(node, (ast.Attribute, ast.Subscript))
-            if acts or calls or (places and isinstance(vars(node)["ctx"], ast.Store)):
-                yield node
+        for part in itertools.chain([statement], *map(ast.walk, parts)):
+            acts = isinstance(part, ast.stmt) and type(part).__name__ not in _STATEMENTS
+            calls = isinstance(part, ast.Call) and ast.unparse(part.func) not in _CALM
+            places = isinstance(part, (ast.Attribute, ast.Subscript))
+            if acts or calls or (places and isinstance(vars(part)["ctx"], ast.Store)):
+                yield part
 
 
 def _out_of_reach(tree: ast.Module, imports: Sequence[str]) -> Iterator[str]:
     """The imports, built-ins and inner attributes of some code that lead out of it."""
     import ast
 
-    nodes: list[Any] = list(ast.walk(tree))
-    own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    own |= {getattr(n, "arg", getattr(n, "name", "")) for n in nodes}
-    for node in nodes:
-        kind = type(node).__name__
-        lists = [v if type(v) is list else [v] for v in vars(node).values()]
+    parts: list[Any] = list(ast.walk(tree))
+    own = {p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
+    own |= {getattr(p, "arg", getattr(p, "name", "")) for p in parts}
+    for part in parts:
+        kind = type(part).__name__
+        lists = [v if type(v) is list else [v] for v in vars(part).values()]
         words = [word for word in itertools.chain(*lists) if isinstance(word, str)]
         if kind in ("Import", "ImportFrom"):
-            words = words or [alias.name if kind == "Import" else "." for alias in node.names]
+            words = words or [alias.name if kind == "Import" else "." for alias in part.names]
             yield from (word for word in words if not _allows(imports, word))
         elif not kind.endswith("FunctionDef"):
             inner = re.compile(_HIDDEN if kind == "Constant" else rf"^({_INNER})$")
@@ -1838,8 +1840,8 @@ def _bare(function: Any) -> str:
     import ast
 
     vars(function).update(body=[], decorator_list=[], returns=None)
-    for node in ast.walk(function):
-        vars(node).pop("annotation", None)
+    for part in ast.walk(function):
+        vars(part).pop("annotation", None)
     return ast.unparse(function).strip("\n:")
 
 
@@ -1848,11 +1850,11 @@ def check_code(
 ) -> None:
     """Say why some code cannot be the new source of a function, or return in silence.
 
-    Cheap and always done before code that a model wrote is accepted. The code is at most 20,000
-    characters, parses and compiles, and holds one function called `name` beside imports, helper
-    functions and constants; nothing else would run when it is loaded, and no class: one can stand
-    inside a function. The size and nesting are bounded before the parser sees the text, since
-    deep input crashes the interpreter's own parser.
+    Cheap, and always done before code that a language model wrote is accepted. The code is at most
+    20,000 characters, parses and compiles, and holds one function called `name` beside imports,
+    helper functions and constants. Nothing else may run when it is loaded, and no class stand
+    there: one can stand inside a function. The size and nesting are bounded before the parser sees
+    the text, since deep input crashes the interpreter's own parser.
 
     Under `limits` it also imports only what `limits.imports` lists, and names no `open`, `exec`,
     `getattr` and their like, no attribute such as `__class__` or `gi_frame`, and no text such as
@@ -1866,7 +1868,7 @@ def check_code(
         limits: the `Limits` it will run under, or None.
 
     Raises:
-        ValueError: a reason in one sentence, written to be sent back to the model.
+        ValueError: a reason in one sentence, written to be sent back to the language model.
 
     >>> check_code("import math\\ndef area(r): return math.pi * r**2", "area", "(r)")
     >>> check_code("def area(radius): return 3 * radius", "area", "(r)")
@@ -1891,8 +1893,8 @@ def check_code(
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
         empty: Any = ast.parse("def f(): 0").body[0]
         vars(found[0]).update(decorator_list=extra, args=empty.args)
-    for node in _on_load(tree):
-        text = ast.unparse(node).strip().partition("\n")[0][:80]
+    for part in _on_load(tree):
+        text = ast.unparse(part).strip().partition("\n")[0][:80]
         good = "only imports, functions and constants may be there"
         raise ValueError(f"`{text}` at top level: {good}")
 
@@ -1933,7 +1935,7 @@ class CodeError(MinitraceError):
 
 
 class Limits:
-    """Run code that a model wrote in a child process that is short of everything.
+    """Run code that a language model wrote in a child process that is short of everything.
 
     The child has no environment, no network where Linux namespaces let an ordinary program give it
     up, a working directory that no longer exists, and bounds on time, memory, open files, file
@@ -1985,7 +1987,7 @@ Limits.imports
         head = json.dumps([source, name, self.imports, self.seconds])
         line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs or {}), 'kwargs')}]"
         with _child(self.memory_mb) as child:
-            answer = _ask(child, line, self.seconds)
+            answer = _ask_child(child, line, self.seconds)
             if isinstance(answer, CodeError) and answer.kind in _LAST_WORDS:
                 raise LimitError(f"{_LAST_WORDS[answer.kind]}{answer.message}")
         if isinstance(answer, CodeError):
@@ -1999,7 +2001,7 @@ Limits.imports
         True
         """
         with _child(self.memory_mb) as child:
-            holds = _ask(child, "[]", 30)
+            holds = _ask_child(child, "[]", 30)
         words = "time output environment network memory cpu files descriptors processes core"
         return {word: word in holds for word in words.split()}
 
@@ -2061,7 +2063,7 @@ m = sys.modules["minitrace"] = util.module_from_spec(s); s.loader.exec_module(m)
     env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
         child = Popen(command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True)
-    _ask(child, "[]", 30)  # its start is no part of anybody's call
+    _ask_child(child, "[]", 30)  # its start is no part of anybody's call
     return child
 
 
@@ -2072,7 +2074,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _ask(child: Any, line: str, seconds: float) -> Any:
+def _ask_child(child: Any, line: str, seconds: float) -> Any:
     """A child's answer to one request; what carries another mark than the request is no answer.
 
     A thread of its own waits on the pipe, which works everywhere.
@@ -2112,13 +2114,13 @@ def _serve() -> None:
     for stream in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     holds = ["time", "output", "environment"]
-    root = getattr(os, "getuid", int)() == 0  # who may start processes all the same
+    admin = getattr(os, "getuid", int)() == 0  # who may start processes all the same
     with contextlib.suppress(ImportError, AttributeError, OSError):
         holds += _unshare()
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_watch, args=(received, requests.put), daemon=True).start()
     with contextlib.suppress(ImportError):
-        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not root]
+        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not admin]
     while line := requests.get():
         request = json.loads(line[16:])
         answer = _answer(*request) if request else json.dumps(["holds", holds])
@@ -2179,7 +2181,7 @@ def _answer(head: list[Any], args: Any, kwargs: Any) -> str:
 
     sys.stdout = sys.stderr = printed = _Printed()
     try:
-        return f'["result", {_pack(_call(head, decode(args), decode(kwargs)), "the result")}]'
+        return f'["result", {_pack(_result(head, decode(args), decode(kwargs)), "the result")}]'
     except BaseException as error:
         trace = traceback.walk_tb(error.__traceback__)
         line = max([0, *(n for frame, n in trace if frame.f_code.co_filename == "the code")][-1:])
@@ -2198,7 +2200,7 @@ def _loaded(source: str, name: str, imports: tuple[str, ...]) -> Any:
     return compile(source, "the code", "exec")
 
 
-def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _result(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Load the code afresh and call its function."""
     source, name, imports, seconds = head
     code = _loaded(source, name, tuple(imports))
@@ -2209,9 +2211,9 @@ def _call(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     known = {key: item for key, item in vars(builtins).items() if key not in _BARRED}
     known["__import__"] = functools.partial(_import, imports)
-    scope: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
-    exec(code, scope)
-    result = scope[name](*args, **kwargs)
+    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
+    exec(code, namespace)
+    result = namespace[name](*args, **kwargs)
     if hasattr(result, "__await__"):
         import asyncio
 
@@ -2313,7 +2315,7 @@ class Propagator:
         return sent
 
 
-class _Texts(str):
+class _Joined(str):
     """Several texts joined, each once, that remembers them."""
 
     pieces: tuple[str, ...]
@@ -2335,7 +2337,7 @@ class SumPropagator(Propagator):
         if len(said) < 2 or not all(isinstance(feedback, str) for feedback in said):
             return functools.reduce(operator.add, said) if said else None
         pieces = tuple(dict.fromkeys(p for text in said for p in getattr(text, "pieces", (text,))))
-        joined = _Texts("\n".join(pieces))
+        joined = _Joined("\n".join(pieces))
         joined.pieces = pieces
         return joined
 
@@ -2718,11 +2720,11 @@ class TraceGraph:
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_TEXTS = "name", "kind", "operator", "type", "description", "constraint"
+_TEXT_FIELDS = "name", "kind", "operator", "type", "description", "constraint"
 _GRAPH_FIELDS = "format", "version", "nodes", "operators", "outputs"
 _OUTPUT_FIELDS = {"id": object, "feedback": object, "score": (int, float)}
 _NODE_FIELDS = {"id": object, "value": object, "inputs": dict, "trainable": bool}
-_NODE_FIELDS |= {"bounds": list, "choices": list, **dict.fromkeys(_TEXTS, str)}
+_NODE_FIELDS |= {"bounds": list, "choices": list, **dict.fromkeys(_TEXT_FIELDS, str)}
 
 
 def _known(fields: dict[str, Any]) -> dict[str, Any]:
@@ -2899,18 +2901,14 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
     if strays:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new: dict[int, Node[Any]] = {}
-    scope = _Scope(_scope.get(), tracing=True)
-    scope.stand_ins = new
-    token = _scope.set(scope)
-    try:
+    with _Scope() as scope:
+        scope.stand_ins = new
         for each in nodes:
             op, number = each._op, each._number
             if number in changed:
                 new[number] = each._root(changed[number], each._base)
             elif op and (effects or not op.effects) and any(p._number in new for p in each.parents):
                 new[number] = _again(op, each, new)
-    finally:
-        _scope.reset(token)
     return new.get(output._number, output)
 
 
@@ -2927,17 +2925,12 @@ def _again(op: _Operator, each: Node[Any], new: dict[int, Node[Any]]) -> Node[An
     if op.bundle is None:
         return _run(op, call)
     new.update({n: node for n, node in call.outside.items() if node._number != n})
-    body = _Body(op.bundle, call._replace(outside={}), op.bundle)
-    again = _finished(op.bundle, body)
+    bundle, body = op.bundle, _Body(op.bundle, call._replace(outside={}), op.bundle)
+    again: MessageNode[Any] = _finish(bundle._later(body)) if bundle.is_async else bundle._now(body)
     if body.call.outside:  # the stand-ins are the parents, not what the body names
         again._call = body.call.map(leaf)
         again.parents = tuple(again._call.inputs().values())
     return again
-
-
-def _finished(bundle: Bundle, body: _Body) -> MessageNode[Any]:
-    """The node that a bundle's body gives, also where it is an `async def`."""
-    return _finish(bundle._later(body)) if bundle.is_async else bundle._now(body)
 
 
 def _finish(awaitable: Any) -> Any:
