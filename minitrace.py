@@ -6634,7 +6634,7 @@ _NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provide
 (such as OPENAI_API_KEY, and OPENAI_BASE_URL for another server that speaks the same protocol)"""
 
 
-def _fail(code: int, words: str) -> int:
+def _exit_with(code: int, words: str) -> int:
     """Say what went wrong on standard error; the exit code."""
     print(words, file=sys.stderr)
     return code
@@ -6642,7 +6642,7 @@ def _fail(code: int, words: str) -> int:
 
 def _demo(live: bool) -> int:
     if live and not os.environ.get("MINITRACE_MODEL"):
-        return _fail(2, f"demo --live: {_NOT_CONFIGURED}")
+        return _exit_with(2, f"demo --live: {_NOT_CONFIGURED}")
     _tell_of_a_number(LLM() if live else StubLLM())
     _tell_of_an_agent(LLM() if live else None)
     return 0
@@ -6662,7 +6662,7 @@ def _suggest(path: str) -> int:
     except (OSError, UnicodeDecodeError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return _fail(2, f"suggest: {place}: {' '.join(words.split())}")
+        return _exit_with(2, f"suggest: {place}: {' '.join(words.split())}")
     if isinstance(llm, StubLLM):
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
         print(told, _NOT_CONFIGURED, file=sys.stderr)
@@ -6676,7 +6676,7 @@ def _suggest(path: str) -> int:
 def _try(question: str) -> int:
     """Ask the language model once, and tell who answered, how fast, and what it took."""
     if not os.environ.get("MINITRACE_MODEL"):
-        return _fail(2, f"llm: {_NOT_CONFIGURED}")
+        return _exit_with(2, f"llm: {_NOT_CONFIGURED}")
     llm, began = LLM(), time.monotonic()
     reply = llm(question)
     seconds, provider = time.monotonic() - began, cast(Any, llm._found).provider
@@ -6718,7 +6718,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _try(arguments.question)
         return _demo(getattr(arguments, "live", False))
     except MinitraceError as error:
-        return _fail(1, f"minitrace: {error}")
+        return _exit_with(1, f"minitrace: {error}")
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
