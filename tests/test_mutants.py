@@ -9,7 +9,9 @@ from minitrace import (
     MAX_DEPTH,
     MAX_REPLY,
     ExecutionError,
+    Optimizer,
     OptoPrime,
+    Proposal,
     SumPropagator,
     TraceGraph,
     backward,
@@ -17,6 +19,7 @@ from minitrace import (
     coerce_value,
     node,
     read_reply,
+    train,
 )
 
 # ---- backward: what goes in
@@ -69,6 +72,13 @@ def test_a_score_that_is_no_number_is_refused():
     x = node(1, "x", trainable=True)
     with pytest.raises(TypeError, match="a score is a number, not 'high'"):
         backward(x + 1, "low", score="high")
+    with pytest.raises(TypeError, match=r"a score is a number, not \[0.5, 'high'\]"):
+        backward([x + 1, x + 2], "low", score=[0.5, "high"])
+
+
+def test_a_value_is_no_output():
+    with pytest.raises(TypeError, match=r"starts from a node, not 3: was it read with \.data"):
+        backward(3, "low")
 
 
 def test_without_a_score_there_is_none():
@@ -117,6 +127,7 @@ def test_the_whole_graph_above_a_node_says_what_each_node_is():
         "multiply0": "operator",
         "add0": "operator",
     }
+    assert TraceGraph.of(x).feedback == [None]
 
 
 def test_what_was_computed_from_nothing_is_an_input():
@@ -168,6 +179,17 @@ def test_a_parameter_keeps_its_name_though_an_older_input_has_it():
     x = node(2, "x", trainable=True)
     graph = backward(older + x, "low")[x]
     assert [graph.names[record.number] for record in graph] == ["x1", "x0", "add0"]
+
+
+def test_a_name_given_to_a_node_is_made_an_identifier():
+    x = node(1, "x", trainable=True)
+    graph = backward(node("a", "my words!") * x, "low")[x]
+    assert [*graph.names.values()] == ["x0", "my_words_0", "multiply0"]
+
+
+def test_what_a_graph_says_beyond_is_kept_when_graphs_are_merged():
+    read = [TraceGraph.from_json(json.dumps({"nodes": [], key: 1})) for key in ("by", "at")]
+    assert TraceGraph.merged(read).extra == {"by": 1, "at": 1}
 
 
 def test_an_id_from_elsewhere_is_a_name_only_as_an_identifier():
@@ -336,3 +358,29 @@ def test_bounds_and_checks_hold_for_every_item_of_an_array():
     for items, words in ((-1, 2), "between 0 and 9"), ((2, 10), "between 0"), ((0, 6), "its check"):
         with pytest.raises(ValueError, match=words):
             p.set(Row(*items))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_a_collection_keeps_its_type(kind):
+    p = node(kind([1]), "p", trainable=True)
+    for value in ([2, 3], (2, 3), kind([2, 3])):
+        p.set(value)
+        assert p.data == kind([2, 3]) and type(p.data) is kind
+
+
+def test_what_has_no_parameters_is_named():
+    with pytest.raises(TypeError, match="7 has no parameters"):
+        OptoPrime(7)
+
+
+def test_what_was_tried_in_vain_long_ago_is_kept_without_a_proposal():
+    class Down(Optimizer):
+        def propose(self, n=None):
+            return Proposal({p: p.data - 1 for p in self.parameters})
+
+    x = node(0, "x", trainable=True)
+    optimizer = Down(x)
+    train(x, [(None, 0)], lambda query, response, info: response, optimizer, epochs=110)
+    first, last = optimizer.history[0], optimizer.history[-1]
+    assert (len(optimizer.history), first.reason, first.score) == (110, "not kept", -1)
+    assert first.proposal is last.proposal is None and not first.feedback
