@@ -299,6 +299,56 @@ def test_an_answer_is_empty_where_none_is_given_and_stays_where_one_was():
     assert read_reply(text, ["x0"]) == ("r", "12", {"x0": 7}, [])
 
 
+def test_names_beside_an_answer_are_bare_and_tags_outrank_them():
+    text = '<x0>7</x0> {"answer": "12", "x0": 3}'
+    assert read_reply(text, ["x0"]) == ("", "12", {"x0": "7"}, [])
+    assert read_reply(text[11:], ["x0"]) == ("", "12", {"x0": 3}, [])
+
+
+@pytest.mark.parametrize(
+    "name, written", [("x0", "x:0"), ("x0", " X0 "), ("X0", "x0"), ("X0", "X0")]
+)
+def test_a_bare_name_is_known_however_it_is_written(name, written):
+    assert read_reply(json.dumps({written: 7}), [name]).values == {name: 7}
+
+
+def test_a_field_is_known_however_it_is_written():
+    text = '{" Reasoning ": "r", " suggestion ": {"x0": 7}}'
+    assert read_reply(text, ["x0"]) == ("r", "", {"x0": 7}, [])
+    assert read_reply("<Reasoning>\n r \n</REASONING> <x0>7</x0>", ["x0"]).reasoning == "r"
+
+
+@pytest.mark.parametrize("broken", ['{"Reasoning": oops}', '{"x0": oops}', '{"x:0": oops}'])
+def test_after_a_broken_answer_only_a_whole_one_counts(broken):
+    for more in '{"x0": 3}', "<x0>3</x0>":
+        read = read_reply(f"{broken} {more}", ["x0"])
+        assert read.values == {} and "it breaks off at 'oops" in read.problems[0]
+    assert read_reply(broken + ' {"suggestion": {"x0": 3}}', ["x0"]).values == {"x0": 3}
+
+
+def test_no_more_than_eight_problems_are_told():
+    text = json.dumps({"suggestion": {f"y{n}": n for n in range(10)}})
+    problems = read_reply(text, ["x0"]).problems
+    assert problems == [f"There is no variable 'y{n}', only x0." for n in range(8)]
+
+
+BETWEEN_TAGS = [
+    ("```\na\n```", "a"), ("a &amp; b", "a &amp; b"), ("&lt;b&gt; &amp;", "<b> &"),
+    ("&lt; and <", "&lt; and <"), ("```\na\n ``` \nb\n```", "```\na\n ``` \nb\n```"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written, meant", BETWEEN_TAGS)
+def test_what_stands_between_tags(written, meant):
+    assert read_reply(f"<prompt0>\n{written}\n</prompt0>", ["prompt0"]).values == {"prompt0": meant}
+
+
+@pytest.mark.parametrize("text", ["[1]x", "[1],", "[1]]", "[1] 2"])
+def test_a_value_with_something_after_it_is_none(text):
+    with pytest.raises(ValueError, match="Expected list, not"):
+        coerce_value(text, [0])
+
+
 def test_code_that_is_no_text_is_left_to_whoever_checks_it():
     assert read_reply('{"suggestion": {"__code0": 5}}', ["__code0"]).values == {"__code0": 5}
 
@@ -327,9 +377,19 @@ def test_a_refused_value_is_shown_as_python_writes_it_and_no_longer_than_a_line(
     p = node(1, "p", trainable=True)
     with pytest.raises(ValueError, match="p:0 cannot take 'banana': it must be an int"):
         p.set("banana")
-    with pytest.raises(ValueError, match=r"\(5,002 characters\)") as caught:
-        p.set("x" * 5_000)
-    assert len(str(caught.value)) < 200
+    for size, shown in (78, f"cannot take {'x' * 78!r}: "), (79, "...(81 characters)..."):
+        with pytest.raises(ValueError) as caught:
+            p.set("x" * size)
+        assert shown in str(caught.value)
+
+
+def test_what_is_good_in_a_reply_is_not_kept_beside_what_is_refused():
+    x, y = node(1, "x", trainable=True), node(2, "y", trainable=True, bounds=(0, 9))
+    answer = '{"suggestion": {"x0": 5, "y0": 50}}'
+    optimizer = OptoPrime([x, y], llm=lambda messages: answer, retries=0, on_refusal="keep")
+    optimizer.backward(x + y, "low")
+    assert optimizer.step() == {} and (x.data, y.data) == (1, 2)
+    assert "y0: parameter y:0 cannot take 50" in optimizer.history[-1].proposal.refused[0]
 
 
 class Row:
