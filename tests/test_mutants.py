@@ -97,6 +97,16 @@ def test_a_start_that_forgets_an_output_is_an_error():
         backward([x + 1, x + 2], "low", Forgetful())
 
 
+def test_a_propagator_with_a_call_of_its_own_still_owes_every_parent_something():
+    class Careless(SumPropagator):
+        def __call__(self, node, feedback):
+            return [feedback]  # and nothing for the other
+
+    x = node(1, "x", trainable=True)
+    with pytest.raises(ValueError, match="shorter"):
+        backward(x + 1, "low", Careless())
+
+
 def test_the_warning_names_every_output():
     with pytest.warns(UserWarning, match="backward from add:0, add:1 reaches no parameter"):
         backward([node(1) + 2, node(1) + 3], "low")
