@@ -3217,8 +3217,9 @@ class _ReplyReader:
 
         A value may hold ends of tags itself: the last one before the next such tag counts.
         """
-        tag = (opening["attribute"] or opening["child"] or opening["tag"]).strip().lower()
-        if not (opening["named"] or tag == "reasoning" or self.name(tag)):
+        tag = (opening["attribute"] or opening["child"] or opening["tag"]).strip()
+        reasons = tag.lower() == "reasoning"
+        if not (opening["named"] or reasons or self.name(tag)):
             return opening.end()
         same, word = (_NAMED, r"var\w*|param\w*") if opening["named"] else (rf"<{tag}\s*>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, opening.end())
@@ -3227,9 +3228,9 @@ class _ReplyReader:
         if not ends:
             self.begin(_TAGGED, f"The reply is cut short: the tag of {_text(tag, 80)} has no end.")
             return len(self.text)
-        end = ends[0 if tag == "reasoning" else -1]
+        end = ends[0 if reasons else -1]
         body = self.text[opening.end() : end.start()]
-        if tag == "reasoning":
+        if reasons:
             self.reasoning = body.strip()
         elif self.begin(_TAGGED):
             self.assign(tag, _untag(body))

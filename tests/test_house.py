@@ -212,7 +212,7 @@ def size(*sections):
 
 
 def test_the_file_does_not_grow():
-    assert size(1, 2, 3) <= 1675 and len(CODE) <= 4084
+    assert size(1, 2, 3) <= 1675 and len(CODE) <= 4085
 
 
 @pytest.mark.xfail(

@@ -285,3 +285,11 @@ def test_hostile_texts_never_crash_the_interpreter():
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout).keys() == HOSTILE.keys()
+
+
+@pytest.mark.parametrize(
+    "form", ["<{0}>5</{0}>", '<variable name="{0}">5</variable>', '{{"{0}": "5"}}']
+)
+def test_names_that_differ_in_case_alone_are_two(form):
+    for name in "X0", "x0":
+        assert read_reply(form.format(name), ["X0", "x0"]).values == {name: "5"}
