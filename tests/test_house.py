@@ -309,7 +309,9 @@ def test_assert_is_for_our_own_invariants():
 
 
 APART = "test_house.py", "hostile.py"  # one says what to look for, one attacks
-PLAIN = re.compile(r"/(tmp|home|root|work|Users)/|[Ii]ssue #?\d|\b(subagent|helper session)\b")
+PLAIN = re.compile(
+    r"/(tmp|home|root|work|Users)/|[Ii]ssue #?\d|\bsub\W?agents?\b|\bhelper\W+sessions?\b"
+)
 
 
 def test_the_project_speaks_of_itself_alone():
