@@ -81,7 +81,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
@@ -96,13 +96,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 # fmt: off
 __all__ = [
-    "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS", "Budget", "BudgetError", "CodeError",
-    "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", "Guide", "Judge",
-    "LLMError", "LimitError", "Limits", "MessageNode", "MinitraceError", "Module", "Node",
-    "Optimizer", "OptoPrime", "ParameterNode", "Propagator", "Proposal", "Replay", "Reply",
+    "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS",
+    "Attempt",
+    "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", 
+    "LLMError", "MessageNode", "MinitraceError", "Module", "Node",
+    "Optimizer", "OptoPrime", "ParameterNode", "Propagator", "Proposal", "Reply",
     "ReplyError", "Script", "StubLLM", "SumPropagator", "TextGrad", "TraceGraph",
-    "TraceMissingInputsError", "ask", "backward", "bundle", "check_code", "evaluate", "model",
-    "node", "operators", "stop_tracing", "to_data", "train",
+    "TraceMissingInputsError", "LanguageModel", "around_calls", "ask", "ask_until_usable", "backward", "bundle", "check_code", "coerce_value", "decode", "encode", "model",
+    "node", "operators", "read_reply", "nearest_calls", "stop_tracing", "to_data", "to_text", 
 ]
 # fmt: on
 
@@ -348,12 +349,12 @@ class Node(Generic[T]):
     @property
     def name(self) -> str:
         """`base:index`, such as `x:0`: unique in this process until `GRAPH.clear()`."""
-        return f"{self._base}:{self._index}".rstrip(":")  # one read from JSON has no index
+        return self._base if self._index is None else f"{self._base}:{self._index}"  # from JSON
 
     @property
     def py_name(self) -> str:
         """The name as an identifier, such as `x0`: how prompts write it."""
-        return _identifier(f"{self._base}{self._index}")
+        return _identifier(self.name.replace(":", ""))
 
     @property
     def inputs(self) -> dict[str, Node[Any]]:
@@ -424,10 +425,6 @@ class Node(Generic[T]):
         """The graph above this node as a text tree: see `TraceGraph.tree`."""
         return TraceGraph.of(self).tree(**options)
 
-    def _repr_svg_(self) -> str:
-        """What a notebook shows."""
-        return TraceGraph.of(self).to_svg()
-
     def _root(self, data: T, name: str) -> Node[T]:
         """A new root like this one."""
         return Node(data, name, self._description)
@@ -459,7 +456,7 @@ class Node(Generic[T]):
         return format(self.data, spec)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} = {_text(self._data, 60)}>"
+        return f"<{type(self).__name__} {self.name} = {to_text(self._data, 60)}>"
 
     def __iter__(self) -> Iterator[MessageNode[Any]]:
         data: Any = self._data
@@ -474,7 +471,7 @@ class Node(Generic[T]):
         return self._root(copy.deepcopy(self._data, memo), f"{self.py_name}_copy")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return operator.itemgetter(-1), ([*map(_pickled, _ancestors([self]))],)
+        return self._recipe()
 
     # Traced: one line each. A reflected operator comes with its own.
     # fmt: off
@@ -555,6 +552,9 @@ class MessageNode(Node[T]):
         self._base = base = op.name
         self._number, self._index = next(_numbers), next(_names[base])
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return operator.itemgetter(-1), ([*map(_pickled, _ancestors([self]))],)
+
     def _recipe(self) -> tuple[Any, ...]:
         parents, call = tuple(map(_pickled, self.parents)), self._call and self._call.map(_pickled)
         return type(self), (self._data, self._op, parents, self._tracked, call)
@@ -604,7 +604,7 @@ class ParameterNode(Node[T]):
         super().__init__(data, name, description)
         self.choices = None if choices is None else list(choices)
         if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
-            raise TypeError(f"bounds must be a pair (low, high), not {_text(bounds, 60)}")
+            raise TypeError(f"bounds must be a pair (low, high), not {to_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
         self._feedback: list[Any] = []
@@ -617,7 +617,7 @@ class ParameterNode(Node[T]):
 
     def checked(self, value: Any) -> T:
         """The value as this parameter would keep it; `ValueError` says why it would not."""
-        shown = _text(value, 80)
+        shown = to_text(value, 80)
         try:
             for project in self.projections:
                 value = project(value)
@@ -631,11 +631,15 @@ class ParameterNode(Node[T]):
         """Give it a new value, after the checks."""
         self._data = self.checked(value)
 
+    def restore(self, value: T) -> None:
+        """Put back a value that it had before: what was accepted once is not checked again."""
+        self._data = value
+
     def _check(self, value: Any) -> None:
         """`ValueError` with the reason if it is outside choices or bounds, or fails the check."""
         low, high = self.bounds or (None, None)
         if self.choices is not None and value not in self.choices:
-            raise ValueError(f"it must be one of {_text(self.choices, 400)}")
+            raise ValueError(f"it must be one of {to_text(self.choices, 400)}")
         if not ((low is None or _all(low <= value)) and (high is None or _all(value <= high))):
             words = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"it must be {words if low is not None else f'at most {high}'}")
@@ -779,7 +783,7 @@ def _paths(path: str, value: Any) -> Iterator[tuple[str, Node[Any]]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from ((f"{path}.key", found) for found in _nodes_in(key))
-            yield from _paths(f"{path}[{_text(key, 60)}]", item)
+            yield from _paths(f"{path}[{to_text(key, 60)}]", item)
     else:
         for index, item in enumerate(_items(value)):
             yield from _paths(f"{path}[{index}]", item)
@@ -838,16 +842,21 @@ def _record(
 def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[Any]]:
     """The nodes and all they come from, parents first; if `tracked`, what depends on a parameter.
 
-    A node is numbered after its parents, so sorting by number is a topological order.
+    A node is numbered after its parents, so sorting by number is a topological order. What comes
+    from the first of the nodes stands first: so the order is the same if they were made at a time.
     """
     found: dict[int, Node[Any]] = {}
-    stack = list(nodes)
-    while stack:
-        each = stack.pop()
-        if each._number not in found and (each._tracked or not tracked):
-            found[each._number] = each
-            stack.extend(each.parents)
-    return [found[number] for number in sorted(found)]
+    order: list[int] = []
+    for output in nodes:
+        stack, new = [output], list[int]()
+        while stack:
+            each = stack.pop()
+            if each._number not in found and (each._tracked or not tracked):
+                found[each._number] = each
+                new.append(each._number)
+                stack.extend(each.parents)
+        order += sorted(new)
+    return [found[number] for number in order]
 
 
 class _Pickled:
@@ -868,7 +877,7 @@ _pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDiction
 
 def _pickled(value: Any) -> Any:
     """What stands for a node in a pickle; anything else is itself."""
-    if not isinstance(value, Node):
+    if not isinstance(value, MessageNode):
         return value
     return _pickling.setdefault(value._number, _Pickled(value))
 
@@ -881,7 +890,7 @@ def _own(value: Any) -> Any:
 _OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
 
 
-def _text(value: Any, limit: int = 0) -> str:
+def to_text(value: Any, limit: int = 0) -> str:
     """`repr`, the same on every run (no address, sets sorted), cut in the middle to `limit`."""
     try:
         text = repr(value)
@@ -1012,11 +1021,12 @@ def _fail(op: _Operator, call: _Call, error: Exception) -> NoReturn:
     """Raise the `ExecutionError` of a failed call; it tells what the innermost bundle reported."""
     inner: Any = getattr(error, "exception_node", None)
     kind, words = type(error).__name__, str(error)
-    if isinstance(error, CodeError):  # raised in a child process, which told what and where
-        kind, words = error.kind, error.message
-    message = inner.data if inner is not None else f"({kind}) {words}".rstrip()
+    told = getattr(error, "failure", None)  # an error may carry its own words and marked source
+    message, source = told or (f"({kind}) {words}".rstrip(), "")
+    message = inner.data if inner is not None else message
     exception_node: Any = _record(op, call, message, ExceptionNode)
-    exception_node._full = inner._full if inner is not None else message + _marked_source(error)
+    full = message + (source if told else _marked_source(error))
+    exception_node._full = inner._full if inner is not None else full
     original = error.__cause__ or error if isinstance(error, ExecutionError) else error
     raise ExecutionError(exception_node) from original
 
@@ -1027,8 +1037,6 @@ def _marked_source(error: Exception) -> str:
     import textwrap
     import traceback
 
-    if isinstance(error, CodeError):
-        return f"\nline {error.line}: {error.text}   <-- {error.kind}"
     places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     text = ""
     for code, line in (place for place in places if place[0].co_filename != __file__):
@@ -1130,8 +1138,8 @@ class _Body(_Scope):
             self._keep_outside()
         if error is None or not self.bundle.options["catch_execution_error"]:
             return
-        recorded = ExecutionError, LimitError, CodeError  # the program's failures; others are ours
-        if isinstance(error, recorded) or not isinstance(error, MinitraceError):
+        ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
+        if isinstance(error, ExecutionError) or not ours:
             _fail(self.bundle.op, self.call, error)
 
     def _keep_outside(self) -> None:
@@ -1176,7 +1184,7 @@ class Bundle:
         self.is_async = inspect.iscoroutinefunction(called)
         self.options, self.trainable = options, cast(bool, options["trainable"])
         self.traceable_code: bool = options["traceable_code"]
-        self.limits: Limits | None = options["limits"]
+        self.limits: Any = options["limits"]
         self.parameter: ParameterNode[str] | None = None
         self._owner: tuple[type | None, str] = None, ""
         self._plan(function)
@@ -1371,7 +1379,7 @@ def _bundle(function: Any, options: Mapping[str, Any]) -> Any:
     if isinstance(function, property):
         return property(_bundle(function.fget, options), function.fset, function.fdel)
     if not callable(function):
-        raise TypeError(f"@bundle marks a function, not {_text(function, 60)}")
+        raise TypeError(f"@bundle marks a function, not {to_text(function, 60)}")
     return Bundle(function, options)
 
 
@@ -1385,7 +1393,7 @@ def bundle(
     overwrite_python_recursion: bool = False,
     projections: Iterable[Callable[[str], str]] | None = None,
     source: str | None = None,
-    limits: Limits | None = None,
+    limits: Any = None,
     effects: bool = False,
 ) -> Any:
     """Mark a function: each call becomes one node, whose parents are the arguments.
@@ -1586,7 +1594,7 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
         return items if kind is list else {f"${kind.__name__}": items}
     if as_text:
         base = next((base for base in (int, float, str) if isinstance(value, base)), None)
-        return encode(base(value)) if base else {"$text": _text(value)}
+        return encode(base(value)) if base else {"$text": to_text(value)}
     if depth > _DEPTH:
         raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
     raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
@@ -1740,29 +1748,12 @@ def model(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls, Module), facts)
 
 
-# Code by a language model: may it be accepted (`check_code`), and what if it runs (`Limits`)?
-#
-#     caller ── request, one line of JSON ──▶ child process: the same check, fewer built-ins,
-#     caller ◀── reply, one line of JSON ───  resource limits, no network, no environment
-#
-# One warm child serves many calls. A child that reaches a limit is killed with everything it
-# started, and the next call gets a new one. A seat belt, not a wall: `Limits` says what it leaves.
+# Code by a language model: may it be accepted?
 
 _LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
-_CROSSING, _PRINTED = 4_000_000, 20_000  # characters that cross at once; that one call prints
-_IDLE = 8  # warm children kept for each memory limit
-_PURE = str.split("""abc array base64 bisect calendar cmath collections copy csv dataclasses
-    datetime decimal difflib enum fractions functools hashlib heapq html itertools json math numbers
-    operator random re statistics string struct textwrap typing unicodedata""")
 _CALM = str.split("bool bytes complex dict float frozenset int list range re.compile set str tuple")
-_BARRED = str.split("""__import__ __loader__ __spec__ breakpoint compile copyright credits delattr
-    dir eval exec exit getattr globals hasattr help input license locals open quit setattr vars""")
 _STATEMENTS = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
 _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
-_INNER = r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)"
-_HIDDEN = r"(?:^|[.\[])__\w+__"
-_LAST_WORDS = {"LimitError": "", "MemoryError": "memory: used up", "SystemExit": "exit: "}
-_STATUS = {152: "time", -24: "time"}  # the signal for too much processor time
 
 
 def _nesting(source: str) -> int:
@@ -1811,30 +1802,6 @@ def _on_load(tree: ast.Module) -> Iterator[ast.AST]:
                 yield part
 
 
-def _out_of_reach(tree: ast.Module, imports: Sequence[str]) -> Iterator[str]:
-    """The imports, built-ins and inner attributes of some code that lead out of it."""
-    import ast
-
-    parts: list[Any] = list(ast.walk(tree))
-    own = {p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
-    own |= {getattr(p, "arg", getattr(p, "name", "")) for p in parts}
-    for part in parts:
-        kind = type(part).__name__
-        lists = [v if type(v) is list else [v] for v in vars(part).values()]
-        words = [word for word in itertools.chain(*lists) if isinstance(word, str)]
-        if kind in ("Import", "ImportFrom"):
-            words = words or [alias.name if kind == "Import" else "." for alias in part.names]
-            yield from (word for word in words if not _allows(imports, word))
-        elif not kind.endswith("FunctionDef"):
-            inner = re.compile(_HIDDEN if kind == "Constant" else rf"^({_INNER})$")
-            barred = set(_BARRED) - own if kind == "Name" else ()
-            yield from (word for word in words if inner.search(word) or word in barred)
-
-
-def _allows(imports: Iterable[str], module: str) -> bool:
-    return any(f"{module}.".startswith(f"{name}.") for name in (*imports, "__future__"))
-
-
 def _bare(function: Any) -> str:
     """A function's header without annotations: what stays when its code is rewritten."""
     import ast
@@ -1846,7 +1813,7 @@ def _bare(function: Any) -> str:
 
 
 def check_code(
-    source: str, name: str, signature: str | None = None, limits: Limits | None = None
+    source: str, name: str, signature: str | None = None, limits: Any = None
 ) -> None:
     """Say why some code cannot be the new source of a function, or return in silence.
 
@@ -1878,8 +1845,8 @@ def check_code(
     import ast
 
     tree: Any = _parse(source)
-    for word in _out_of_reach(tree, limits.imports) if limits else ():
-        raise ValueError(f"`{word}` is not allowed under limits, nor any import but Limits.imports")
+    if limits is not None:
+        limits.check(source)
     found = _definitions(tree.body, name)
     if len(found) != 1:
         raise ValueError(f"the code must define one function `{name}` at top level")
@@ -1897,341 +1864,6 @@ def check_code(
         text = ast.unparse(part).strip().partition("\n")[0][:80]
         good = "only imports, functions and constants may be there"
         raise ValueError(f"`{text}` at top level: {good}")
-
-
-class LimitError(MinitraceError):
-    """Code under limits did not end as a function should; the message begins with the word for how.
-
-    `time`, `memory`, `output` (too much printed or returned), `exit`, `crashed`, `refused` (by
-    `check_code`), or `cannot cross` (an argument or result that JSON cannot hold, with its place).
-
-    >>> raise LimitError("time: no result within 2 seconds")
-    Traceback (most recent call last):
-    minitrace.LimitError: time: no result within 2 seconds
-    """
-
-
-class CodeError(MinitraceError):
-    """An exception that code under limits raised, told by its child process.
-
-    Attributes:
-        kind: name of the exception's type.
-        message: its text.
-        line: number of the line of the code that failed, from 1; 0 if it was none of them.
-        text: that line.
-        output: what the code had printed, at most 20,000 characters.
-
-    >>> try:
-    ...     Limits().run("def f(x):\\n    return 1 / x", "f", [0])
-    ... except CodeError as error:
-    ...     print(error.kind, error.line, error.text)
-    ZeroDivisionError 2 return 1 / x
-    """
-
-    def __init__(self, kind: str, message: str, line: int, text: str, output: str) -> None:
-        super().__init__(f"{kind}: {message}" + (f" (line {line}: {text})" if line else ""))
-        self.kind, self.message, self.line = str(kind), str(message), line
-        self.text, self.output = text, output
-
-
-class Limits:
-    """Run code that a language model wrote in a child process that is short of everything.
-
-    The child has no environment, no network where Linux namespaces let an ordinary program give it
-    up, a working directory that no longer exists, and bounds on time, memory, open files, file
-    size, processes and output. Arguments, results and errors cross as JSON; the child's word is
-    never evaluated, and its loops, floods and crashes end as a `LimitError`. One warm child serves
-    many calls, dies with its parent and is replaced when it reached a limit.
-
-    This is a seat belt, not a wall: it catches accidents and most tricks. Code that gets around the
-    restricted built-ins runs as the same user. It can read that user's files and delete them or
-    change their names; it can see other processes; without namespaces (`report` tells) it can also
-    use the network and signal or outlive the caller. Calls of one child share the state of the
-    modules that they import. Code from somebody you do not trust belongs in a virtual machine.
-
-    Args:
-        seconds: of wall-clock time for one call.
-        memory_mb: megabytes of address space beside what the child itself takes.
-        imports: modules that the code may import, with their submodules. By default pure ones:
-            `math`, `re`, `json`, `itertools` and their like. Only the standard library is there.
-
-    >>> limits = Limits(seconds=2)
-    >>> limits.run("def f(x, k):\\n    return {x: x * k}", "f", [(1, 2)], {"k": 2})
-    {(1, 2): (1, 2, 1, 2)}
-    >>> limits.run("def f():\\n    import os", "f")
-    Traceback (most recent call last):
-    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but \
-Limits.imports
-    """
-
-    def __init__(
-        self, seconds: float = 2, memory_mb: int = 256, imports: Iterable[str] = _PURE
-    ) -> None:
-        self.seconds, self.memory_mb, self.imports = seconds, memory_mb, tuple(imports)
-        if not (0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
-            raise ValueError(f"{seconds=} must be above 0 and {memory_mb=} at least 16")
-
-    def __repr__(self) -> str:
-        return f"Limits(seconds={self.seconds}, memory_mb={self.memory_mb})"
-
-    def run(self, source: str, name: str, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        """Call the function `name` of some code in a child process, and return its result.
-
-        The code is loaded afresh for each call, so that nothing it keeps lasts. Safe in threads. An
-        `async def` is run to its end.
-
-        Raises:
-            LimitError: the call ended otherwise; see there for the words.
-            CodeError: the code itself raised.
-        """
-        head = json.dumps([source, name, self.imports, self.seconds])
-        line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs or {}), 'kwargs')}]"
-        with _child(self.memory_mb) as child:
-            answer = _ask_child(child, line, self.seconds)
-            if isinstance(answer, CodeError) and answer.kind in _LAST_WORDS:
-                raise LimitError(f"{_LAST_WORDS[answer.kind]}{answer.message}")
-        if isinstance(answer, CodeError):
-            raise answer
-        return answer
-
-    def report(self) -> dict[str, bool]:
-        """Which limits hold on this platform, found by starting a child and asking it.
-
-        >>> Limits().report()["time"]
-        True
-        """
-        with _child(self.memory_mb) as child:
-            holds = _ask_child(child, "[]", 30)
-        words = "time output environment network memory cpu files descriptors processes core"
-        return {word: word in holds for word in words.split()}
-
-
-def _pack(value: Any, place: str) -> str:
-    """Write a value as one line of JSON."""
-    try:
-        text = json.dumps(encode(value, place), allow_nan=False)
-    except TypeError as error:
-        raise LimitError(f"cannot cross: {error}") from None
-    if len(text) > _CROSSING:
-        raise LimitError(f"cannot cross: {place} takes more than {_CROSSING:,} characters")
-    return text
-
-
-def _unpack(line: bytes) -> Any:
-    """What a child replied, be it an exception. Nesting is bounded before the parser sees it."""
-    plain = line.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = re.sub(rb'"[^"]*"?|[^][{}"]+', b"", plain)
-    depths = itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets)
-    try:
-        word, answer = json.loads(line if max(depths) < 3 * _DEPTH else b"0")
-        return CodeError(*answer) if word == "raised" else decode(answer)
-    except (ValueError, TypeError, RecursionError):
-        raise LimitError("crashed: what came back is no reply") from None
-
-
-_idle: dict[int, list[subprocess.Popen[bytes]]] = {}
-
-
-@contextlib.contextmanager
-def _child(memory_mb: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Lend a child to one thread: a warm one, or else a new one.
-
-    After a fork, `poll` takes the children of another process for dead; so no two share one.
-    """
-    idle = _idle.setdefault(memory_mb, [])
-    try:
-        child = next(child for child in iter(idle.pop, None) if child.poll() is None)
-    except IndexError:
-        child = _start(memory_mb)
-    try:
-        yield child
-    except BaseException:
-        _kill(child)
-        raise
-    idle.append(child) if len(idle) < _IDLE else _kill(child)
-
-
-def _start(memory_mb: int) -> subprocess.Popen[bytes]:
-    """Start a child: this very file, in isolated mode, with no environment and nowhere to be."""
-    import tempfile
-    from subprocess import PIPE, Popen
-
-    boot = """import sys; from importlib import util
-s = util.spec_from_file_location("minitrace", sys.argv[1])
-m = sys.modules["minitrace"] = util.module_from_spec(s); s.loader.exec_module(m); m._serve()"""
-    command = [sys.executable, "-ISBc", boot, os.path.abspath(__file__), str(memory_mb)]
-    env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
-        child = Popen(command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True)
-    _ask_child(child, "[]", 30)  # its start is no part of anybody's call
-    return child
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a child with everything in its process group."""
-    with contextlib.suppress(OSError):  # it may have ended by itself
-        os.killpg(child.pid, 9) if hasattr(os, "killpg") else child.kill()
-    child.wait()
-
-
-def _ask_child(child: Any, line: str, seconds: float) -> Any:
-    """A child's answer to one request; what carries another mark than the request is no answer.
-
-    A thread of its own waits on the pipe, which works everywhere.
-    """
-    mark = os.urandom(8).hex().encode()
-    replies: list[bytes] = []
-
-    def exchange() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            child.stdin.write(mark + line.encode() + b"\n")
-            child.stdin.flush()
-            while not replies and (reply := child.stdout.readline(_CROSSING + 100)):
-                replies.extend([reply[16:]] * reply.startswith(mark))
-
-    thread = threading.Thread(target=exchange, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise LimitError(f"time: no result within {seconds:g} seconds")
-    if replies:
-        return _unpack(replies[0])
-    with contextlib.suppress(Exception):
-        child.wait(1)
-    status = child.returncode or 0
-    word = _STATUS.get(status, "exit" if 0 <= status < 128 else "crashed")
-    raise LimitError(f"{word}: the child process ended with status {status}")
-
-
-# What follows runs in the child.
-
-
-def _serve() -> None:
-    """Give up what can be given up, then answer requests until the pipe closes."""
-    import queue
-
-    received, sent = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    for stream in range(3):
-        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
-    holds = ["time", "output", "environment"]
-    admin = getattr(os, "getuid", int)() == 0  # who may start processes all the same
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        holds += _unshare()
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_watch, args=(received, requests.put), daemon=True).start()
-    with contextlib.suppress(ImportError):
-        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not admin]
-    while line := requests.get():
-        request = json.loads(line[16:])
-        answer = _answer(*request) if request else json.dumps(["holds", holds])
-        sent.write(line[:16] + answer.encode() + b"\n")
-        sent.flush()
-
-
-def _watch(received: Iterable[bytes], put: Callable[[bytes], None]) -> None:
-    """Pass requests on; when the parent is gone, so is the child, whatever it is doing."""
-    for line in received:
-        put(line)
-    os._exit(0)
-
-
-def _unshare() -> list[str]:
-    """On Linux, where allowed: no network, and processes that see no others and die together."""
-    import ctypes
-
-    if sys.platform != "linux" or ctypes.CDLL(None).unshare(0x10000000 | 0x20000000 | 0x40000000):
-        return []
-    for _ in range(2):  # the first process of a namespace is deaf to signals; the second works
-        if pid := os.fork():
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            os._exit(status if status >= 0 else 128 - status)
-    return ["network"]
-
-
-def _tighten(memory_mb: int) -> list[str]:
-    """Set the resource limits of this process; return the words of those that it took."""
-    import resource
-
-    used = 0  # pages that the interpreter itself takes
-    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
-        used = int(file.read().split()[0])
-    bounds = {"files FSIZE": 0, "descriptors NOFILE": 32, "processes NPROC": 0, "core CORE": 0}
-    bounds["memory AS"] = used * resource.getpagesize() + (memory_mb << 20)
-    held = ["cpu"]
-    for names, bound in bounds.items():
-        word, limit = names.split()
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{limit}"), (bound, bound))
-            held.append(word)
-    return held
-
-
-class _Printed(io.StringIO):
-    """What code prints, up to a bound."""
-
-    def write(self, text: str) -> int:
-        if self.tell() + len(text) > _PRINTED:
-            raise LimitError(f"output: more than {_PRINTED:,} characters printed")
-        return super().write(text)
-
-
-def _answer(head: list[Any], args: Any, kwargs: Any) -> str:
-    """Run one request: its result, or what it raised and where."""
-    import traceback
-
-    sys.stdout = sys.stderr = printed = _Printed()
-    try:
-        return f'["result", {_pack(_result(head, decode(args), decode(kwargs)), "the result")}]'
-    except BaseException as error:
-        trace = traceback.walk_tb(error.__traceback__)
-        line = max([0, *(n for frame, n in trace if frame.f_code.co_filename == "the code")][-1:])
-        text = head[0].splitlines()[line - 1].strip() if line else ""
-        told = [type(error).__name__, str(error)[:2000], line, text, printed.getvalue()]
-        return json.dumps(["raised", told])
-
-
-@functools.lru_cache(64)
-def _loaded(source: str, name: str, imports: tuple[str, ...]) -> Any:
-    """Check and compile some code, once."""
-    try:
-        check_code(source, name, limits=Limits(imports=imports))
-    except ValueError as error:
-        raise LimitError(f"refused: {error}") from None
-    return compile(source, "the code", "exec")
-
-
-def _result(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Load the code afresh and call its function."""
-    source, name, imports, seconds = head
-    code = _loaded(source, name, tuple(imports))
-    with contextlib.suppress(ImportError, ValueError):
-        import resource
-
-        spent = int(sum(os.times()[:2]) + seconds) + 2  # this limit counts all calls of the child
-        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    known = {key: item for key, item in vars(builtins).items() if key not in _BARRED}
-    known["__import__"] = functools.partial(_import, imports)
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
-    exec(code, namespace)
-    result = namespace[name](*args, **kwargs)
-    if hasattr(result, "__await__"):
-        import asyncio
-
-        result = asyncio.run(result)
-    return result
-
-
-def _import(imports: Any, name: str, _g: Any, _l: Any, wanted: Any, level: int) -> ModuleType:
-    """The `__import__` of code under limits: a copy of a listed module without its own imports."""
-    if level or not _allows(imports, name):
-        raise ImportError(f"importing {name} is not allowed under limits")
-    module = __import__(name, fromlist=wanted)
-    face = ModuleType(module.__name__)
-    for key, item in vars(module).items():
-        inner = isinstance(item, ModuleType) and f"{face.__name__}.{key}" not in sys.modules
-        if key in getattr(module, "__all__", ()) or not (inner or key[:1] == "_"):
-            vars(face)[key] = item
-    return face
 
 
 # ---- 3. Backward ---------------------------------------------------------------------------------
@@ -2252,7 +1884,7 @@ class GraphError(MinitraceError):
 
     >>> TraceGraph.from_json('{"nodes": [{"id": "x"}, {"id": "x"}]}')
     Traceback (most recent call last):
-    minitrace.GraphError: nodes[1]: the id 'x' is used twice
+    minitrace.GraphError: nodes[1] (x): the id is used twice
     """
 
 
@@ -2307,7 +1939,7 @@ class Propagator:
         sent = rule(node, feedback)
         listed = isinstance(sent, (list, tuple))
         if not listed or len(sent) != len(node.parents):
-            said = f"{len(sent)} feedbacks" if listed else _text(sent, 80)
+            said = f"{len(sent)} feedbacks" if listed else to_text(sent, 80)
             raise ValueError(
                 f"{node.op_name} at {node.name}: {said} for {len(node.parents)} parents; a rule "
                 "gives a list with one feedback for each of node.parents"
@@ -2350,7 +1982,7 @@ class GraphPropagator(Propagator):
     >>> x = node(1, name="x", trainable=True)
     >>> (x + 1).backward("too small")
     >>> graph = x.feedback[0]
-    >>> [record.kind for record in graph], graph.feedback
+    >>> [graph.kind(each) for each in graph], graph.feedback
     (['parameter', 'input', 'operator'], ['too small'])
 
     Source: Trace, arXiv:2406.16218, where it is the minimal subgraph propagator.
@@ -2359,9 +1991,7 @@ class GraphPropagator(Propagator):
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """One new graph for all the outputs, with what was said of each."""
         graph = TraceGraph()
-        graph.outputs = [each._replace(node=each.node._number) for each in outputs]
-        for each in outputs:
-            graph._put(_as_record(each.node))  # until the walk comes by
+        graph.outputs = [*outputs]
         return [graph] * len(outputs)
 
     def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
@@ -2377,7 +2007,6 @@ class GraphPropagator(Propagator):
 class Output(NamedTuple):
     """An output, what was said of it, and its score if there was one (higher is better).
 
-    `node` is the node itself for a propagator; in a `TraceGraph`, its number there.
     """
 
     node: Any
@@ -2445,13 +2074,13 @@ def _outputs(output: Node[Any] | Sequence[Node[Any]], feedback: Any, score: Any)
     nodes, words = (output, feedback) if several else ([output], [feedback])
     for each in nodes:
         if not isinstance(each, Node):
-            told = f"backward() starts from a node, not {_text(each, 60)}: was it read with .data?"
+            told = f"backward() starts from a node, not {to_text(each, 60)}: was it read with .data?"
             raise TypeError(told)
     count = len(nodes)
     words = words if isinstance(words, (list, tuple)) else [words] * count
     scores = score if isinstance(score, (list, tuple)) else [score] * count
     if not all(each is None or isinstance(each, (int, float)) for each in scores):
-        raise TypeError(f"backward(): a score is a number, not {_text(score, 60)}")
+        raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}")
     if not count == len(words) == len(scores):
         said = f"{count} outputs, {len(words)} feedbacks, {len(scores)} scores"
         raise ValueError(f"backward(): {said}")
@@ -2471,119 +2100,127 @@ def _send_back(
     if not visualize:
         return None
     graph = TraceGraph.of(output)
-    graph.outputs = [Output(output._number, *said[:1], **score)]
+    graph.outputs = [Output(output, *said[:1], **score)]
     return graph
-
-
-class Record:
-    """A node as a trace graph keeps it: plain values, and other nodes by their numbers.
-
-    `kind` is parameter, input, operator or exception; `arguments` and `parents` go in pairs;
-    `extra` holds what a JSON form said beyond what is known here.
-    """
-
-    __slots__ = ("arguments", "base", "data", "description", "extra", "id", "kind", "number",
-                 "operator", "parameter", "parents", "type")  # fmt: skip
-
-    def __init__(
-        self, number: int, base: str, kind: str, data: Any, type: str, description: str,
-        operator: str = "", arguments: tuple[str, ...] = (), parents: tuple[int, ...] = (),
-        parameter: ParameterNode[Any] | None = None,
-    ) -> None:  # fmt: skip
-        self.number, self.base, self.kind, self.data = number, base, kind, data
-        self.type, self.description, self.operator = type, description, operator
-        self.arguments, self.parents, self.parameter = arguments, parents, parameter
-        self.id: Any = None
-        self.extra: Mapping[str, Any] = _EMPTY
-
-    def __repr__(self) -> str:
-        return f"<{self.kind} {self.id or self.base} = {_text(self.data, 60)}>"
-
-
-def _as_record(node: Node[Any], kind: str = "input", *made: Any) -> Record:
-    """A node as a record of this kind; `made` is its operator, arguments, parents and parameter."""
-    data, words = node._data, node.description
-    return Record(node._number, node._base, kind, data, data.__class__.__name__, words, *made)
 
 
 class TraceGraph:
     """The part of a graph between parameters and outputs, with the feedback, for an optimizer.
 
-    It holds plain records of the values as they were at backward, in topological order, and no live
-    node except the parameters that it can update. Iterating gives the records.
+    It is the nodes themselves, what was said of the outputs, and the values that the parameters
+    had: nodes never change, but parameters do. Iterating gives the nodes, parents first.
+
+    Attributes:
+        outputs: an `Output` for each node that backward started from.
+        values: the parameters, and the value of each as it was.
+        extra: what a JSON form said beyond what is known here.
 
     >>> GRAPH.clear()
     >>> x = node(3, name="x", trainable=True)
     >>> (x * 2).backward("too small", score=0.5)
+    >>> x.set(4)
     >>> graph = x.feedback[0]
-    >>> [(graph.names[record.number], record.kind, record.data) for record in graph]
+    >>> [(graph.names[each], graph.kind(each), graph.value(each)) for each in graph]
     [('x0', 'parameter', 3), ('int0', 'input', 2), ('multiply0', 'operator', 6)]
     >>> graph.feedback, graph.score
     (['too small'], 0.5)
-    >>> TraceGraph.from_json(graph.to_json()).to_json() == graph.to_json()
-    True
     """
 
     def __init__(self) -> None:
-        self._records: dict[int, Record] = {}
         self.outputs: list[Output] = []
+        self.values: dict[Node[Any], Any] = {}
         self.extra: dict[str, Any] = {}
+        self.specs: dict[Node[Any], dict[str, Any]] = {}  # of nodes that were read from JSON
+        self._added: deque[Node[Any]] = deque()
 
     @classmethod
     def of(cls, *nodes: Node[Any]) -> TraceGraph:
         """The whole graph above some nodes, also where no parameter is."""
         graph = cls()
-        graph.outputs = [Output(each._number, None) for each in nodes]
-        for each in _ancestors(nodes):
+        graph.outputs = [Output(each, None) for each in nodes]
+        for each in reversed(_ancestors(nodes)):
             graph.add(each)
         return graph
-
-    def add(self, node: Node[Any]) -> None:
-        """Take in a node, and as fixed inputs those of its parents that depend on no parameter."""
-        if isinstance(node, ParameterNode):
-            self._put(_as_record(node, "parameter", "", (), (), node))
-        elif node._op is None or not node.parents:
-            self._put(_as_record(node))
-        else:
-            for parent in node.parents:
-                if not parent._tracked and parent._number not in self._records:
-                    self._put(_as_record(parent))
-            kind = "exception" if isinstance(node, ExceptionNode) else "operator"
-            names = node._op.names if node._call is None else tuple(node.inputs)
-            parents = tuple([parent._number for parent in node.parents])
-            op, data = node._op, node._data
-            self._put(Record(node._number, node._base, kind, data, data.__class__.__name__,
-                             op.description, op.name, names, parents))  # fmt: skip
-
-    def _put(self, record: Record) -> None:
-        self._records[record.number] = record
-        if "names" in self.__dict__ or "_children" in self.__dict__:  # derived from fewer records
-            self.__dict__.pop("names", None)
-            self.__dict__.pop("_children", None)
 
     @classmethod
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
         """One graph of several: shared nodes once, all the outputs."""
         whole = cls()
         for graph in {id(graph): graph for graph in graphs}.values():
-            whole._records.update(graph._records)
+            whole._added += graph._added
+            whole.values.update(graph.values)
+            whole.specs.update(graph.specs)
             whole.outputs += graph.outputs
             whole.extra.update(graph.extra)
         return whole
 
-    def __iter__(self) -> Iterator[Record]:
-        return (self._records[number] for number in sorted(self._records))
+    def add(self, node: Node[Any]) -> None:
+        """Take in a node before its parents, in the order in which backward comes by."""
+        self._added.appendleft(node)
+        if node.trainable:
+            self.values[node] = node._data
+        if "_nodes" in self.__dict__:  # what was derived from fewer nodes
+            for derived in "_nodes", "names", "_children":
+                self.__dict__.pop(derived, None)
+
+    @functools.cached_property
+    def _nodes(self) -> dict[Node[Any], bool]:
+        """The nodes, parents first: was it added, or does it only feed one that was?"""
+        found: dict[Node[Any], bool] = {}
+        for node in self._added:
+            for parent in node.parents:
+                found.setdefault(parent, False)
+            found[node] = True
+        return found
+
+    def __iter__(self) -> Iterator[Node[Any]]:
+        return iter(self._nodes)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._nodes)
 
-    def __getitem__(self, number: int) -> Record:
-        return self._records[number]
+    def __repr__(self) -> str:
+        said = ", ".join(to_text(words, 60) for words in self.feedback)
+        return f"<TraceGraph of {len(self)} nodes, {len(self.outputs)} outputs: {said}>"
+
+    def kind(self, node: Node[Any]) -> str:
+        """What a node is here: "parameter", "input", "operator" or "exception"."""
+        if node in self.values:
+            return "parameter"
+        if not self.parents(node):
+            return "input"
+        return "exception" if isinstance(node, ExceptionNode) else "operator"
+
+    def value(self, node: Node[Any]) -> Any:
+        """The data of a node; of a parameter, as it was at backward."""
+        return self.values.get(node, node._data)
+
+    def parents(self, node: Node[Any]) -> Nodes:
+        """The parents of a node; none of what only feeds the graph from the side."""
+        return node.parents if self._nodes.get(node) else ()
+
+    def children(self, node: Node[Any]) -> list[Node[Any]]:
+        """The nodes computed from this one, in topological order."""
+        return self._children.get(node, [])
+
+    @functools.cached_property
+    def _children(self) -> dict[Node[Any], list[Node[Any]]]:
+        found: dict[Node[Any], list[Node[Any]]] = {}
+        for node in self:
+            for parent in dict.fromkeys(self.parents(node)):
+                found.setdefault(parent, []).append(node)
+        return found
 
     @property
     def parameters(self) -> list[ParameterNode[Any]]:
         """The parameters it can update."""
-        return [record.parameter for record in self if record.parameter is not None]
+        return [node for node in self if isinstance(node, ParameterNode)]
+
+    @property
+    def ids(self) -> dict[Node[Any], Any]:
+        """The id of each node in the JSON form: the one it was read with, or else its name."""
+        return {each: self.specs[each]["id"] if each in self.specs else name
+                for each, name in self.names.items()}  # fmt: skip
 
     @property
     def feedback(self) -> list[Any]:
@@ -2597,47 +2234,26 @@ class TraceGraph:
         return sum(scores) / len(scores) if scores else None
 
     @functools.cached_property
-    def names(self) -> dict[int, str]:
-        """A name for each record, by its number: an identifier that nothing else here has.
+    def names(self) -> dict[Node[Any], str]:
+        """A name for each node: an identifier that no other node here has.
 
         Parameters keep their own. The others are counted in the order of this graph, so that what
         ran before, or beside it in another thread, changes nothing.
         """
-        named: dict[str, int] = {}
+        taken: dict[str, Node[Any]] = {}
         counts: dict[str, Iterator[int]] = defaultdict(itertools.count)
-        for record in sorted(self, key=lambda record: record.parameter is None):  # they first
-            own = record.id if record.parameter is None else record.parameter.py_name
-            name = None if own is None else _identifier(str(own))
-            while name is None or name in named:
-                name = _identifier(f"{record.base}{next(counts[record.base])}")
-            named[name] = record.number
-        return {number: name for name, number in named.items()}
-
-    @property
-    def ids(self) -> dict[int, Any]:
-        """The id of each record in the JSON form: the one it was read with, or else its name."""
-        taken = {str(record.id) for record in self if record.id is not None}
-        ids = {number: _free(name, taken) for number, name in self.names.items()}
-        return {r.number: ids[r.number] if r.id is None else r.id for r in self}
-
-    def children(self, node: Node[Any] | Record) -> list[Record]:
-        """The records computed from this one, in topological order."""
-        number = node.number if isinstance(node, Record) else node._number
-        return self._children.get(number, [])
-
-    @functools.cached_property
-    def _children(self) -> dict[int, list[Record]]:
-        found: dict[int, list[Record]] = defaultdict(list)
-        for record in self:
-            for parent in dict.fromkeys(record.parents):
-                found[parent].append(record)
-        return found
+        for node in sorted(self, key=lambda node: not node.trainable):  # parameters first
+            named = node.trainable or node in self.specs
+            name = node.py_name if named else ""
+            while not name or name in taken:
+                name = _identifier(f"{node._base}{next(counts[node._base])}")
+            taken[name] = node
+        return {node: name for name, node in taken.items()}
 
     def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
         """The graph as a text tree, its outputs on top, in at most 90 columns and so many lines.
 
-        It is plain text, in ASCII alone where standard output is not UTF-8 or where asked for;
-        `print` shows it in colour on a terminal, unless NO_COLOR is set.
+        It is plain text, in ASCII alone where standard output is not UTF-8 or where asked for.
 
         >>> GRAPH.clear()
         >>> x = node(3, name="x", trainable=True)
@@ -2651,114 +2267,75 @@ class TraceGraph:
         """
         return _tree(self, ascii, lines)
 
-    def to_mermaid(self, calls: int = 100) -> str:
-        """The graph as a Mermaid flowchart, which many pages draw from its text. Where there are
-        more calls, those nearest to outputs, parameters and failures stay, as in a prompt.
-
-        >>> GRAPH.clear()
-        >>> x = node(3, name="x", trainable=True)
-        >>> (x + 1).backward("too small")
-        >>> print("\\n".join(x.feedback[0].to_mermaid().splitlines()[:7]))
-        flowchart TD
-            n0(["x0\\n3"]):::parameter
-            n1("int0\\n1"):::input
-            n2[["add0\\n4"]]:::output
-            n0 --> n2
-            n1 --> n2
-            n3>"feedback\\ntoo small"]:::feedback
-        """
-        return _mermaid(self, calls)
-
-    def to_dot(self, calls: int = 100) -> str:
-        """The graph in the language of Graphviz, with about so many calls: see `to_mermaid`.
-
-        >>> x = node(3, name="x", trainable=True)
-        >>> (x + 1).backward("too small")
-        >>> [line.strip() for line in x.feedback[0].to_dot().splitlines() if "->" in line]
-        ['n0 -> n2', 'n1 -> n2', 'n2 -> n3 [style=dashed dir=none]']
-        """
-        return _dot(self, calls)
-
-    def to_svg(self, calls: int = 100) -> str:
-        """The graph as a picture, with about so many calls: see `to_mermaid`. It stands alone,
-        has no script, and turns dark with the reader's system. Notebooks show it unasked.
-
-        >>> x = node("<b>", name="x", trainable=True)
-        >>> (x + "!").backward("too loud")
-        >>> picture = x.feedback[0].to_svg()
-        >>> picture[:4], "too loud" in picture, "<b>" in picture
-        ('<svg', True, False)
-        """
-        return _svg(self, calls)
-
-    _repr_svg_ = to_svg
-
     def to_json(self, indent: int | None = None) -> str:
         """The graph as JSON, in the format that tutorial chapter 9 documents."""
-        ids = self.ids
-        operators: dict[str, str] = {}
-        for record in self:
-            if record.operator:
-                operators.setdefault(record.operator, record.description)
-        outputs = []
-        for output in self.outputs:
-            said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
-            outputs.append({"id": ids[output.node], **_known(said), **output.extra})
-        nodes = [_node_json(record, ids, operators) for record in self]
-        form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": operators}
-        whole = {**form, "outputs": outputs, **self.extra}
-        return json.dumps(whole, indent=indent, allow_nan=False)
+        return json.dumps(_graph_form(self), indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> TraceGraph:
         """Read a graph. Trainable nodes become new parameters, which an optimizer can update.
 
         Raises: `GraphError` with the place of what is wrong: not JSON, not a trace graph, a newer
-            major version, an id used twice, an input that is no node, a cycle.
+            major version, an id used twice, an input that does not come before its use.
+
+        >>> text = '{"nodes": [{"id": "x", "value": 3, "trainable": true}]}'
+        >>> TraceGraph.from_json(text).parameters
+        [<ParameterNode x = 3>]
         """
-        return _graph_from(_graph_form(text))
+        return _read_graph(text)
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_TEXT_FIELDS = "name", "kind", "operator", "type", "description", "constraint"
-_GRAPH_FIELDS = "format", "version", "nodes", "operators", "outputs"
-_OUTPUT_FIELDS = {"id": object, "feedback": object, "score": (int, float)}
-_NODE_FIELDS = {"id": object, "value": object, "inputs": dict, "trainable": bool}
-_NODE_FIELDS |= {"bounds": list, "choices": list, **dict.fromkeys(_TEXT_FIELDS, str)}
+_NODE_FIELDS = {
+    "id": (str, int), "name": str, "kind": str, "operator": str, "inputs": dict, "type": str,
+    "description": str, "value": object, "trainable": bool, "constraint": str, "choices": list,
+    "bounds": list,
+}  # fmt: skip
+_OUTPUT_FIELDS = {"id": (str, int), "feedback": object, "score": (int, float)}
+_GRAPH_FIELDS = {"format": str, "version": str, "nodes": list, "operators": dict, "outputs": list}
 
 
-def _known(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
+def _graph_form(graph: TraceGraph) -> dict[str, Any]:
+    """A trace graph as strict JSON can hold it."""
+    ids, extra = graph.ids, dict(graph.extra)
+    operators = dict(extra.pop("operators", {}))
+    for node in graph:
+        if graph.parents(node):
+            operators.setdefault(node.op_name, node.description)
+    nodes = [graph.specs.get(node) or _node_form(graph, node, ids, operators) for node in graph]
+    outputs = []
+    for output in graph.outputs:
+        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
+        outputs.append({"id": ids[output.node], **_filled(said), **output.extra})
+    form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": operators}
+    return {**form, "outputs": outputs, **extra}
 
 
-def _beyond(spec: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key not in fields}
-
-
-def _node_json(record: Record, ids: dict[int, Any], operators: dict[str, str]) -> dict[str, Any]:
+def _node_form(
+    graph: TraceGraph, node: Node[Any], ids: dict[Node[Any], Any], operators: dict[str, str]
+) -> dict[str, Any]:
     """One node of the JSON form."""
-    said, parameter = operators.get(record.operator, ""), record.parameter
-    pairs = zip(record.arguments, record.parents, strict=True)
+    computed = bool(graph.parents(node))
+    known = computed and operators[node.op_name] == node.description
     form = {
-        "id": ids[record.number],
-        "name": record.base,
-        "kind": record.kind,
-        "operator": record.operator or None,
-        "inputs": {name: ids[parent] for name, parent in pairs} or None,
-        "type": record.type,
-        "description": None if said == record.description else record.description,
+        "id": ids[node],
+        "name": node._base,
+        "kind": graph.kind(node),
+        "operator": node.op_name if computed else "",
+        "inputs": {name: ids[parent] for name, parent in node.inputs.items()} if computed else {},
+        "type": type(graph.value(node)).__name__,
+        "description": "" if known else node.description,
     }
-    if parameter is not None:
-        form["constraint"], form["trainable"] = parameter.constraint, True
-        form["choices"] = parameter.choices and encode(parameter.choices, as_text=True)
-        form["bounds"] = parameter.bounds and [*map(encode, parameter.bounds)]
-    return {**_known(form), "value": encode(record.data, as_text=True), **record.extra}
+    if isinstance(node, ParameterNode):
+        form |= {"constraint": node.constraint, "trainable": True}
+        form["choices"] = node.choices and encode(node.choices, as_text=True)
+        form["bounds"] = node.bounds and [*map(encode, node.bounds)]
+    return {**_filled(form), "value": encode(graph.value(node), as_text=True)}
 
 
-def _expect(good: object, words: str) -> None:
-    """Refuse a trace graph where something is not as it must be."""
-    if not good:
-        raise GraphError(words)
+def _filled(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say something."""
+    return {key: value for key, value in fields.items() if value not in (None, "", {})}
 
 
 @contextlib.contextmanager
@@ -2766,122 +2343,97 @@ def _at(place: str) -> Iterator[None]:
     """Say where in a JSON form something was wrong."""
     try:
         yield
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except GraphError:
+        raise
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise GraphError(f"{place}: {error}") from None
 
 
-def _check_types(spec: dict[str, Any], types: Mapping[str, Any]) -> None:
-    for field, kinds in types.items():
+def _check_fields(spec: Any, fields: Mapping[str, Any], needed: str) -> None:
+    """`TypeError` if an object of the JSON form lacks a field, or has one of another type."""
+    if not isinstance(spec, dict) or spec.get(needed) is None:
+        raise TypeError(f"it must be an object with {needed!r}")
+    for field, kinds in fields.items():
         value = spec.get(field)
         fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
         if value is not None and kinds is not object and not fits:
-            raise TypeError(f"its {field} cannot be {_text(value, 60)}")
+            raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
+
+
+def _beyond(spec: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in fields}
 
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no JSON: write it as a tagged float, as chapter 9 says")
 
 
-def _graph_form(text: str) -> dict[str, Any]:
-    """The JSON of a trace graph, its outside checked."""
+def _read_graph(text: str) -> TraceGraph:
+    """The graph of a JSON text."""
     with _at("not JSON"):
         form: Any = json.loads(text, parse_constant=_no_number)
-    words = f"an object with format {_FORMAT!r} and a list of nodes is expected"
-    good = isinstance(form, dict) and isinstance(form.get("nodes"), list)
-    _expect(good, f"not a trace graph: {words}")
-    named, version = form.get("format", _FORMAT), str(form.get("version", _VERSION))
-    known = named == _FORMAT and re.fullmatch(r"\d+(\.\d+)*", version)
-    _expect(known, f"not a trace graph: format {named!r}, version {version!r}")
-    newer = int(version.partition(".")[0]) > int(_VERSION.partition(".")[0])
-    _expect(not newer, f"version {version} is newer than {_VERSION}, which is what this file reads")
-    docs = form.setdefault("operators", {})
-    good = isinstance(docs, dict) and all(isinstance(words, str) for words in docs.values())
-    _expect(good, "operators: it must be an object from name to text")
-    _expect(isinstance(form.setdefault("outputs", []), list), "outputs: it must be a list")
-    return cast("dict[str, Any]", form)
-
-
-def _graph_from(form: dict[str, Any]) -> TraceGraph:
-    """The graph of a JSON form."""
-    graph, numbers = TraceGraph(), dict[str, int]()
-    graph.extra = _beyond(form, _GRAPH_FIELDS)
-    for place, spec in _sorted_specs(form["nodes"]):
-        with _at(place):
-            record = _record_from(spec, numbers, form["operators"])
-        numbers[str(spec["id"])] = record.number
-        graph._put(record)
-    for n, spec in enumerate(form["outputs"]):
-        good = isinstance(spec, dict) and str(spec.get("id")) in numbers
-        _expect(good, f"outputs[{n}]: it must be an object whose id is that of a node")
-        with _at(f"outputs[{n}] ({spec['id']})"):
-            _check_types(spec, _OUTPUT_FIELDS)
-            float(spec.get("score") or 0)  # not too large for one
-            number, feedback = numbers[str(spec["id"])], decode(spec.get("feedback"))
-        extra = _beyond(spec, _OUTPUT_FIELDS)
-        graph.outputs.append(Output(number, feedback, spec.get("score"), extra))
+    with _at("not a trace graph"):
+        _check_fields(form, _GRAPH_FIELDS, "nodes")
+        named, version = form.get("format", _FORMAT), form.get("version", _VERSION)
+        if named != _FORMAT or not re.fullmatch(r"\d{1,9}(\.\d{1,9})*", version):
+            raise ValueError(f"format {named!r}, version {version!r}")
+        if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
+            raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
+    graph, known = TraceGraph(), dict[str, Node[Any]]()
+    graph.extra = _beyond(form, _GRAPH_FIELDS.keys() - {"operators"})
+    for n, spec in enumerate(form["nodes"]):
+        with _at(f"nodes[{n}]"):
+            _check_fields(spec, _NODE_FIELDS, "id")
+        with _at(f"nodes[{n}] ({spec['id']})"):
+            node = _node_from(spec, known, form.get("operators") or {})
+        known[str(spec["id"])], graph.specs[node] = node, spec
+    for node in reversed(known.values()):
+        graph.add(node)
+    for n, spec in enumerate(form.get("outputs") or ()):
+        with _at(f"outputs[{n}]"):
+            _check_fields(spec, _OUTPUT_FIELDS, "id")
+            graph.outputs.append(_output_from(spec, known))
     return graph
 
 
-def _sorted_specs(specs: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The nodes of a JSON form, parents first, each with its place; ids and inputs checked."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for n, spec in enumerate(specs):
-        good = isinstance(spec, dict) and type(spec.get("id")) in (str, int)
-        _expect(good, f"nodes[{n}]: it must be an object with an id, a text or an integer")
-        key = str(spec["id"])
-        _expect(key not in found, f"nodes[{n}]: the id {spec['id']!r} is used twice")
-        found[key] = f"nodes[{n}] ({key})", spec
-    parents: dict[str, list[str]] = {}
-    for key, (place, spec) in found.items():
-        with _at(place):
-            _check_types(spec, _NODE_FIELDS)
-        parents[key] = [*map(str, (spec.get("inputs") or {}).values())]
-        for name in parents[key]:
-            _expect(name in found, f"{place}: its input {_text(name, 60)} is no node")
-    return [found[key] for key in _parents_first(parents)]
-
-
-def _parents_first(parents: dict[str, list[str]]) -> Iterable[str]:
-    """The keys in an order that puts each after its parents: as they are, if that is one."""
-    import graphlib
-
-    rank = {key: n for n, key in enumerate(parents)}
-    if all(rank[name] < rank[key] for key, names in parents.items() for name in names):
-        return parents
-    try:
-        return [*graphlib.TopologicalSorter(parents).static_order()]
-    except graphlib.CycleError as error:
-        raise GraphError(_cut(f"a cycle: {' -> '.join(error.args[1])}", 400)) from None
-
-
-def _record_from(spec: dict[str, Any], numbers: dict[str, int], docs: dict[str, str]) -> Record:
-    """One record of a JSON form, with a new parameter for a trainable node."""
+def _node_from(
+    spec: dict[str, Any], known: dict[str, Node[Any]], words: dict[str, str]
+) -> Node[Any]:
+    """One node of the JSON form; its parents are known already."""
+    if str(spec["id"]) in known:
+        raise ValueError("the id is used twice")
     value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
+    for parent in map(str, inputs.values()):
+        if parent not in known:
+            raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
     base = str(spec.get("name") or spec["id"])
-    kind, op_name = ("operator", base) if inputs else ("input", "")
-    kind, op_name = spec.get("kind") or kind, spec.get("operator") or op_name
-    words = spec.get("description")
-    words = docs.get(op_name, "") if words is None else words
-    parameter = None
-    if spec.get("trainable", kind == "parameter"):
+    name = spec.get("operator") or base
+    description = spec.get("description", words.get(name, "") if inputs else "")
+    if spec.get("trainable", spec.get("kind") == "parameter"):
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
-        kind, op_name, parameter = "parameter", "", _parameter_from(spec, value, base, words)
-    number = next(_numbers) if parameter is None else parameter._number
-    type_name = spec.get("type") or type(value).__name__
-    names, parents = tuple(inputs), tuple([numbers[str(each)] for each in inputs.values()])
-    record = Record(number, base, kind, value, type_name, words, op_name, names, parents, parameter)
-    record.id, record.extra = spec["id"], _beyond(spec, _NODE_FIELDS)
-    return record
+        rules = {field: decode(spec.get(field)) for field in ("choices", "bounds", "constraint")}
+        node: Node[Any] = ParameterNode(value, base, description, **rules)
+    elif inputs:
+        kind = ExceptionNode if spec.get("kind") == "exception" else MessageNode
+        parents = tuple([known[str(parent)] for parent in inputs.values()])
+        operator = _Operator(name, description, tuple(inputs), None)
+        node = kind(value, operator, parents, any(parent._tracked for parent in parents))
+    else:
+        node = Node(value, base, description)
+    node._base, node._index = str(spec["id"]), None
+    return node
 
 
-def _parameter_from(spec: dict[str, Any], value: Any, base: str, words: str) -> ParameterNode[Any]:
-    """A new parameter for a trainable node of a JSON form, named by its id."""
-    bounds, choices = decode(spec.get("bounds")), decode(spec.get("choices"))
-    checks = {"choices": choices, "bounds": bounds and tuple(bounds)}
-    parameter = ParameterNode(value, base, words, constraint=spec.get("constraint"), **checks)
-    parameter._base, parameter._index = str(spec["id"]), ""  # type: ignore[assignment]
-    return parameter
+def _output_from(spec: dict[str, Any], known: dict[str, Node[Any]]) -> Output:
+    """One output of the JSON form."""
+    if str(spec["id"]) not in known:
+        raise ValueError(f"{to_text(spec['id'], 60)} is the id of no node")
+    score = spec.get("score")
+    if score is not None:
+        float(score)  # OverflowError if it is too large for one
+    feedback = decode(spec.get("feedback"))
+    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, _OUTPUT_FIELDS))
 
 
 def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node[Any]:
@@ -2897,7 +2449,7 @@ def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node
     nodes = _ancestors([output])
     changed = {getattr(each, "_number", None): value for each, value in changes.items()}
     known = {each._number for each in nodes}
-    strays = [_text(each, 60) for each in changes if getattr(each, "_number", None) not in known]
+    strays = [to_text(each, 60) for each in changes if getattr(each, "_number", None) not in known]
     if strays:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new: dict[int, Node[Any]] = {}
@@ -3049,7 +2601,7 @@ def coerce_value(value: Any, like: Any) -> Any:
             given = str(value)
         return _fit(given, like)
     finite = "a finite " * isinstance(like, float)
-    raise ValueError(f"Expected {finite}{type(like).__name__}, not {_text(value, 80)}.")
+    raise ValueError(f"Expected {finite}{type(like).__name__}, not {to_text(value, 80)}.")
 
 
 class _Unread(ValueError):
@@ -3085,7 +2637,7 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
         depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
         misplaced = spelled not in ")]},:" and written[-1] not in "([{,:"
         if misplaced or spelled == "?" or depth > MAX_DEPTH:
-            raise _Unread(f"it breaks off at {_text(text[token.start() : pos + 30], 80)}", pos)
+            raise _Unread(f"it breaks off at {to_text(text[token.start() : pos + 30], 80)}", pos)
         written += [spelled] if spelled else []
         if not depth and written[-1]:
             break
@@ -3181,7 +2733,7 @@ class _ReplyReader:
         value = _unfence(value) if name[:6] == "__code" and isinstance(value, str) else value
         if not name:
             known = ", ".join(self.names)
-            self.problems.append(f"There is no variable {_text(given, 80)}, only {known}.")
+            self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
         elif repr(self.values.setdefault(name, value)) != repr(value):
             self.problems.append(f"The reply gives {name} twice, with different values.")
 
@@ -3226,7 +2778,7 @@ class _ReplyReader:
         stop = after.start() if after else len(self.text)
         ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, opening.end(), stop)]
         if not ends:
-            self.begin(_TAGGED, f"The reply is cut short: the tag of {_text(tag, 80)} has no end.")
+            self.begin(_TAGGED, f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
             return len(self.text)
         end = ends[0 if reasons else -1]
         body = self.text[opening.end() : end.start()]
@@ -3324,7 +2876,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
 
 
 def _lines(value: Any) -> list[str]:
-    return value.splitlines() if isinstance(value, str) else [_text(value)]
+    return value.splitlines() if isinstance(value, str) else [to_text(value)]
 
 
 class Attempt(NamedTuple):
@@ -3396,7 +2948,7 @@ class Optimizer:
         self.memory_size, self.max_tokens, self.max_chars = memory_size, max_tokens, max_chars
         self.retries, self.on_refusal = retries, on_refusal
         self.history: list[Attempt] = []
-        self._refused: dict[str, None] = {}  # every rule that was broken, in order
+        self.refused: dict[str, None] = {}  # every rule that replies broke, in order
         self._outputs: list[Output] = []  # what was said, where no graph carries it
 
     def zero_feedback(self) -> None:
@@ -3435,18 +2987,18 @@ class Optimizer:
         if not (refusal or bypassing):
             return self.update(proposal)
         if refusal:
-            self._refused[f"{_listed(_values_by_name(proposal))}: {refusal}"] = None
+            self.refused[f"{_listed(_values_by_name(proposal))}: {refusal}"] = None
         self._remember(proposal, refusal or "bypassed")
         return dict(proposal) if bypassing else {}
 
     def update(self, update: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
         """Set new values, by parameter or by name: all of them, or none if one is refused."""
-        good = self._checked(update)
+        good = self.checked(update)
         proposal = update if isinstance(update, Proposal) else Proposal(good)
         self._remember(proposal, "" if good else "no change")
         return _assign(good)
 
-    def _checked(self, values: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
+    def checked(self, values: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
         pairs = [(self._named[k] if isinstance(k, str) else k, v) for k, v in values.items()]
         return {parameter: parameter.checked(value) for parameter, value in pairs}
@@ -3471,7 +3023,10 @@ class Optimizer:
 
     def _prompts(self, note: str) -> list[Prompt]:
         """All that is asked for one proposal: here a single prompt, about all the variables."""
-        return [self._prompt(self._named, _feedback_text(self.graph()), note)]
+        graph = self.graph()
+        if not graph.outputs:
+            raise MinitraceError(_NO_FEEDBACK)
+        return [self._prompt(self._named, _feedback_text(graph), note)]
 
     def _prompt(self, named: Mapping[str, ParameterNode[Any]], feedback: str, note: str) -> Prompt:
         """A prompt about some variables; feedback and the past take a third of the room each."""
@@ -3500,13 +3055,7 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has neither describe() nor propose()")
 
     def graph(self) -> TraceGraph:
-        """All the feedback that the parameters hold, as one graph."""
-        graph = self._merged()
-        if not len(graph):
-            raise MinitraceError(_NO_FEEDBACK)
-        return graph
-
-    def _merged(self) -> TraceGraph:
+        """All the feedback that the parameters hold, as one graph; an empty one if there is none."""
         found = (each for parameter in self.parameters for each in parameter.feedback)
         graph = TraceGraph.merged(each for each in found if isinstance(each, TraceGraph))
         graph.outputs = graph.outputs or self._outputs
@@ -3520,11 +3069,11 @@ class Optimizer:
         """Ask until a reply can be used, each time telling what was wrong with the last."""
         began = time.monotonic()
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        proposal, answers, refused = _until_usable(
-            self.llm or _default_llm(), prompt, options, self.retries, self._read
+        proposal, answers, refused = ask_until_usable(
+            self.llm, prompt, self._read, self.retries, **options
         )
         problems = [problem for each in refused for problem in each]
-        self._refused.update(dict.fromkeys(problems))
+        self.refused.update(dict.fromkeys(problems))
         replies = [*map(_reply_text, answers)]
         if len(refused) == len(answers) and self.on_refusal == "raise":
             times = f"{len(replies)} attempt{'s' * (len(replies) > 1)}"
@@ -3542,7 +3091,7 @@ class Optimizer:
             parameter = self._named[name]
             try:
                 value = parameter.checked(coerce_value(raw, parameter._data))
-                if _text(value) != _text(parameter._data):
+                if to_text(value) != to_text(parameter._data):
                     changed[parameter] = value
             except ValueError as error:
                 problems.append(f"{name}: {_cut(str(error), 600)}")
@@ -3551,10 +3100,10 @@ class Optimizer:
         return proposal, problems
 
     def _remember(self, proposal: Proposal, reason: str) -> None:
-        graph, values = self._merged(), {name: p._data for name, p in self._named.items()}
-        self._add(Attempt(values, graph.feedback, graph.score, proposal, proposal.diff(), reason))
+        graph, values = self.graph(), {name: p._data for name, p in self._named.items()}
+        self.remember(Attempt(values, graph.feedback, graph.score, proposal, proposal.diff(), reason))
 
-    def _add(self, attempt: Attempt) -> None:
+    def remember(self, attempt: Attempt) -> None:
         """Put an attempt into the history."""
         self.history.append(attempt)
         if len(self.history) > 100:  # of what is older, only values, score and update stay
@@ -3564,14 +3113,14 @@ class Optimizer:
 
     @property
     def best(self) -> Attempt | None:
-        """The attempt with the highest score, the latest of equals; none that `train` refused."""
+        """The attempt with the highest score, the latest of equals; none that was tried and not kept."""
         kept = (attempt for attempt in self.history if attempt.reason != _NOT_KEPT)
         scored = [attempt for attempt in kept if attempt.score is not None]
         return max(reversed(scored), key=lambda attempt: cast(float, attempt.score), default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        _assign(self._checked(attempt.values))
+        _assign(self.checked(attempt.values))
 
     def undo(self) -> None:
         """Put back the values from before the last update that was not undone yet."""
@@ -3590,9 +3139,9 @@ class Optimizer:
             rows.append(f"{number}. {_listed(attempt.values)}")
             rows += [f"   feedback: {_said(each, 300)}" for each in attempt.feedback]
             rows += [f"   score: {attempt.score:g}"] if attempt.score is not None else []
-        if self._refused:
+        if self.refused:
             rows.append("Refused so far, do not repeat:")
-            rows += [f"- {_said(words, 300)}" for words in [*self._refused][-8:]]
+            rows += [f"- {_said(words, 300)}" for words in [*self.refused][-8:]]
         return _cut("\n".join(rows), room)
 
 
@@ -3605,11 +3154,11 @@ def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
     found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
     found = [found] if isinstance(found, Node) else found
     if not isinstance(found, Iterable):
-        raise TypeError(f"{_text(found, 60)} has no parameters: pass optimizer=, or parameters")
+        raise TypeError(f"{to_text(found, 60)} has no parameters: pass optimizer=, or parameters")
     named: dict[str, ParameterNode[Any]] = {}
     for each in found:
         if not isinstance(each, ParameterNode):
-            raise TypeError(f"an optimizer works on parameters; {_text(each, 60)} is none")
+            raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         name = each.py_name
         if named.setdefault(name, each) is not each:
             raise ValueError(f"two parameters are called {name}: give one of them another name")
@@ -3626,7 +3175,7 @@ def _values_by_name(values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
 def _assign(values: dict[ParameterNode[Any], Any]) -> dict[ParameterNode[Any], Any]:
     """Set values that were checked, and return them."""
     for parameter, value in values.items():
-        parameter._data = value
+        parameter.restore(value)
     return values
 
 
@@ -3721,7 +3270,7 @@ def _reply_text(answer: Any) -> str:
     try:
         return str(get(get(get(answer, "choices")[0], "message"), "content") or "")
     except (AttributeError, KeyError, IndexError, TypeError):
-        raise TypeError(f"a language model must return text, not {_text(answer, 80)}") from None
+        raise TypeError(f"a language model must return text, not {to_text(answer, 80)}") from None
 
 
 def _usage_told(answer: Any) -> Counter[str]:
@@ -3751,14 +3300,25 @@ def _default_llm() -> Any:
     return StubLLM()
 
 
-def _until_usable(
-    llm: Any, prompt: Sequence[Any], options: Any, retries: int,
-    read: Callable[[str], tuple[T, list[str]]],
-) -> tuple[T, list[Any], list[list[str]]]:  # fmt: skip
+def ask_until_usable(
+    llm: Any, prompt: Sequence[Any], read: Callable[[str], tuple[T, list[str]]],
+    retries: int = 2, **options: Any,
+) -> tuple[T, list[Reply], list[list[str]]]:  # fmt: skip
     """Ask until a reply can be used or `retries` are over, each time telling what was wrong.
 
-    Returns: what `read` made of the last reply; all the answers; for each that was refused, why.
+    Args:
+        llm: any callable from messages to text; None for the one that the environment names.
+        prompt: the messages.
+        read: a function of a reply's text; it gives a result, and a list of what is wrong with it.
+
+    Returns: what `read` made of the last reply; all the replies; for each that was refused, why.
+
+    >>> def read(text):
+    ...     return text, [] if text.isdigit() else ["Only digits, please."]
+    >>> ask_until_usable(Script(["seven", "7"]), [{"role": "user", "content": "How many?"}], read)
+    ('7', ['seven', '7'], [['Only digits, please.']])
     """
+    llm = llm or _default_llm()
     messages, answers, refused = [*prompt], list[Any](), list[list[str]]()
     while True:
         answers.append(_ask_any(llm, [*messages], options))
@@ -3855,14 +3415,14 @@ class _Critic(SumPropagator):
 
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """What was said, which the optimizer's history keeps."""
-        self.optimizer._outputs += [each._replace(node=None) for each in outputs]
+        self.optimizer._outputs += outputs
         return super().start(outputs)
 
     def propagate(self, node: Node[Any], feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
         llm, inputs = self.optimizer.llm or _default_llm(), node.inputs
-        call = ", ".join(f"{name}={_text(p._data, 1000)}" for name, p in inputs.items())
-        step = f"{node.op_name}({call}) gave {_text(node._data, 1000)}.\n{node.op_name}: "
+        call = ", ".join(f"{name}={to_text(p._data, 1000)}" for name, p in inputs.items())
+        step = f"{node.op_name}({call}) gave {to_text(node._data, 1000)}.\n{node.op_name}: "
         step = _cut(step, 6000) + _cut(node.description, 1000)
 
         def criticism(name: str) -> str:
@@ -3923,14 +3483,14 @@ def _said(words: Any, limit: int = 0) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return "; ".join(f"{name} = {_text(value, 300)}" for name, value in values.items())
+    return "; ".join(f"{name} = {to_text(value, 300)}" for name, value in values.items())
 
 
 def _feedback_text(graph: TraceGraph) -> str:
     rows = []
-    for number, feedback, score, _ in graph.outputs:
+    for each, feedback, score, _ in graph.outputs:
         judged = "" if score is None else f" (score: {score:g})"
-        rows.append(f"{graph.names[number]}: {_said(feedback) or '(no words)'}{judged}")
+        rows.append(f"{graph.names[each]}: {_said(feedback) or '(no words)'}{judged}")
     return "\n".join(rows)
 
 
@@ -3938,1079 +3498,130 @@ def _variable_text(name: str, parameter: ParameterNode[Any]) -> str:
     """A parameter in the prompt: its whole value, and the rules for a new one."""
     low, high = parameter.bounds or (None, None)
     rules = {"at least": low, "at most": high, "one of": parameter.choices}
-    words = [f"{rule} {_text(value)}" for rule, value in rules.items() if value is not None]
+    words = [f"{rule} {to_text(value)}" for rule, value in rules.items() if value is not None]
     note = ", ".join(filter(None, (parameter.description, parameter.constraint, *words)))
     note = note and f"  # {note}"
     if _is_code(parameter):
         return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
-    return f"({type(parameter._data).__name__}) {name} = {_text(parameter._data)}{note}"
+    return f"({type(parameter._data).__name__}) {name} = {to_text(parameter._data)}{note}"
 
 
 _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
 
 
+def nearest_calls(graph: TraceGraph) -> Iterator[Node[Any]]:
+    """The calls of a trace graph, those first that a reader wants first: failures, outputs, the
+    first use of each parameter, and from there outwards.
+
+    Of more than twelve calls of one operator in a row only the first and the last four are given.
+
+    >>> x = node(1, name="x", trainable=True)
+    >>> (x * 2 + 1).backward("too small")
+    >>> [call.op_name for call in nearest_calls(x.feedback[0])]
+    ['add', 'multiply']
+    """
+    calls = [each for each in graph if graph.parents(each)]
+    outputs = {output.node: None for output in graph.outputs}
+    folded = _repeated(graph, calls) - outputs.keys()
+    failed = [each for each in calls if graph.kind(each) == "exception"]
+    uses = [graph.children(parameter)[:1] for parameter in graph.parameters]
+    near = [*failed, *outputs, *itertools.chain(*uses)]
+    seen: set[Node[Any]] = set()
+    for each in near:  # it grows on the way
+        parents = graph.parents(each)
+        if parents and each not in seen:
+            seen.add(each)
+            near += parents
+            if each not in folded:
+                yield each
+
+
+def _repeated(graph: TraceGraph, calls: Iterable[Node[Any]]) -> set[Node[Any]]:
+    """The middle of every run of more than twelve calls of one operator in a row."""
+    folded: set[Node[Any]] = set()
+    for _, run in itertools.groupby(calls, lambda each: (each.op_name, graph.kind(each))):
+        row = [*run]
+        folded.update(row[4:-4] if len(row) > 12 else ())
+    return folded
+
+
 class _View:
     """The part of a trace graph that fits into so many characters, as text.
 
-    Calls enter in the order of their distance from failures, outputs and parameters, each with what
-    it needs: its line, the documentation of its operator, inputs too long to stand in the line.
+    Calls enter in the order of their nearness, each with what it needs: its line, the documentation
+    of its operator, inputs too long to stand in the line.
     """
 
     def __init__(self, graph: TraceGraph, room: int) -> None:
         import bisect
 
         self.graph, self.names = graph, graph.names
-        self.calls = [record for record in graph if record.parents]
-        self.outputs = dict.fromkeys(output.node for output in graph.outputs)
-        self.folded = self._repeated() - self.outputs.keys()
+        self.calls = [each for each in graph if graph.parents(each)]
+        self.outputs = {output.node for output in graph.outputs}
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
         self.most = max(60, min(1500, room // 4))  # of an output's value, or of a call
-        self.nearest = [*itertools.islice(self._by_nearness(), room // 15)]
-        parents = {graph[number] for record in self.nearest for number in record.parents}
-        inputs = (record for record in parents if record.kind == "input")
-        self.inputs = {record.number: _text(record.data, self.limit) for record in inputs}
-        self.lines = {record.number: self._line(record) for record in self.nearest}
+        self.nearest = [*itertools.islice(nearest_calls(graph), room // 15)]
+        parents = itertools.chain.from_iterable(map(graph.parents, self.nearest))
+        inputs = (each for each in parents if graph.kind(each) == "input")
+        self.inputs = {each: to_text(each._data, self.limit) for each in inputs}
+        self.lines = {each: self._line(each) for each in self.nearest}
         sizes = range(1, len(self.nearest) + 1)
         self.shown = bisect.bisect(sizes, room, key=lambda size: len(self.text(size)))
 
-    def _repeated(self) -> set[int]:
-        """The middle of every run of more than twelve calls of one operator in a row."""
-        folded: set[int] = set()
-        for _, run in itertools.groupby(self.calls, lambda record: (record.operator, record.kind)):
-            numbers = [record.number for record in run]
-            folded.update(numbers[4:-4] if len(numbers) > 12 else ())
-        return folded
-
-    def _by_nearness(self) -> Iterator[Record]:
-        """The calls: failures, outputs, the first use of each parameter, then outwards."""
-        failed = [record.number for record in self.calls if record.kind == "exception"]
-        uses = [self.graph.children(parameter)[:1] for parameter in self.graph.parameters]
-        near = [*failed, *self.outputs, *(record.number for use in uses for record in use)]
-        seen: set[int] = set()
-        for number in near:  # it grows on the way
-            record = self.graph[number]
-            if record.parents and number not in seen:
-                seen.add(number)
-                near += record.parents
-                if number not in self.folded:
-                    yield record
-
-    def _operand(self, number: int) -> str:
+    def _operand(self, parent: Node[Any]) -> str:
         """A parent as a call shows it: by name, unless it is a short input."""
-        text = self.inputs.get(number, "")
-        return text if 0 < len(text) <= 40 else self.names[number]
+        text = self.inputs.get(parent, "")
+        return text if 0 < len(text) <= 40 else self.names[parent]
 
-    def _line(self, record: Record) -> str:
+    def _line(self, each: Node[Any]) -> str:
         """A call as a line of code, with its value."""
-        given = dict(zip(record.arguments, map(self._operand, record.parents), strict=True))
-        call = record.description
+        given = {name: self._operand(parent) for name, parent in each.inputs.items()}
+        call = each.description
         if re.match(_FORMULA, call):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), call)
         else:
             items = ", ".join(f"{name}={value}" for name, value in given.items())
-            call = f"{record.operator}({items})"
-        value = _text(record.data, self.most if record.number in self.outputs else self.limit)
-        if record.kind == "exception":
-            value = f"raised {_said(record.data, self.most)}"
-        return f"{self.names[record.number]} = {_cut(call, self.most)}  # {value}"
+            call = f"{each.op_name}({items})"
+        value = to_text(each._data, self.most if each in self.outputs else self.limit)
+        if self.graph.kind(each) == "exception":
+            value = f"raised {_said(each._data, self.most)}"
+        return f"{self.names[each]} = {_cut(call, self.most)}  # {value}"
 
     def text(self, size: int) -> str:
         """So many of the nearest calls, in the order of the program, with what they need."""
-        records = sorted(self.nearest[:size], key=lambda record: record.number)
-        told = dict.fromkeys((record.operator, record.description) for record in records)
+        near = set(self.nearest[:size])
+        calls = [each for each in self.calls if each in near]
+        told = dict.fromkeys((each.op_name, each.description) for each in calls)
         docs = [(name, words) for name, words in told if not re.match(_FORMULA, words)]
         limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
         about = [f"{name}: {_cut(words, limit)}" for name, words in docs]
-        used = dict.fromkeys(number for record in records for number in record.parents)
-        long = [number for number in used if len(self.inputs.get(number, "")) > 40]
-        inputs = [f"{self.names[number]} = {self.inputs[number]}" for number in long]
-        code = self._code({record.number for record in records})
+        used = dict.fromkeys(itertools.chain.from_iterable(each.parents for each in calls))
+        long = [each for each in used if len(self.inputs.get(each, "")) > 40]
+        inputs = [f"{self.names[each]} = {self.inputs[each]}" for each in long]
+        code = self._code(near)
         return _page(Code=code, Documentation="\n".join(about), Inputs="\n".join(inputs))
 
-    def _code(self, shown: set[int]) -> str:
+    def _code(self, near: set[Node[Any]]) -> str:
         """The lines of these calls, and a line for each gap between them."""
         rows: list[str] = []
-        for is_gap, group in itertools.groupby(self.calls, lambda call: call.number not in shown):
-            numbers = [record.number for record in group]
-            rows += [self._gap(numbers)] if is_gap else [self.lines[number] for number in numbers]
+        for shown, group in itertools.groupby(self.calls, lambda call: call in near):
+            rows += [self.lines[each] for each in group] if shown else [self._gap([*group])]
         return "\n".join(rows)
 
-    def _gap(self, numbers: list[int]) -> str:
+    def _gap(self, calls: list[Node[Any]]) -> str:
         """The line that stands for calls left out: how many, from where to where, and which."""
-        counts = Counter(self.graph[number].operator for number in numbers).most_common(5)
+        counts = Counter(each.op_name for each in calls).most_common(5)
         kinds = ", ".join(f"{count} {name}" for name, count in counts)
-        first, last = self.names[numbers[0]], self.names[numbers[-1]]
-        return _cut(f"# {len(numbers)} calls left out, {first} to {last}: {kinds}", 120)
+        first, last = self.names[calls[0]], self.names[calls[-1]]
+        return _cut(f"# {len(calls)} calls left out, {first} to {last}: {kinds}", 120)
 
     def stats(self) -> dict[str, Any]:
         """How many nodes there are, how many are shown, and why the others are not."""
-        nodes, folded, left = len(self.graph), len(self.folded), len(self.calls) - self.shown
+        nodes, left = len(self.graph), len(self.calls) - self.shown
+        folded = len(_repeated(self.graph, self.calls) - self.outputs)
         reasons = {"repeat their neighbours": folded, "for want of room": left - folded}
         why = ", ".join(f"{count} {words}" for words, count in reasons.items() if count)
         return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
-
-
-# ---- Training: the same steps over a dataset, where a guide judges each response.
-
-
-class Guide:
-    """What says how good a response is; this is the class, and a function will do as well.
-
-    A guide is called with the query, the response and what the dataset knows of the query, all
-    plain data. It gives `(score, feedback)`, just a score (higher is better), or just words.
-
-    >>> class Close(Guide):
-    ...     def get_feedback(self, query, response, info):
-    ...         return -abs(response - info), "too low" if response < info else "too high"
-    >>> Close()("how many?", 5, 7)
-    (-2, 'too low')
-    """
-
-    def get_feedback(self, query: Any, response: Any, info: Any) -> Any:
-        """The judgement: yours to write."""
-        raise NotImplementedError(f"{type(self).__name__} has no get_feedback()")
-
-    def __call__(self, query: Any, response: Any, info: Any) -> Any:
-        return self.get_feedback(query, response, info)
-
-
-_JUDGE = """\
-You judge a response. Criteria: {}
-Answer with one JSON object and nothing else: {{"score": from 0 for useless to 1 for perfect, \
-"feedback": "what would make the response better"}}"""
-
-
-class Judge(Guide):
-    """A guide that asks a language model.
-
-    Args:
-        criteria: what makes a response good, in words.
-        llm: any callable from messages to text; what `MINITRACE_MODEL` names, or else a `StubLLM`.
-        retries: how often it is asked again after a reply that cannot be used.
-
-    Raises:
-        ReplyError: no reply could be used.
-
-    >>> judge = Judge("polite", llm=Script(['{"score": 0.5, "feedback": "Say hello first."}']))
-    >>> judge("Greet Ada.", "Ada!", None)
-    (0.5, 'Say hello first.')
-    """
-
-    def __init__(
-        self, criteria: str = "correct and complete", llm: Any = None, retries: int = 2
-    ) -> None:
-        self.criteria, self.llm, self.retries = criteria, llm, retries
-
-    def get_feedback(self, query: Any, response: Any, info: Any) -> tuple[float, str]:
-        """The score, from 0 to 1, and the feedback."""
-        expected = "" if info is None else _said(info)
-        page = _page(Query=_said(query), Response=_said(response), Expected=expected)
-        prompt = [_message("system", _JUDGE.format(self.criteria)), _message("user", page)]
-        llm = self.llm or _default_llm()
-        judgement, answers, refused = _until_usable(llm, prompt, {}, self.retries, self.read)
-        if len(refused) == len(answers):
-            problems, replies = refused[-1], [*map(_reply_text, answers)]
-            raise ReplyError(f"no usable judgement: {problems[-1]}", replies, problems)
-        return judgement
-
-    def read(self, text: str) -> tuple[tuple[float, str], list[str]]:
-        """The judgement in a reply, and what is wrong with it."""
-        _, _, values, problems = read_reply(text, ["score", "feedback"])
-        given, score = values.get("score"), -1.0
-        with contextlib.suppress(ValueError):
-            score = coerce_value(given, 0.0)
-        if not problems and not 0 <= score <= 1:
-            problems = [f"the score must be a number from 0 to 1, not {_text(given, 80)}"]
-        return (score, _said(values.get("feedback", ""))), problems
-
-
-def _judgement(said: Any) -> tuple[float | None, Any]:
-    """Score and feedback from what a guide gave."""
-    score, words = (None, said) if isinstance(said, str) else (said, "")
-    if isinstance(said, (tuple, list)) and len(said) == 2:
-        score, words = said
-    words = "" if words is None else words
-    with contextlib.suppress(TypeError, OverflowError):
-        if said is not None and (score is None or math.isfinite(score)):
-            return score if score is None else float(score), words
-    told = f"a guide gives (score, feedback), a finite score, or words, not {_text(said, 80)}"
-    raise TypeError(told)
-
-
-# ---- One example: run, judged, and where it failed, a failure that may be feedback.
-
-
-class Tried(NamedTuple):
-    """An example that was run: its output as a node and as plain data, and what was said of it."""
-
-    output: Node[Any]
-    response: Any
-    score: float | None
-    feedback: Any
-    failed: bool
-
-
-class _Job(NamedTuple):
-    """An example to be run: all that it takes, so that it can go to another process."""
-
-    model: Any
-    guide: Any
-    tracing: bool
-    query: Any
-    info: Any
-    place: dict[str, Any]
-
-    def run(self, replies: Mapping[Any, Any], write: Any) -> Tried:
-        """Run it, with the replies recorded here before; `write`, if any, takes down new ones."""
-        with _on_tape(_Tape(self.place, replies, write)) if write else contextlib.nullcontext():
-            return self.judged()
-
-    def judged(self) -> Tried:
-        """Run the model, and let the guide judge; a failure of the program is an example too."""
-        try:
-            with contextlib.nullcontext() if self.tracing else stop_tracing():
-                model = self.model
-                output = model if isinstance(model, ParameterNode) else _awaited(model(self.query))
-        except ExecutionError as error:
-            _raise_unless_about_values(error)
-            failure = error.exception_node
-            words = failure.create_feedback("full")
-            return Tried(failure, failure.data, None, words, True)
-        output = output if isinstance(output, Node) else operators.identity(output)
-        if self.guide is None:
-            return Tried(output, output._data, None, "", False)
-        try:
-            said = _awaited(self.guide(self.query, output._data, self.info))
-        except ReplyError as error:  # of a judge that asks a language model
-            said = None, f"(not judged: {error})"
-        return Tried(output, output._data, *_judgement(to_data(said)), False)
-
-
-def _awaited(value: Any) -> Any:
-    """The value, or what it gives if it has to be awaited; a loop may be running in this thread."""
-    import inspect
-
-    return _finish(value) if inspect.isawaitable(value) else value
-
-
-def _raise_unless_about_values(error: ExecutionError) -> None:
-    """Raise what an error came from, such as a spent budget, if no other values would avoid it."""
-    cause = error.__cause__
-    spoken = getattr(cause, "kind", "") in ("refused", "filtered", "empty", "cut off")
-    of_values = spoken or isinstance(cause, (LimitError, CodeError, TraceMissingInputsError))
-    if isinstance(cause, MinitraceError) and not of_values:
-        raise cause
-
-
-# ---- Side by side: examples in threads, or in other processes.
-
-
-def _check_counts(**counts: Any) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
-
-
-class _Crew:
-    """Who runs examples: threads, or an executor of the user's choice."""
-
-    def __init__(
-        self, model: Any, guide: Any, workers: int, executor: Any, failed_score: float, journal: Any
-    ) -> None:
-        _check_counts(workers=workers)
-        self.model, self.guide, self.failed_score = model, guide, failed_score
-        self.workers, self.executor, self.journal = workers, executor, journal
-
-    @property
-    def here(self) -> bool:
-        """Do the examples run in this process?"""
-        from concurrent.futures import ThreadPoolExecutor
-
-        return isinstance(self.executor, (ThreadPoolExecutor, type(None)))
-
-    def check_sees(self, parameters: Iterable[ParameterNode[Any]]) -> None:
-        """Raise if the model would not carry one of these parameters to another process."""
-        if not self.here and (strays := {*parameters}.difference(_parameters_of(self.model))):
-            names = ", ".join(sorted(stray.name for stray in strays))
-            raise ValueError(f"{names}: no parameter of the model, so no process would see it")
-
-    def run(
-        self, examples: Sequence[tuple[int, Any]], tracing: bool = False, **place: Any
-    ) -> list[Tried]:
-        """Run examples, given as pairs of index and (input, info); the results in their order."""
-        one: Any = functools.partial(_Job, self.model, self.guide, tracing)
-        jobs = [one(*pair, {**place, "example": index}) for index, pair in examples]
-        tried = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
-        scores = (each.score for each in tried if each.score is not None)
-        self.failed_score = min([self.failed_score, *scores])  # a failure is never the better one
-        tried = [t._replace(score=self.failed_score) if t.failed else t for t in tried]
-        for job, each in zip(jobs, tried, strict=True):
-            self.journal.write({"event": "example", **job.place, **_example_told(job, each)})
-        return tried
-
-    def run_here(self, jobs: Sequence[_Job]) -> list[Tried]:
-        """Run jobs in threads of this process."""
-        since, journal = next(_numbers), self.journal
-
-        def work(job: _Job) -> Tried:
-            return job.run(journal.replies_at(job.place), journal.path and journal.write)
-
-        tried = _side_by_side(work, jobs, self.workers, self.executor)
-        if len(jobs) > 1 and (self.workers > 1 or self.executor):
-            _renumber([each.output for each in tried], since)
-        return tried
-
-    def run_elsewhere(self, jobs: Sequence[_Job]) -> list[Tried]:
-        """Run jobs where no memory is shared: values go there, nodes and records come back."""
-        from concurrent.futures import as_completed, wait
-
-        own = _parameters_of(self.model)
-        values = [parameter._data for parameter in own]
-        try:
-            dumps = _pickle().dumps
-            packed = [dumps((j, values, self.journal.replies_at(j.place))) for j in jobs]
-        except Exception as error:
-            words = "model, guide and data must be picklable for an executor of other processes"
-            raise TypeError(f"{words}: {error}") from error
-        futures = [self.executor.submit(_run_packed, each) for each in packed]
-        kept = set()
-        try:
-            for future in as_completed(futures):
-                kept.add(future)
-                self.take_down(future.result())
-        finally:  # what cannot be called off is waited for, and kept too
-            running = [each for each in futures if each not in kept and not each.cancel()]
-            for future in wait(running).done:
-                with contextlib.suppress(Exception):
-                    self.take_down(future.result())
-        return [_unpacked(future.result()[0], own) for future in futures]
-
-    def take_down(self, result: tuple[bytes, list[dict[str, Any]], Exception | None]) -> None:
-        """Write what a job in another process was told, and raise what it raised."""
-        for record in result[1]:
-            self.journal.write(record)
-        if result[2]:
-            raise result[2]
-
-
-def _run_packed(packed: bytes) -> tuple[bytes, list[dict[str, Any]], Exception | None]:
-    """Run a job that came from another process: the result, what was told, and what went wrong."""
-    import pickle
-
-    job, values, replies = pickle.loads(packed)
-    own, records = _parameters_of(job.model), list[Any]()
-    _assign(dict(zip(own, values, strict=True)))
-    try:
-        return _packed(job.run(replies, records.append), own), records, None
-    except Exception as error:
-        return b"", records, error
-
-
-def _pickle() -> Any:
-    """The module that pickles: one that Dask or loky brought knows the classes of a script too."""
-    import pickle
-
-    return sys.modules.get("cloudpickle") or pickle
-
-
-def _packed(value: Any, parameters: Sequence[Any]) -> bytes:
-    """A pickle that names parameters by their place, so that it can meet the living ones."""
-    places = {id(parameter): place for place, parameter in enumerate(parameters)}
-
-    class Pickler(_pickle().Pickler):  # type: ignore[misc]
-        def persistent_id(self, each: Any) -> Any:
-            return places.get(id(each.node if isinstance(each, _Pickled) else each))
-
-    file = io.BytesIO()
-    Pickler(file).dump(value)
-    return file.getvalue()
-
-
-def _unpacked(data: bytes, parameters: Sequence[Any]) -> Any:
-    import pickle
-
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, place: Any) -> Any:
-            return parameters[place]
-
-    return Unpickler(io.BytesIO(data)).load()
-
-
-def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
-    """The parameters that a model carries along to another process."""
-    if isinstance(model, ParameterNode):
-        return [model]
-    if hasattr(model, "parameters"):
-        return [*model.parameters()]
-    raise TypeError(
-        f"{_text(model, 60)} carries no parameters to another process: make it a module or a bundle"
-    )
-
-
-def _renumber(outputs: Iterable[Node[Any]], since: int) -> None:
-    """Number what ran side by side as if it had run one after the other: graphs go by numbers."""
-    until = next(_numbers)
-    for output in outputs:
-        for each in _ancestors([output]):
-            if since < each._number < until:
-                each._number = next(_numbers)
-
-
-# ---- The journal: all that happens, line by line, and every reply, so that a run can be resumed.
-
-
-def _reply_in(record: dict[str, Any]) -> Reply:
-    """The reply in a record of a call, with what was known about it."""
-    facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
-    return Reply(record["reply"], **facts)
-
-
-def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
-    """What tells calls apart, and shows how they differ."""
-    return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
-
-
-class _Tape:
-    """The calls to language models of one piece of a run: what was recorded, and what is new.
-
-    A call is found by what is asked and how often it was asked here before, so that neither other
-    threads nor other pieces of the run change what it gets.
-    """
-
-    def __init__(self, place: Mapping[str, Any], replies: Mapping[Any, Any], write: Any) -> None:
-        self.place, self.replies, self.write = place, replies, write
-        self.turns, self.lock = Counter[str](), threading.Lock()
-
-    def __call__(self, messages: Any, options: Any, ask: Callable[[], Any]) -> Any:
-        """The reply recorded for this call, or what `ask` gives, which is recorded."""
-        import hashlib
-
-        key = hashlib.sha256(_call_key(messages, options).encode("utf-8", "replace")).hexdigest()
-        with self.lock:
-            self.turns[key] += 1
-            turn = self.turns[key]
-        if (turn, key) in self.replies:
-            return self.replies[turn, key]
-        began = time.monotonic()
-        try:
-            with _on_tape(None):
-                answer = ask()
-        except BaseException:
-            with self.lock:  # a call that failed is none, and its turn is free again
-                if self.turns[key] == turn:
-                    self.turns[key] -= 1
-            raise
-        record = {"event": "call", **self.place, "turn": turn, "key": key, "messages": messages}
-        record |= {"options": options, "reply": answer, "usage": dict(_usage_told(answer)) or None}
-        record |= {"model": answer.model, "finish_reason": answer.finish_reason}
-        self.write({**record, "seconds": round(time.monotonic() - began, 3)})
-        return answer
-
-
-_tape: ContextVar[_Tape | None] = ContextVar("minitrace_tape", default=None)
-
-
-@contextlib.contextmanager
-def _on_tape(tape: _Tape | None) -> Iterator[None]:
-    """Put what language models are asked inside on a tape, or on none."""
-    token = _tape.set(tape)
-    try:
-        yield
-    finally:
-        _tape.reset(token)
-
-
-def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where in a run a record belongs."""
-    return tuple(map(record.get, ("step", "part", "candidate", "example")))
-
-
-_journals = weakref.WeakSet[Any]()
-if hasattr(os, "register_at_fork"):  # else a child would keep the lock of a run that is gone
-    os.register_at_fork(after_in_child=lambda: [file.close() for file in _journals])
-
-
-class _Journal:
-    """An append-only file of JSON lines that says all that happened in a run, and resumes it.
-
-    Resuming is running again on the replies recorded here: a record that stands here already is not
-    written again. Without a path it writes nothing.
-    """
-
-    def __init__(self, path: Any, redact: Callable[[dict[str, Any]], Any] | None = None) -> None:
-        self.path, self.redact = path and os.fspath(path), redact
-        self.known: dict[Any, str] = {}  # what each record says, by its mark
-        self.replies: dict[Any, dict[Any, Any]] = defaultdict(dict)
-        self.first: dict[str, Any] = {}  # the configuration in the first record
-        self.passed: list[Any] = []  # the values after each step
-        self.lock, self.same = threading.Lock(), True
-
-    def __enter__(self) -> _Journal:
-        if self.path:
-            self.file = open(self.path, "a+b", buffering=0)
-            try:
-                _lock(self.file, self.path)
-                _journals.add(self.file)
-                self.file.seek(0)
-                for number, line in enumerate(_whole_lines(self.file.read()), 1):
-                    self.read(number, line)
-                _mend(self.file)
-            except BaseException:
-                self.file.close()
-                raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.path:
-            self.file.close()
-
-    def read(self, number: int, line: bytes) -> None:
-        """Take in a line of an earlier run."""
-        try:
-            record = json.loads(line)
-            mark, event = self.mark(record), record["event"]
-            self.known[mark] = self.content(record)
-            if event == "call" and isinstance(record.get("reply"), str):
-                self.replies[_place(record)][record["turn"], record["key"]] = _reply_in(record)
-            if number == 1:
-                self.first = record["configuration"]
-            self.passed += [record["values"]] if event in ("step", "end") else []
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise MinitraceError(
-                f"{self.path}, line {number}: not a record of a journal; name another file"
-            ) from None
-
-    def mark(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What tells records apart."""
-        event = record["event"]
-        why = record["reason"] if event == "end" else ""
-        return event, *_place(record), why, record.get("turn"), record.get("key")
-
-    def replies_at(self, place: Mapping[str, Any]) -> dict[Any, Any]:
-        """The replies to the calls at this place of the run, by turn and key."""
-        return self.replies.get(_place(place), {})
-
-    def content(self, record: Mapping[str, Any]) -> str:
-        """What a record says, but not when it was nor how long it took."""
-        told = {key: value for key, value in record.items() if key not in ("time", "seconds")}
-        return json.dumps(told, sort_keys=True)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add a record, in one write, unless it is there."""
-        if not self.path:
-            return
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = {"event": record["event"], "time": when, **record}
-        try:
-            whole = json.dumps(record, ensure_ascii=False, default=_text)
-            seen = self.redacted(json.loads(whole)) if self.redact else record
-            whole = json.dumps(seen, ensure_ascii=False) if self.redact else whole
-            if self.mark(record) in self.known:
-                self.compare(self.known[self.mark(record)], whole)
-            elif seen is not None:
-                self.append(whole.encode("utf-8", "backslashreplace") + b"\n")
-        except Exception as error:  # one of ours, lest it pass for a failure of the program
-            words = f"{self.path}: a record could not be written: {error}"
-            raise MinitraceError(words) from error
-
-    def redacted(self, record: dict[str, Any]) -> Any:
-        """A record as the user's function wants it to be kept."""
-        event, seen = record["event"], cast(Any, self.redact)(record)
-        if not isinstance(seen, dict) and (seen is not None or event == "run"):
-            raise TypeError(f"redact= gave {_text(seen, 60)} for the record of a {event}")
-        return seen
-
-    def append(self, line: bytes) -> None:
-        """Add a line, all of it or nothing."""
-        with self.lock:
-            end = os.fstat(self.file.fileno()).st_size
-            try:
-                while line:
-                    line = line[self.file.write(line) :]
-            except BaseException:
-                self.file.truncate(end)
-                raise
-
-    def compare(self, old: str, new: str) -> None:
-        """Warn, once, when what happens again is not what is recorded."""
-        if self.same and old != self.content(json.loads(new) or {}):
-            self.same = False
-            warnings.warn(
-                f"{self.path}: the run goes another way than before: something that is not "
-                f"recorded, such as chance or the time, has a part in it. Now {new:.200}",
-                stacklevel=2,
-            )
-
-    def begin(self, configuration: dict[str, Any]) -> Any:
-        """Note what is run or, if that was noted before, that it is the same.
-
-        Returns: the values that the run began with; the present ones may also be its last.
-        """
-        now = json.loads(json.dumps(configuration))
-        if not self.first:
-            self.write({"event": "run", "version": __version__, "configuration": now})
-        first = self.first or now
-        differ = [key for key in now if now[key] != first.get(key)]
-        if now["parameters"] in self.passed:
-            differ = [key for key in differ if key != "parameters"]
-        if differ:
-            told = [f"{key} was {first.get(key)!r:.300}, now {now[key]!r:.300}" for key in differ]
-            raise MinitraceError(f"{self.path} is the journal of another run: {'; '.join(told)}")
-        return first["parameters"]
-
-
-def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines of a file; a record at its end that a crash cut short is none."""
-    *lines, last = data.split(b"\n")
-    with contextlib.suppress(ValueError):
-        if last[:1] in (b"", b"{", b"\0"):
-            json.loads(last)
-        lines.append(last)
-    return lines
-
-
-def _mend(file: Any) -> None:
-    """Cut off what a crash tore at the end of a file that is open to append."""
-    file.seek(0)
-    data = file.read()
-    whole = b"".join(line + b"\n" for line in _whole_lines(data))
-    file.truncate(min(len(whole), len(data)))
-    file.write(whole[len(data) :])
-
-
-def _lock(file: Any, path: str) -> None:
-    """Keep other processes from writing a file as long as it is open here."""
-    try:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows, where what is locked cannot be read: a byte far beyond
-            import msvcrt
-
-            file.seek(1 << 40)
-            cast(Any, msvcrt).locking(file.fileno(), cast(Any, msvcrt).LK_NBLCK, 1)
-    except OSError:
-        raise MinitraceError(f"{path} is being written by another run: name another file") from None
-
-
-def _example_told(job: _Job, tried: Tried) -> dict[str, Any]:
-    """An example as the journal keeps it."""
-    pair = {"query": job.query, "response": tried.response}
-    texts = {key: v if isinstance(v, str) else _text(v) for key, v in pair.items()}
-    told = {"score": tried.score, "feedback": _said(tried.feedback, 8000), "failed": tried.failed}
-    return {**{key: _cut(text, 2000) for key, text in texts.items()}, **told}
-
-
-# ---- The loop: a step for each batch, and the best values at the end.
-
-
-class Run(NamedTuple):
-    """How a training run ended: why, after how many steps, and its best score and values.
-
-    The score is the mean on the validation set or, if there is none, on the batch of the step that
-    found the values. `scores` has each batch's mean before its step; `spent` the calls and tokens.
-    """
-
-    reason: str
-    steps: int
-    score: float | None
-    values: dict[str, Any]
-    scores: list[float | None]
-    spent: dict[str, float]
-
-
-class _Tested(NamedTuple):
-    """A proposal, and how its values did: on the validation set, and on the batch."""
-
-    proposal: Proposal
-    validation: float | None
-    score: float | None
-    feedback: Sequence[Any] = ()
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What candidates are compared by."""
-        low = float("-inf")
-        validation = low if self.validation is None else self.validation
-        return validation, low if self.score is None else self.score
-
-
-class _Training:
-    """One run of `train`: its parts, and where it stands."""
-
-    def __init__(
-        self, optimizer: Optimizer, crew: _Crew, examples: Any, held_out: Any, options: Any,
-        progress: Any, spent: Any,
-    ) -> None:  # fmt: skip
-        self.optimizer, self.crew, self.journal = optimizer, crew, crew.journal
-        self.examples, self.held_out = examples, held_out
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.progress = _show_progress if progress is None and terminal else progress
-        self.options, self.spent = options, spent
-        self.number, self.kept_step, self.stale, self.began = 0, 0, 0, time.monotonic()
-        self.scores: list[float | None] = []
-        self.validation: float | None = None
-        self.compares = bool(options["gate"] or held_out or options["candidates"] > 1)
-        self.best, self.best_rank, self.best_step = self.values(), (float("-inf"),) * 2, 0
-
-    def values(self) -> dict[ParameterNode[Any], Any]:
-        return {parameter: parameter._data for parameter in self.optimizer.parameters}
-
-    def encoded(self, values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
-        """Values as the journal keeps them."""
-        return {p.py_name: encode(value, as_text=True) for p, value in values.items()}
-
-    def begin(self, options: dict[str, Any]) -> None:
-        """Note what is run, or go back to where the run in the journal began."""
-        optimizer, now = self.optimizer, self.encoded(self.values())
-        past = [len(optimizer.history), len(optimizer._refused)]
-        past = self.journal.first.get("history", past)
-        began = self.journal.begin({"parameters": now, "history": past, **options})
-        del optimizer.history[past[0] :]
-        for words in [*optimizer._refused][past[1] :]:
-            del optimizer._refused[words]
-        if began != now:
-            values = {name: decode(value) for name, value in began.items()}
-            _assign(optimizer._checked(values))
-            self.best = self.values()
-
-    def go(self) -> str:
-        """Take all steps, leave the best values in the model in any case, and say why it ended."""
-        try:
-            reason = self.steps()
-        except BudgetError as error:
-            reason = f"budget: {error}"
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(self.farewell()) from None
-        finally:
-            _assign(self.best)
-            if self.progress is _show_progress:
-                print(file=sys.stderr)
-        self.record("end", reason=reason, values=self.encoded(self.best), best=self.told_best())
-        return reason
-
-    def farewell(self) -> str:
-        again = f"the same call goes on from {self.journal.path}"
-        again = again if self.journal.path else "with journal= a run can be gone on with"
-        return f"stopped in step {self.number}; the best values so far are in the model; {again}"
-
-    def record(self, event: str, **facts: Any) -> None:
-        self.journal.write({"event": event, "step": self.number, **facts})
-
-    def told_best(self) -> dict[str, Any]:
-        score = self.best_rank[0] if self.held_out else self.best_rank[1]
-        return {"step": self.best_step, "score": score if math.isfinite(score) else None}
-
-    def steps(self) -> str:
-        """Take all steps; say why there are no more."""
-        if self.held_out:
-            tried = self.crew.run(self.held_out, step=0, part="validate", candidate=0)
-            self.validation = _mean(each.score for each in tried)
-        epochs = self.options["epochs"]
-        count = epochs * -(-len(self.examples) // self.options["batch_size"])
-        for epoch, batch in itertools.chain.from_iterable(map(self.batches, range(epochs))):
-            self.number += 1
-            self.step(epoch, batch)
-            self.show(count)
-            if self.stale == self.options["patience"]:
-                return "patience"
-        return "epochs"
-
-    def batches(self, epoch: int) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
-        """The examples of one epoch, so many at a time."""
-        import random
-
-        examples, size = [*self.examples], self.options["batch_size"]
-        if self.options["shuffle"]:
-            random.Random(f"{self.options['seed']} {epoch}").shuffle(examples)
-        for start in range(0, len(examples), size):
-            yield epoch + 1, examples[start : start + size]
-
-    def step(self, epoch: int, batch: list[tuple[int, Any]]) -> None:
-        """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
-        self.optimizer.zero_feedback()
-        tried = self.crew.run(batch, True, step=self.number, part="forward", candidate=0)
-        now = _Tested(Proposal(), self.validation, _mean(each.score for each in tried))
-        with self.taped("backward"):
-            outputs, said = [each.output for each in tried], [each.feedback for each in tried]
-            self.optimizer.backward(outputs, said, score=[each.score for each in tried])
-        graph = self.optimizer._merged()
-        with self.taped("propose"):
-            proposals = self.propose() if len(graph) or graph.outputs else []
-        tested: list[_Tested] = []
-        for each in proposals:
-            tested.append(self.test(each, batch, tested))
-        chosen, reason = self.choose(now, tested)
-        self.keep(now, tested, chosen, reason)
-        self.scores.append(now.score)
-        self.stale = 0 if reason in ("better", "no scores", "not compared") else self.stale + 1
-        small = self.journal.path and 0 < len(graph) <= 500
-        self.record(
-            "step", epoch=epoch, score=now.score, validation=now.validation, accepted=chosen,
-            reason=reason, values=self.encoded(self.values()), best=self.told_best(),
-            graph=json.loads(graph.to_json()) if small else None,
-        )  # fmt: skip
-
-    @contextlib.contextmanager
-    def taped(self, part: str) -> Iterator[None]:
-        """Put the optimizer's calls in this part of the step on the tape."""
-        place = {"step": self.number, "part": part, "candidate": 0, "example": None}
-        tape = _Tape(place, self.journal.replies_at(place), self.journal.write)
-        with _on_tape(tape) if self.journal.path else contextlib.nullcontext():
-            yield
-
-    def propose(self) -> list[Proposal]:
-        """The candidates; a reply that cannot be used is one that changes nothing."""
-        optimizer, count = self.optimizer, self.options["candidates"]
-        before, optimizer.on_refusal = optimizer.on_refusal, "keep"
-        try:
-            found = optimizer.propose() if count == 1 else optimizer.propose(count)
-        finally:
-            optimizer.on_refusal = before
-        found = [found] if isinstance(found, Mapping) else found or []
-        return [p if isinstance(p, Proposal) else Proposal(optimizer._checked(p)) for p in found]
-
-    def test(
-        self, proposal: Proposal, batch: Sequence[tuple[int, Any]], before: Sequence[_Tested]
-    ) -> _Tested:
-        """Try a candidate's values, unless one before had the same, and note how they did."""
-        number, values = len(before) + 1, self.encoded(proposal)
-        same = [each for each in before if self.encoded(each.proposal) == values]
-        result = _Tested(proposal, None, None)
-        if same:
-            result = same[0]._replace(proposal=proposal)
-        elif proposal and self.compares:
-            result = self.measured(number, proposal, batch)
-        told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
-        told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
-        told |= {"score": result.score, "validation": result.validation}
-        told |= {"seconds": round(proposal.seconds, 3)}
-        self.record("proposal", candidate=number, values=values, **told)
-        return result
-
-    def measured(
-        self, number: int, proposal: Proposal, batch: Sequence[tuple[int, Any]]
-    ) -> _Tested:
-        """How a candidate's values do on the batch and the validation set; they do not stay."""
-        place: dict[str, Any] = {"step": self.number, "candidate": number}
-        before = self.values()
-        try:
-            _assign(self.optimizer._checked(proposal))
-            tried = _evaluation(self.crew.run(batch, part="check", **place))
-            held = _evaluation(self.crew.run(self.held_out, part="validate", **place))
-        finally:
-            _assign(before)
-        return _Tested(proposal, held.mean, tried.mean, tried.feedback)
-
-    def choose(self, now: _Tested, tested: Sequence[_Tested]) -> tuple[int, str]:
-        """The number of the candidate to keep, 0 for none, and why."""
-        ranks = {number: each.rank for number, each in enumerate(tested, 1) if each.proposal}
-        if not ranks:
-            return 0, "no change" if tested else "no feedback"
-        if not self.compares:
-            return min(ranks), "not compared"
-        best, rank = max(ranks.items(), key=lambda each: each[1])  # the first of equals
-        if not any(map(math.isfinite, (*rank, *now.rank))):
-            return best, "no scores"
-        if rank < now.rank and self.options["gate"]:
-            return 0, "worse"
-        return best, "better" if rank > now.rank else "worse" if rank < now.rank else "as good"
-
-    def keep(self, now: _Tested, tested: Sequence[_Tested], chosen: int, reason: str) -> None:
-        """Set the chosen values; what was tried in vain is remembered, so that it is not again."""
-        if self.compares and not self.options["gate"] and now.rank > self.best_rank:
-            self.note_best(now)
-        for number, (proposal, held, score, feedback) in enumerate(tested, 1):
-            if proposal and number != chosen:
-                tried = _values_by_name({**self.values(), **proposal})
-                said = [*dict.fromkeys(filter(None, (_said(each, 300) for each in feedback)))][:4]
-                if now.validation is not None:
-                    said.append(f"on other examples {held:g}, not {now.validation:g} as before")
-                self.optimizer._add(Attempt(tried, said, score, reason=_NOT_KEPT))
-        if reason == "no change":
-            self.optimizer._remember(tested[0].proposal, reason)
-        if chosen:
-            now = tested[chosen - 1]
-            self.optimizer.update(now.proposal)
-            self.kept_step, self.validation = self.number, now.validation
-        latest = self.options["gate"] or not self.compares or reason == "no scores"
-        if latest or now.rank >= self.best_rank:
-            self.note_best(now)
-
-    def note_best(self, now: _Tested) -> None:
-        """Hold the present values for the best so far."""
-        self.best, self.best_rank, self.best_step = self.values(), now.rank, self.kept_step
-
-    def show(self, steps: int) -> None:
-        """Tell how far it got: a function of the user's, or a line on a terminal."""
-        if self.progress:
-            spent, done = self.spent.spent, self.number
-            left = (time.monotonic() - self.began) / done * (steps - done)
-            state = {"step": done, "steps": steps, "score": self.scores[-1]}
-            state |= {"best": self.told_best()["score"], "calls": int(spent["calls"])}
-            self.progress({**state, "tokens": int(spent["tokens"]), "seconds_left": round(left)})
-
-
-def _show_progress(state: dict[str, Any]) -> None:
-    """One line on standard error, written over and over."""
-    score, best = (("-" if n is None else f"{n:.3g}") for n in (state["score"], state["best"]))
-    line = f"step {state['step']}/{state['steps']}  score {score}  best {best}  "
-    line += "{calls:,} calls  {tokens:,} tokens  {seconds_left:,} s left".format(**state)
-    print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
-
-
-def train(
-    model: Any, dataset: Any, guide: Any, optimizer: Optimizer | None = None, *, epochs: int = 1,
-    batch_size: int = 1, candidates: int = 1, validation: Any = None, patience: int | None = None,
-    workers: int = 1, executor: Any = None, journal: Any = None, budget: Any = None,
-    progress: Any = None, seed: int = 0, shuffle: bool = False, gate: bool = True,
-    failed_score: float = 0.0, redact: Any = None,
-) -> Run:  # fmt: skip
-    """Optimize the parameters of a model on a dataset, and leave the best values in it.
-
-    A step runs a batch, sends each example's own feedback back in one backward, asks for
-    candidates, tries them, and keeps the best of them if it is not worse than what is there.
-
-    Args:
-        model: a module, a bundle, a parameter, or any callable if the optimizer has its parameters;
-            it is called with an input. Async ones are awaited. If it fails with an
-            `ExecutionError`, the error is the feedback; the score is `failed_score` or, if less,
-            the lowest that the guide gave so far.
-        dataset: pairs `(input, info)`, or `{"inputs": [...], "infos": [...]}`.
-        guide: a function of `(query, response, info)`: see `Guide`. What it raises ends the run,
-            but for a `ReplyError`: that example stays without a score.
-        optimizer: an `OptoPrime` of the model by default.
-        epochs, batch_size: how often the dataset is run through, and how many examples at a time.
-        candidates: how many proposals are asked for in a step, side by side.
-        validation: a second dataset, whose mean score then decides.
-        patience: end after so many steps in a row that did not better the score.
-        workers: how many examples run at a time, in threads.
-        executor: a `concurrent.futures.Executor` to run them instead: of threads, or of processes
-            (then model, guide and data are pickled, and budgets see the optimizer's calls only).
-        journal: a file of JSON lines that keeps all that happens, the data too. The same call with
-            the same file goes on after a crash, and pays for no recorded reply again.
-        budget: a `Budget`; when it is spent the run ends.
-        progress: a function of a dict, called after each step; False for none. By default a line
-            on standard error, if that is a terminal.
-        seed, shuffle: shuffle the examples of each epoch, by this seed.
-        gate: False keeps the best candidate even if it is worse.
-        redact: a function that sees a copy of every record before it is written, and returns it,
-            changed or not, or None to leave it out (any but the first). What it takes away of a
-            reply is not there when the run goes on; a reply that is gone is asked for again.
-
-    Returns: a `Run`.
-
-    Raises:
-        MinitraceError: the journal belongs to another run, or another process writes it.
-
-    >>> GRAPH.clear()
-    >>> class Shift(Module):
-    ...     def __init__(self):
-    ...         self.offset = node(0, name="offset", trainable=True)
-    ...     def forward(self, x):
-    ...         return x + self.offset
-    >>> def guide(query, response, info):
-    ...     return -abs(response - info), "too low" if response < info else "too high"
-    >>> shift, dataset = Shift(), [(1, 8), (2, 9)]
-    >>> run = train(shift, dataset, guide, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=2)
-    >>> shift.offset.data, run.score, run.scores[:5]
-    (7, 0.0, [-7.0, -6.0, -5.0, -3.0, -1.0])
-    """
-    optimizer = optimizer or OptoPrime(model)
-    examples = _pairs(dataset, "dataset")
-    held_out = _pairs(() if validation is None else validation, "validation")
-    counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
-    _check_counts(**counts, patience=1 if patience is None else patience)
-    if not callable(guide) or isinstance(guide, type):
-        raise TypeError(f"guide= takes a function or a Guide(), not {_text(guide, 60)}")
-    if not (budget is None or hasattr(budget, "spent")):
-        raise TypeError(f"budget= takes a Budget, not {_text(budget, 60)}")
-    options: dict[str, Any] = {**counts, "patience": patience, "gate": gate}
-    options |= {"shuffle": shuffle, "seed": seed, "failed_score": failed_score}
-    with budget or Budget() as spent, _Journal(journal, redact) as notes:
-        crew = _Crew(model, guide, workers, executor, failed_score, notes)
-        crew.check_sees(optimizer.parameters)
-        run = _Training(optimizer, crew, examples, held_out, options, progress, spent)
-        facts = {"examples": _digest(examples), "validation": _digest(held_out)}
-        run.begin({"optimizer": type(optimizer).__name__, **facts, **options})
-        reason = run.go()
-    score, values = run.told_best()["score"], _values_by_name(run.best)
-    return Run(reason, run.number, score, values, run.scores, spent.spent)
-
-
-def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
-    """The examples of a dataset, numbered."""
-    if isinstance(dataset, Mapping):
-        inputs, infos = (list(dataset.get(key, ())) for key in ("inputs", "infos"))
-        if dataset.keys() != {"inputs", "infos"} or len(inputs) != len(infos):
-            words = f"{len(inputs)} inputs and {len(infos)} infos"
-            raise TypeError(f"{name} as a mapping has inputs and as many infos, not {words}")
-        dataset = zip(inputs, infos, strict=True)
-    examples = list(dataset)
-    for index, pair in enumerate(examples):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"{name}[{index}] must be a pair (input, info), not {_text(pair, 60)}")
-    return list(enumerate(examples))
-
-
-def _digest(examples: Any) -> str:
-    """How many examples there are, and what tells them from others."""
-    import hashlib
-
-    text = json.dumps(encode([list(pair) for _, pair in examples], as_text=True))
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-    return f"{len(examples)}, {digest[:12]}"
-
-
-class Evaluation(NamedTuple):
-    """How a model did on a dataset.
-
-    A score per example (None where the guide gave words only) and their mean; by index, what was
-    said of those that failed; the responses; the feedback.
-    """
-
-    scores: list[float | None]
-    mean: float | None
-    failures: dict[int, str]
-    responses: list[Any]
-    feedback: list[Any]
-
-
-def evaluate(
-    model: Any, dataset: Any, guide: Any = None, *, workers: int = 1, executor: Any = None,
-    failed_score: float = 0.0,
-) -> Evaluation:  # fmt: skip
-    """Run a model on every example of a dataset, side by side, and judge the responses.
-
-    Nothing is traced and nothing changes. Without a guide the dataset is an iterable of inputs.
-
-    Args: those of `train`.
-
-    >>> rate = node(2, name="rate", trainable=True)
-    >>> def price(amount):
-    ...     return rate * amount
-    >>> evaluate(price, [1, 2, 3], workers=3).responses
-    [2, 4, 6]
-    >>> evaluate(price, [(1, 2), (2, 5)], lambda query, response, info: response == info).mean
-    0.5
-    """
-    inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
-    pairs = [(each, None) for each in inputs] if guide is None else dataset
-    crew = _Crew(model, guide, workers, executor, failed_score, _Journal(None))
-    return _evaluation(crew.run(_pairs(pairs, "dataset")))
-
-
-def _evaluation(tried: Sequence[Tried]) -> Evaluation:
-    scores = [each.score for each in tried]
-    failures = {index: str(each.feedback) for index, each in enumerate(tried) if each.failed}
-    responses, feedback = [each.response for each in tried], [each.feedback for each in tried]
-    return Evaluation(scores, _mean(scores), failures, responses, feedback)
-
-
-def _mean(scores: Iterable[float | None]) -> float | None:
-    found = [score for score in scores if score is not None]
-    return sum(found) / len(found) if found else None
 
 
 # ---- 5. Language models --------------------------------------------------------------------------
@@ -5056,17 +3667,6 @@ class LLMError(MinitraceError):
         self.__dict__.update(facts)
 
 
-class BudgetError(MinitraceError):
-    """A call was stopped before it was made, because it would pass a limit of a `Budget`.
-
-    >>> with Budget(calls=2):
-    ...     Script(["yes"] * 3).map(["a", "b", "c"], workers=1)
-    Traceback (most recent call last):
-        ...
-    minitrace.BudgetError: this call would pass 2 calls; spent so far: 2 calls of 2, 4 tokens
-    """
-
-
 def _dig(data: Any, *path: str | int) -> Any:
     """The value at a path inside data that we do not trust, or None."""
     try:
@@ -5109,13 +3709,49 @@ def _in_thread(work: Callable[[], Any]) -> Any:
     return future
 
 
-class _LanguageModel:
-    """A callable from messages to `Reply`, counted by budgets; a subclass says how, in `_ask`."""
+Hook = Callable[..., Any]
+_hooks: ContextVar[tuple[Hook, ...]] = ContextVar("minitrace_hooks", default=())
+
+
+@contextlib.contextmanager
+def around_calls(hook: Hook) -> Iterator[None]:
+    """Stand around every call of a language model in this block: a budget, a journal, telemetry.
+
+    Instead of the call, `hook(llm, messages, options, ask)` runs: `ask()` makes the call and gives
+    its `Reply`, and what the hook returns is what the caller gets. Blocks nest, the outer hook
+    first. A call that a language model makes in turn is part of the outer call, and not seen.
+
+    >>> def count(llm, messages, options, ask):
+    ...     reply = ask()
+    ...     print(llm.model, "said", reply)
+    ...     return reply
+    >>> with around_calls(count):
+    ...     reply = Script(["Paris."])("The capital of France?")
+    script said Paris.
+    """
+    _hooks.set((*_hooks.get(), hook))
+    try:
+        yield
+    finally:
+        hooks = [*_hooks.get()]
+        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]
+        _hooks.set(tuple(hooks))
+
+
+class LanguageModel:
+    """A callable from messages to `Reply`; a subclass defines one method, `complete`.
+
+    >>> class Echo(LanguageModel):
+    ...     def complete(self, messages, options):
+    ...         return Reply(messages[-1]["content"])
+    >>> Echo()("Hello"), Echo().map(["a", "b"])
+    ('Hello', ['a', 'b'])
+    """
 
     model: str | None = None
     options: Mapping[str, Any] = {}
 
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
         raise NotImplementedError
 
     def __call__(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
@@ -5125,7 +3761,15 @@ class _LanguageModel:
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
         merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
-        return _counted(self, [dict(m) for m in messages], merged)
+        given = [dict(message) for message in messages]
+        ask = functools.partial(self.complete, given, merged)
+        for hook in reversed(dict.fromkeys(_hooks.get())):
+            ask = functools.partial(hook, self, given, merged, ask)
+        scope = _hooks.set(())
+        try:
+            return cast(Reply, ask())
+        finally:
+            _hooks.reset(scope)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
         """Ask all prompts, up to `workers` at a time; replies come in the order of the prompts.
@@ -5153,125 +3797,18 @@ class _LanguageModel:
 
         return await wrap_future(_in_thread(lambda: self(messages, **options)))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _LanguageModel:
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
         return self  # a connection, not a value: copies of its owner share it, key and all
 
 
-# ---- Budgets: a call reserves what it may cost, and settles when it is known what it did cost.
-
-_budgets: contextvars.ContextVar[tuple[Budget, ...]] = contextvars.ContextVar("budgets", default=())
-_ledger = threading.Lock()
-
-
-class Budget:
-    """A `with` block that stops the call that would pass a limit, before it is made.
-
-    Every call to a language model of ours counts once in each budget around it, in threads and
-    tasks too, live, replayed or scripted; a `Replay` that asks a live one is one call.
-    Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
-    length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they pass a
-    limit by the calls in flight at most. A call that the server refused costs no tokens; one that
-    ended without an answer keeps its estimate.
-
-    Args:
-        calls, tokens, usd, seconds: the limits; seconds count from the first `with`.
-        prices: US dollars per million tokens, `{model: (input, output)}`, with `"*"` for any other.
-
-    Raises:
-        BudgetError: from the call that would pass a limit, or has no price under a limit in `usd`.
-
-    >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
-    ...     replies = Script(["Paris."] * 9).map(["Capital of France?"] * 2)
-    >>> print(budget.report())
-    2 calls of 5, 14 tokens, $0.0001 of 0.01
-    >>> budget.spent["calls"]
-    2
-    """
-
-    def __init__(
-        self,
-        calls: int | None = None,
-        tokens: int | None = None,
-        usd: float | None = None,
-        seconds: float | None = None,
-        *,
-        prices: Mapping[str, tuple[float, float]] = {},
-    ) -> None:
-        self.limits = {"calls": calls, "tokens": tokens, "usd": usd, "seconds": seconds}
-        self.prices, self._started = prices, 0.0
-        self.spent: dict[str, float] = dict.fromkeys(self.limits, 0)
-
-    def __enter__(self) -> Budget:
-        self._started = self._started or time.monotonic()
-        _budgets.set((*_budgets.get(), self))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _budgets.set(_budgets.get()[:-1])
-
-    def report(self) -> str:
-        """What was spent, of which limits, in one line; calls in flight count by their estimate."""
-        self.spent["seconds"] = time.monotonic() - self._started if self._started else 0
-        forms = ("{:,} calls", "{:,} tokens", "${:.4f}", "{:.1f} s")
-        return ", ".join(
-            form.format(self.spent[kind]) + ("" if limit is None else f" of {limit:,}")
-            for (kind, limit), form in zip(self.limits.items(), forms, strict=True)
-            if limit is not None or kind in ("calls", "tokens") or (kind == "usd" and self.prices)
-        )
-
-    def _cost(self, model: str, tokens_in: int, tokens_out: int) -> dict[str, float]:
-        price = self.prices.get(model, self.prices.get("*"))
-        if price is None and self.limits["usd"] is not None:
-            raise BudgetError(f"no price for {model!r}: add it, or '*' for any, to prices=")
-        rate_in, rate_out = price or (0, 0)
-        usd = (tokens_in * rate_in + tokens_out * rate_out) / 1e6
-        return {"calls": 1, "tokens": tokens_in + tokens_out, "usd": usd}
-
-    def _check(self, cost: dict[str, float]) -> dict[str, float]:
-        report = self.report()
-        for kind, limit in self.limits.items():
-            if limit is not None and self.spent[kind] + cost.get(kind, 0) > limit + 1e-12:
-                raise BudgetError(f"this call would pass {limit:,} {kind}; spent so far: {report}")
-        return cost
-
-    def _add(self, cost: dict[str, float], instead_of: Mapping[str, float] = {}) -> None:
-        for kind, amount in cost.items():
-            self.spent[kind] += amount - instead_of.get(kind, 0)
-
-
-def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) -> Reply:
-    """Make one call, counted in every budget around it, with the calls that it makes in turn."""
-    name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), {*_budgets.get()}
-    guess = _tokens(_prompt(messages)), min(500, options.get("max_tokens", 500))
-    with _ledger:  # one lock for all budgets: each of them lets a call pass, or none counts it
-        costs = [(budget, budget._check(budget._cost(name, *guess))) for budget in budgets]
-        for budget, cost in costs:
-            budget._add(cost)
-    used, scope = guess, _budgets.set(())
-    try:
-        tape, ask = _tape.get(), functools.partial(llm._ask, messages, options)
-        reply = cast(Reply, tape(messages, options, ask) if tape else ask())
-        usage = reply.usage or {}
-        used = usage.get("input_tokens", guess[0]), usage.get("output_tokens", _tokens(reply))
-        return reply
-    except LLMError as error:
-        used = (0, 0) if error.status >= 400 else guess
-        raise
-    finally:
-        _budgets.reset(scope)
-        with _ledger:
-            for budget, cost in costs:
-                budget._add(budget._cost(name, *used), instead_of=cost)
-
-
-class _Foreign(_LanguageModel):
+class _Foreign(LanguageModel):
     """Any other callable from messages to text, counted and recorded as ours are."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.model = str(getattr(function, "model", None) or "callable")
 
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
         answer = self.function(messages, **options)
         if isinstance(answer, Reply):
             return answer
@@ -5280,7 +3817,7 @@ class _Foreign(_LanguageModel):
 
 def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     """Ask any callable from messages to text."""
-    return (llm if isinstance(llm, _LanguageModel) else _Foreign(llm))(messages, **options)
+    return (llm if isinstance(llm, LanguageModel) else _Foreign(llm))(messages, **options)
 
 
 # ---- Two tables say how to talk to everybody: a protocol is how, a provider is where.
@@ -5630,7 +4167,7 @@ def _usage(data: Any, protocol: _Protocol) -> dict[str, int] | None:
     return {"input_tokens": tokens_in, "output_tokens": tokens_out}
 
 
-class LLM(_LanguageModel):
+class LLM(LanguageModel):
     """A language model behind HTTP: `llm("question")` or `llm(messages)` gives a `Reply`.
 
     A call is one POST, repeated while that may help (overload, resets, cut answers) after growing
@@ -5707,7 +4244,7 @@ class LLM(_LanguageModel):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_key": None, "_headers": {}, "_found": None}
 
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
         import random
 
         deadline, attempt = time.monotonic() + self.timeout, 0
@@ -5812,97 +4349,7 @@ def _headers(row: _Provider, key: str | None, given: Mapping[str, str]) -> dict[
     return {**common, **PROTOCOLS[row.protocol].headers, **own}
 
 
-class Replay(_LanguageModel):
-    """A cassette: replies in a file, one JSON line each, that a person can read and commit.
-
-    A reply is found by the messages and the options of the call; the n-th time the same is asked,
-    its n-th record answers. What was never recorded is asked of `live` and added to the file or,
-    without one, raises with a diff to the closest recorded prompt. Safe for many threads of one
-    process. A last line torn by a crash is passed over, and cut off when the next is written.
-
-    Args:
-        path: the file; it may not exist yet if there is a `live`.
-        live: any callable from messages to text, such as an `LLM`.
-
-    Raises:
-        LLMError: nothing recorded (`kind` is `miss`), or a line that is no record.
-
-    >>> import os, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "lesson.jsonl")
-    ...     first = Replay(path, live=Script(["Paris.", "Still Paris."]))
-    ...     print(first("Capital of France?"), first("Capital of France?"))
-    ...     again = Replay(path)
-    ...     print(again("Capital of France?"), again("Capital of France?"))
-    Paris. Still Paris.
-    Paris. Still Paris.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], live: Callable[..., str] | None = None):
-        self.path, self.live = os.fspath(path), live
-        self.model = getattr(live, "model", None) or "replay"
-        self._records: dict[str, list[Reply]] | None = None
-        self._turns = Counter[str]()
-
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
-        key = _call_key(messages, options)
-        with _cassettes:
-            if self._records is None:
-                self._records = _read_cassette(self.path)
-            self._turns[key] += 1
-            turn, recorded = self._turns[key], self._records.get(key, [])
-        if turn <= len(recorded):
-            return recorded[turn - 1]
-        if self.live is None:
-            closest = _closest(key, self._records)
-            words = f"{self.path} has no record {turn} of this call; closest to it is\n{closest}"
-            raise LLMError(words, kind="miss")
-        said = self.live(messages, **options)
-        reply = said if isinstance(said, Reply) else Reply(said)
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = {"time": when, "messages": messages, "options": options, "reply": reply}
-        _append(self.path, {**record, **vars(reply)})
-        return reply
-
-
-_cassettes = threading.Lock()
-
-
-def _read_cassette(path: str) -> dict[str, list[Reply]]:
-    """The replies of a cassette, by what was asked; no file is an empty one."""
-    data, replies = b"", defaultdict[str, list[Reply]](list)
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        data = file.read()
-    for number, line in enumerate(_whole_lines(data), 1):
-        try:
-            record = json.loads(line)
-            replies[_call_key(record["messages"], record["options"])].append(_reply_in(record))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise LLMError(f"{path}, line {number}: not the record of a call") from None
-    return replies
-
-
-def _append(path: str, record: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, in one write, after cutting off a line torn by a crash."""
-    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    with _cassettes, open(path, "a+b", buffering=0) as file:
-        _mend(file)
-        file.write(line)
-
-
-def _closest(key: str, keys: Iterable[str]) -> str:
-    """How a call differs from the recorded one that is most like it."""
-    from difflib import unified_diff
-
-    words = set(key.split())
-    unlike = {other: len(words.symmetric_difference(other.split())) for other in keys}
-    likest = min(unlike, key=unlike.__getitem__, default="nothing, for it is empty")
-    old, new = (text.replace("\\n", "\n").splitlines() for text in (likest, key))
-    lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
-    return "\n".join(lines[:40]) or "the same, recorded fewer times"
-
-
-class Script(_LanguageModel):
+class Script(LanguageModel):
     """Canned replies, for tests and lessons: texts in order, or (pattern, reply) pairs, or both.
 
     The first pattern found in the conversation (a regular expression, `re.search`) answers, however
@@ -5924,7 +4371,7 @@ class Script(_LanguageModel):
         self.replies, self.asked = list(replies), list[_Messages]()
         self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
 
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
         self.asked.append(messages)
         prompt = _prompt(messages)
         pairs = (pair for pair in self.replies if not isinstance(pair, str))
@@ -5951,7 +4398,7 @@ def _asked(llm: Any, system: str, *prompts: str) -> str:
 operators.call_llm = _call_llm
 
 
-class StubLLM(_LanguageModel):
+class StubLLM(LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
     It reads the same prompt that a language model would get, past attempts included, and answers in
@@ -5971,7 +4418,7 @@ class StubLLM(_LanguageModel):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
         import random
 
         asked = [str(m["content"]) for m in messages if m["role"] == "user"]
@@ -6115,26 +4562,14 @@ def _trimmed(text: str, room: int) -> str:
     return text[: sum(end <= room - 3 for end in ends)] + "..."
 
 
-def _verdicts(graph: TraceGraph) -> dict[int, str]:
-    """What was said of each output, by its number: the words and the score."""
-    said: dict[int, str] = {}
-    for number, words, score, _ in graph.outputs:
-        told = words if isinstance(words, str) else "" if words is None else _text(words)
-        judged = "" if score is None else f"(score: {_text(score, 24)})"
-        said[number] = " ".join(filter(None, (said.get(number), told, judged)))
+def _verdicts(graph: TraceGraph) -> dict[Node[Any], str]:
+    """What was said of each output: the words and the score."""
+    said: dict[Node[Any], str] = {}
+    for each, words, score, _ in graph.outputs:
+        told = words if isinstance(words, str) else "" if words is None else to_text(words)
+        judged = "" if score is None else f"(score: {to_text(score, 24)})"
+        said[each] = " ".join(filter(None, (said.get(each, ""), told, judged)))
     return said
-
-
-class _Tree(str):
-    """Plain text, in files and comparisons too, that `print` shows in colour on a terminal."""
-
-    def __str__(self) -> str:
-        text, terminal = str.__str__(self), sys.stdout is not None and sys.stdout.isatty()
-        if not terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-            return text
-        marks = r"(?m)(  <- .*)|(  \[parameter\])|( \(see \w+\)$)"  # yellow, cyan, faint
-        hues = "", "33", "36", "2"
-        return re.sub(marks, lambda m: f"\x1b[{hues[m.lastindex or 0]}m{m[0]}\x1b[0m", text)
 
 
 def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
@@ -6142,354 +4577,41 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
     if ascii is None:
         ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
     branch, corner, bar = ("|- ", "`- ", "|  ") if ascii else ("├─ ", "└─ ", "│  ")
-    said, drawn = _verdicts(graph), set[int]()
-    stack = [("", "", number) for number in reversed(said)]
+    said, drawn = _verdicts(graph), set[Node[Any]]()
+    stack = [("", "", each) for each in reversed(said)]
     rows: list[str] = []
     while stack and len(rows) < lines:
-        margin, mark, number = stack.pop()
-        parents, again = graph[number].parents, number in drawn
+        margin, mark, node = stack.pop()
+        parents, again = graph.parents(node), node in drawn
         if again and not mark:
             continue
         where = "above" if again else "below" if len(margin) > 36 else ""
         where = where if parents else ""
-        row = _tree_line(graph, number, where, said.get(number, ""), 90 - len(margin + mark), ascii)
+        row = _tree_line(graph, node, where, said.get(node, ""), 90 - len(margin + mark), ascii)
         rows.append(margin + mark + row)
         if where == "below":  # too far to the right, so it goes on at the left
-            stack.insert(0, ("", "", number))
+            stack.insert(0, ("", "", node))
         elif not where:
-            drawn.add(number)
+            drawn.add(node)
             inside = margin + {branch: bar, corner: "   ", "": ""}[mark]
             marks = [corner] + [branch] * (len(parents) - 1)
             stack += [(inside, *each) for each in zip(marks, parents[::-1], strict=False)]
     left = len(graph) - len(drawn)
-    return _Tree("\n".join(rows + [f"... {left} more nodes"] * (left > 0)))
+    return "\n".join(rows + [f"... {left} more nodes"] * (left > 0))
 
 
 def _tree_line(
-    graph: TraceGraph, number: int, where: str, said: str, room: int, ascii: bool
+    graph: TraceGraph, node: Node[Any], where: str, said: str, room: int, ascii: bool
 ) -> str:
     """One node of the tree, in so many columns."""
-    record = graph[number]
-    name = _trimmed(_clean(graph.names[number], ascii), room // 3)
+    name = _trimmed(_clean(graph.names[node], ascii), room // 3)
     if where:
         return f"{name} (see {where})"
-    end = "  [parameter]" if record.kind == "parameter" else ""
+    end = "  [parameter]" if node in graph.values else ""
     words = _clean(_cut(" ".join(said.split()), room // 2), ascii)
     end += words and f"  <- {_trimmed(words, room - _columns(name + end) - 16)}"
     left = max(room - _columns(name + end) - 3, 8)
-    return f"{name} = {_trimmed(_clean(_text(record.data, max(left, 12)), ascii), left)}{end}"
-
-
-# ---- Pictures: boxes that Mermaid and Graphviz place themselves, and that the SVG below places.
-
-# fmt: off
-_LOOKS = {  # of each kind: fill, line, most lines of text, Mermaid's brackets, Graphviz's style
-    "parameter": ("#fde68a", "#b45309", 4, "([", "])", "rounded,bold"),
-    "input":     ("#f1f5f9", "#94a3b8", 2, "(", ")", "rounded"),
-    "operator":  ("#dbeafe", "#3b82f6", 2, "[", "]", "solid"),
-    "exception": ("#fecaca", "#dc2626", 4, "{{", "}}", "dashed"),
-    "output":    ("#bbf7d0", "#15803d", 4, "[[", "]]", "bold"),
-    "feedback":  ("#ffffff", "#7c3aed", 6, ">", "]", "rounded,dashed"),
-    "omitted":   ("#ffffff", "#94a3b8", 3, "[", "]", "dashed"),
-}
-# fmt: on
-_NOTED = "parameter", "input", "exception", "output"  # the kinds that a box names
-
-
-class _Box(NamedTuple):
-    """What a picture shows of a node, of feedback, or of a run of calls that is left out."""
-
-    kind: str
-    name: str
-    lines: list[str]
-    tip: str
-    parents: list[int]  # their places in the list of boxes
-
-
-def _boxes(graph: TraceGraph, calls: int) -> list[_Box]:
-    """The boxes, parents first, and after them what was said of the outputs.
-
-    The calls nearest to outputs, parameters and failures, which are those that a prompt shows
-    first, have a box each; each run of others shares one.
-    """
-    view = _View(graph, 0)
-    near = {record.number for record in itertools.islice(view._by_nearness(), calls)}
-    groups: list[list[int]] = []
-    for omitted, run in itertools.groupby(view.calls, lambda call: call.number not in near):
-        numbers = [record.number for record in run]
-        groups += [numbers] if omitted else [[number] for number in numbers]
-    shown = {number for group in groups if len(group) == 1 for number in graph[group[0]].parents}
-    shown.update(view.outputs, (r.number for r in graph if r.kind == "parameter"))
-    groups[:0] = [[r.number] for r in graph if r.number in shown and not r.parents]
-    place = {number: n for n, group in enumerate(groups) for number in group}
-    boxes: list[_Box] = []
-    for group in groups:
-        parents = [place[p] for number in group for p in graph[number].parents if p in place]
-        boxes.append(_box(view, group, [parent for parent in parents if parent < len(boxes)]))
-    for number, words in _verdicts(graph).items():
-        if words and len(groups[place[number]]) == 1:
-            tip, lines = _cut(words, 2000), _box_lines(words, 6)
-            boxes.append(_Box("feedback", "feedback", lines, tip, [place[number]]))
-    return boxes
-
-
-def _box(view: _View, numbers: list[int], parents: list[int]) -> _Box:
-    """The box of a node, or of a run of calls."""
-    record = view.graph[numbers[0]]
-    if len(numbers) > 1:
-        words = view._gap(numbers)[2:]
-        return _Box("omitted", "...", _box_lines(words, 3), words, [*dict.fromkeys(parents)])
-    kind, data = record.kind if record.kind in _NOTED else "operator", record.data
-    name = _trimmed(view.names[record.number], 24)
-    if record.number in view.outputs and kind == "operator":
-        kind = "output"
-    whole = isinstance(data, str) and ("\n" in data or kind == "exception")
-    text = data if whole else _text(data, 2000)
-    tip = f"{name} = {_cut(text, 2000)}\n{_cut(record.description, 1000)}"
-    return _Box(kind, name, _box_lines(text, _LOOKS[kind][2]), tip, parents)
-
-
-def _box_lines(text: str, most: int) -> list[str]:
-    """The first lines of a text, as wide as a box; dots say that there is more."""
-    import textwrap
-
-    rows: list[str] = []
-    for line in map(_clean, text[:4000].splitlines()):
-        room = 34 * len(line) // max(_columns(line), 1)
-        rows += textwrap.wrap(line, max(room, 17)) or [""]
-    if len(rows) > most:
-        rows[most - 1 :] = ["  ".join(rows[most - 1 :])]
-    return [_trimmed(row, 34) for row in rows]
-
-
-def _mermaid(graph: TraceGraph, calls: int) -> str:
-    """A flowchart; what Mermaid could read as anything but text stands there by its number."""
-    rows = ["flowchart TD"]
-    for n, box in enumerate(_boxes(graph, calls)):
-        *_, left, right, _ = _LOOKS[box.kind]
-        text = "\n".join([box.name, *box.lines]).replace("  ", "\u00a0 ")
-        text = re.sub(r"[^\w\n ,:=']", lambda c: f"#{ord(c[0])};", text).replace("\n", "\\n")
-        rows.append(f'    n{n}{left}"{text}"{right}:::{box.kind}')
-        arrow = "-.-" if box.kind == "feedback" else "-->"
-        rows += [f"    n{parent} {arrow} n{n}" for parent in box.parents]
-    for kind, (fill, line, *_) in _LOOKS.items():
-        rows.append(f"    classDef {kind} fill:{fill},stroke:{line},color:#111827")
-    return "\n".join(rows)
-
-
-def _dot(graph: TraceGraph, calls: int) -> str:
-    """A directed graph in the language of Graphviz."""
-
-    def quoted(*lines: str) -> str:
-        text = _escape("\n".join(lines)).replace("\\", r"\\").replace("\n", r"\n")
-        return f'"{text}"'
-
-    rows = ["digraph {", '    node [shape=box fontname="monospace" fontsize=10]']
-    for n, box in enumerate(_boxes(graph, calls)):
-        fill, line, *_, style = _LOOKS[box.kind]
-        label, tip = quoted(box.name, *box.lines), quoted(*box.tip.splitlines())
-        look = f'style="filled,{style}" fillcolor="{fill}" color="{line}"'
-        rows.append(f"    n{n} [label={label} tooltip={tip} {look}]")
-        look = " [style=dashed dir=none]" if box.kind == "feedback" else ""
-        rows += [f"    n{parent} -> n{n}{look}" for parent in box.parents]
-    return "\n".join([*rows, "}"])
-
-
-# ---- SVG: rows of boxes, each below all that it was made from, drawn with nothing but this file.
-
-_COLUMN, _LINE, _GAP = 7.3, 17, 26  # of a character, of a line of text, between boxes: pixels
-
-
-class _Layout:
-    """Where the boxes stand: in which row, in which order, at which place.
-
-    An edge over several rows passes a point in each, so that it runs beside the boxes; one from far
-    above starts at a copy of the name. All of these are vertices, and have a row, a width and an x:
-    boxes are counted first, then the copies, then the points.
-    """
-
-    def __init__(self, boxes: list[_Box]) -> None:
-        self.boxes, self.row = [*boxes], _rows(boxes)
-        edges = [(parent, n) for n, box in enumerate(boxes) for parent in box.parents]
-        self.copies: dict[tuple[int, int], int] = {}
-        edges = [(self._start(*edge), edge[1]) for edge in edges]
-        self.width = [_box_width(box) for box in self.boxes]
-        self.beside: tuple[Any, Any] = defaultdict(list), defaultdict(list)  # above, and below
-        self.paths = [self._path(*edge) for edge in edges]
-        self.layers: list[list[int]] = [[] for _ in range(max(self.row, default=-1) + 1)]
-        for vertex, row in enumerate(self.row):
-            self.layers[row].append(vertex)
-        self.x = self._places()
-        heights = (max(map(self.height, layer)) + 44 for layer in self.layers)
-        self.floor = [height - 44 + _GAP for height in itertools.accumulate(heights)]
-
-    def _start(self, parent: int, child: int) -> int:
-        """Where an edge starts: its parent, or if that stands far above, a copy, one for a row."""
-        row = self.row[child] - 1
-        if row - self.row[parent] < 5:
-            return parent
-        if (parent, row) not in self.copies:
-            self.copies[parent, row] = len(self.boxes)
-            box = self.boxes[parent]
-            self.boxes.append(_Box("omitted", f"{box.name} (see above)", [], box.tip, []))
-            self.row.append(row)
-        return self.copies[parent, row]
-
-    def _path(self, parent: int, child: int) -> list[int]:
-        """The way of an edge: its parent, a new point in each row between, its child."""
-        between = [*range(self.row[parent] + 1, self.row[child])]
-        points = [*range(len(self.row), len(self.row) + len(between))]
-        self.row += between
-        self.width += [4] * len(between)
-        path = [parent, *points, child]
-        for high, low in itertools.pairwise(path):
-            self.beside[0][low] += [high] * self._weight(high)
-            self.beside[1][high] += [low] * self._weight(high)
-        return path
-
-    def _places(self) -> list[float]:
-        """The middle of each vertex.
-
-        Rows are sorted and moved to be near the one before, then near the one after, which leaves
-        few crossings; at last near both, which makes edges straight.
-        """
-        x, last = [0.0] * len(self.row), len(self.boxes)
-        for sweep in range(25):
-            sides = self.beside if sweep > 11 else self.beside[sweep % 2 : sweep % 2 + 1]
-            for layer in self.layers[:: -1 if sweep % 2 else 1]:
-                wanted: dict[int, float] = {}
-                for v in layer:
-                    near = [x[u] for side in sides[: 1 + (v < last)] for u in side[v]] or [x[v]]
-                    wanted[v] = sum(near) / len(near)
-                layer.sort(key=wanted.__getitem__)
-                sizes = [(wanted[v], self.width[v], self._weight(v)) for v in layer]
-                for v, middle in zip(layer, _apart(sizes), strict=True):
-                    x[v] = middle
-        left = min((x[v] - self.width[v] / 2 for v in range(len(x))), default=0.0)
-        return [middle - left + _GAP for middle in x]
-
-    def _weight(self, v: int) -> int:
-        """How much a vertex counts for others: calls make straight lines, roots make way."""
-        return 16 if self.beside[0][v] else 1
-
-    def height(self, v: int) -> int:
-        return 30 + _LINE * len(self.boxes[v].lines) if v < len(self.boxes) else 0
-
-
-def _rows(boxes: list[_Box]) -> list[int]:
-    """The row of each box: one below its parents; of a root, one above its first child."""
-    rows: list[int] = []
-    first: dict[int, int] = {}
-    for n, box in enumerate(boxes):
-        rows.append(max((rows[parent] + 1 for parent in box.parents), default=0))
-        for parent in box.parents:
-            first[parent] = min(first.get(parent, rows[n]), rows[n])
-    return [rows[n] if box.parents else first.get(n, 1) - 1 for n, box in enumerate(boxes)]
-
-
-def _apart(sizes: list[tuple[float, float, int]]) -> list[float]:
-    """The middles nearest to those wanted, in least squares, at which boxes do not overlap.
-
-    Each box is given as the middle that is wanted, its width and its weight.
-
-    Source: isotonic regression by pooling adjacent violators, Ayer et al., 1955.
-    """
-    steps = (a[1] / 2 + b[1] / 2 + _GAP for a, b in itertools.pairwise(sizes))
-    starts = [*itertools.accumulate(steps, initial=0.0)]
-    pools: list[tuple[float, int, int]] = []  # of boxes that touch: moves, weights, how many
-    for (middle, _, weight), start in zip(sizes, starts, strict=True):
-        pool = (middle - start) * weight, weight, 1
-        while pools and pools[-1][0] * pool[1] > pool[0] * pools[-1][1]:
-            last = pools.pop()
-            pool = pool[0] + last[0], pool[1] + last[1], pool[2] + last[2]
-        pools.append(pool)
-    moves = [moved / weight for moved, weight, count in pools for _ in range(count)]
-    return [*map(operator.add, starts, moves)]
-
-
-def _box_width(box: _Box) -> float:
-    head = len(box.name) and _columns(box.name) + (len(box.kind) + 1) * (box.kind in _NOTED)
-    return _COLUMN * max(6, head, *map(_columns, box.lines)) + 20
-
-
-def _svg(graph: TraceGraph, calls: int) -> str:
-    """The picture as SVG: a style sheet, the edges, then the boxes."""
-    layout = _Layout(_boxes(graph, calls))
-    names = ", ".join(graph.names[output.node] for output in graph.outputs[:9])
-    label = _escape(f"Trace graph of {_trimmed(names, 60)}: {len(graph)} nodes")
-    ends = (x + width / 2 for x, width in zip(layout.x, layout.width, strict=True))
-    size = [round(max(ends, default=0)) + _GAP, max(layout.floor, default=0) + _GAP]
-    head = '<svg xmlns="http://www.w3.org/2000/svg" class="minitrace" role="img" '
-    head += 'width="{0}" height="{1}" viewBox="0 0 {0} {1}" '.format(*size)
-    head += f'aria-label="{label}" xml:space="preserve">\n<style>\n{_STYLE}\n</style>'
-    paper = '<rect width="100%" height="100%" rx="8" fill="#ffffff"/>'
-    boxes = [_svg_box(layout, n) for n in range(len(layout.boxes))]
-    return "\n".join([head, paper, *_svg_edges(layout), *boxes, "</svg>"])
-
-
-def _escape(text: str) -> str:
-    import html
-
-    return html.escape("\n".join(map(_clean, text.splitlines())), False).replace('"', "&quot;")
-
-
-_STYLE = """\
-.minitrace text { font: 12px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace }
-.minitrace text { fill: #111827; white-space: pre }
-.minitrace .name { font-weight: bold }
-.minitrace .note { font-size: 10px; text-anchor: end }
-.minitrace path { fill: none; stroke: #64748b; stroke-width: 1.5 }
-.minitrace :is(.parameter, .output, .exception) rect { stroke-width: 2.5 }
-.minitrace :is(.exception, .feedback, .omitted) rect, .minitrace .said { stroke-dasharray: 5 3 }
-@media (prefers-color-scheme: dark) { .minitrace { filter: invert(0.92) hue-rotate(180deg) } }"""
-
-
-def _svg_edges(layout: _Layout) -> Iterator[str]:
-    """The edges, each to a place of its own on top of a box."""
-    arriving: dict[int, list[list[int]]] = defaultdict(list)
-    for path in sorted(layout.paths, key=lambda path: layout.x[path[-2]]):
-        arriving[path[-1]].append(path)
-    for child, paths in arriving.items():
-        step = min(16, (layout.width[child] - 24) / len(paths))
-        left = layout.x[child] - step * (len(paths) - 1) / 2
-        for n, path in enumerate(paths):
-            yield _svg_edge(layout, path, left + step * n)
-
-
-def _svg_edge(layout: _Layout, path: list[int], end: float) -> str:
-    """An edge: in a curve from row to row, and straight past the boxes of a row."""
-    said = layout.boxes[path[-1]].kind == "feedback"
-    turns = [*map(layout.x.__getitem__, path[:-1]), end]
-    way = f"M{turns[0]:.0f} {layout.floor[layout.row[path[0]]]}"
-    for row, (high, low) in enumerate(itertools.pairwise(turns), layout.row[path[0]]):
-        floor = layout.floor[row]
-        way += f"V{floor}C{high:.0f} {floor + 25} {low:.0f} {floor + 19} {low:.0f} {floor + 44}"
-    way += f"V{layout.floor[layout.row[path[-1]]] - layout.height(path[-1])}"
-    head = "" if said else "m-4 -7l4 7l4 -7"
-    return f'<path class="{"said" if said else "edge"}" d="{way}{head}"/>'
-
-
-def _svg_box(layout: _Layout, n: int) -> str:
-    """A box, with a tooltip and its lines of text."""
-    box, width, height = layout.boxes[n], layout.width[n], layout.height(n)
-    fill, line, *_, style = _LOOKS[box.kind]
-    left, top = layout.x[n] - width / 2, layout.floor[layout.row[n]] - height
-    place = f'x="{left:.0f}" y="{top}" width="{width:.0f}" height="{height}"'
-    look = f'rx="{12 if "rounded" in style else 3}" fill="{fill}" stroke="{line}"'
-    y = top + 20
-    texts = [_svg_text("name", box.name, left + 10, y)]
-    texts += [_svg_text("", each, left + 10, y + _LINE * k) for k, each in enumerate(box.lines, 1)]
-    if box.kind in _NOTED:
-        texts.append(_svg_text("note", box.kind, left + width - 10, y))
-    tip = f"<title>{_escape(box.tip)}</title>"
-    return f'<g class="{box.kind}">{tip}<rect {place} {look}/>{"".join(texts)}</g>'
-
-
-def _svg_text(kind: str, text: str, x: float, y: float) -> str:
-    """A line of text; what is not ASCII is told how wide it has to be, whatever the font."""
-    width = f' textLength="{_columns(text) * _COLUMN:.0f}" lengthAdjust="spacingAndGlyphs"'
-    width = "" if text.isascii() else width
-    return f'<text class="{kind}" x="{x:.0f}" y="{y}"{width}>{_escape(text)}</text>'
+    return f"{name} = {_trimmed(_clean(to_text(graph.value(node), max(left, 12)), ascii), left)}{end}"
 
 
 # ---- 7. Demo and command line --------------------------------------------------------------------
@@ -6669,7 +4791,7 @@ def _suggest(path: str) -> int:
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     for parameter in graph.parameters:
         parameter.feedback.append(graph)
-    ids = {r.parameter: r.id for r in graph if r.parameter is not None}
+    ids = graph.ids
     print(json.dumps({ids[p]: encode(v) for p, v in optimizer.propose().items()}, indent=1))
     return 0
 
@@ -6723,6 +4845,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+
+
+_MOVED = {
+    "minitrace_limits": "CodeError LimitError Limits",
+    "minitrace_record": "Budget BudgetError Replay",
+    "minitrace_train": "Evaluation Guide Judge Run evaluate train",
+    "minitrace_pictures": "to_dot to_mermaid to_svg",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Say in which companion a name is."""
+    for companion, names in _MOVED.items():
+        if name in names.split():
+            raise ImportError(
+                f"{name} is in the companion {companion}: copy tutorial/companions/{companion}.py "
+                f"beside minitrace.py, and write `from {companion} import {name}`"
+            )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":
