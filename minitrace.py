@@ -2,10 +2,10 @@
 
 You declare what may change, you run your program forward and a graph of it records itself, and
 you optimize: feedback on the output, in words or numbers, travels back through the graph to
-whatever had a part in it, and an optimizer, usually a language model, proposes better values.
-What may change are numbers, texts such as prompts, and the source code of functions. The idea is
-Trace's (Cheng, Nie and Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and needs
-only the standard library.
+everything that had a part in it, and an optimizer, usually a language model, proposes better
+values. What may change are numbers, texts such as prompts, and the source code of functions. The
+idea is Trace's (Cheng, Nie and Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and
+needs only the standard library.
 
 >>> from minitrace import OptoPrime, StubLLM, bundle, node
 >>> degrees = node(20, name="degrees", trainable=True)    # declare: this may change
@@ -42,11 +42,19 @@ Words, one meaning each:
     trace graph   the part of a graph between parameters and outputs, with the feedback
     optimizer     what turns feedback into new values
     language model  any callable from messages to text; a `model` is a class made a module
+    companion     a file to copy beside this one when you want more: tutorial/companions/
 
-The file reads from top to bottom: 1 Declare, 2 Forward, 3 Backward, which are the whole idea; 4
-Optimize, 5 Language models, 6 Looking, 7 Demo and command line. Copy it where you need it.
+The file reads from top to bottom. 1 Declare, 2 Forward and 3 Backward are the whole idea; you may
+stop there. What is built on it follows: 4 Code, 5 Optimize, 6 Language models, 7 Looking, 8 Command
+line. Copy it where you need it.
 
-Changes: 0.1.0 is the first.
+For companions, and for your own programs, these are the places to take hold: `LanguageModel`, a
+base class with one method to write; `around_calls`, a block that stands around every call of a
+language model; `ask_until_usable`, `read_reply` and `coerce_value`, which get values out of what a
+language model says; `bundle(limits=...)`, an object that checks and runs code; `nearest_calls` and
+`to_text`, which choose and show parts of a trace graph; `encode` and `decode`, values as JSON.
+
+Changes: 0.1.0 is the first; 0.2.0 moves training, recording, limits and pictures into companions.
 
 MIT License. Copyright (c) 2026 the minitrace authors. Permission is hereby granted, free of
 charge, to any person obtaining a copy of this software and associated documentation files (the
@@ -64,13 +72,8 @@ THE SOFTWARE.
 
 from __future__ import annotations
 
-import builtins
-import contextlib
-import contextvars
 import copy
-import functools
 import io
-import itertools
 import json
 import math
 import operator
@@ -79,31 +82,35 @@ import re
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
+from functools import cached_property, lru_cache, partial, reduce, update_wrapper
+from itertools import accumulate, chain, count, dropwhile, groupby, islice
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import (
+    TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload,
+)  # fmt: skip
+from warnings import warn
 
 if TYPE_CHECKING:
     import ast
+    import builtins
     import random
-    import subprocess
     from typing import NoReturn
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # fmt: off
 __all__ = [
-    "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS",
-    "Attempt",
-    "ExceptionNode", "ExecutionError", "GraphError", "GraphPropagator", 
-    "LLMError", "MessageNode", "MinitraceError", "Module", "Node",
-    "Optimizer", "OptoPrime", "ParameterNode", "Propagator", "Proposal", "Reply",
+    "GRAPH", "LLM", "OPRO", "PROTOCOLS", "PROVIDERS", "Attempt", "ExceptionNode", "ExecutionError",
+    "GraphError", "GraphPropagator", "LLMError", "LanguageModel", "MessageNode", "MinitraceError",
+    "Module", "Node", "Optimizer", "OptoPrime", "ParameterNode", "Propagator", "Proposal", "Reply",
     "ReplyError", "Script", "StubLLM", "SumPropagator", "TextGrad", "TraceGraph",
-    "TraceMissingInputsError", "LanguageModel", "around_calls", "ask", "ask_until_usable", "backward", "bundle", "check_code", "coerce_value", "decode", "encode", "model",
-    "node", "operators", "read_reply", "nearest_calls", "stop_tracing", "to_data", "to_text", 
+    "TraceMissingInputsError", "around_calls", "ask", "ask_until_usable", "backward", "bundle",
+    "check_code", "coerce_value", "decode", "encode", "model", "nearest_calls", "node", "operators",
+    "read_reply", "stop_tracing", "to_data", "to_text",
 ]
 # fmt: on
 
@@ -121,9 +128,11 @@ __all__ = [
 # first. Left out: functions (section 2), feedback (section 3).
 
 T = TypeVar("T")
-Method = Callable[..., "MessageNode[Any]"]
+AnyNode: TypeAlias = "Node[Any]"
+Parameter: TypeAlias = "ParameterNode[Any]"
 Nodes = tuple["Node[Any]", ...]
-_EMPTY: Mapping[Any, Any] = MappingProxyType({})
+Fields = dict[str, Any]
+Method = Callable[..., "MessageNode[Any]"]
 
 
 class MinitraceError(Exception):
@@ -136,8 +145,8 @@ class MinitraceError(Exception):
     """
 
 
-_numbers = itertools.count()
-_names: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+_numbers = count()
+_names: defaultdict[str, Iterator[int]] = defaultdict(count)
 
 
 class GRAPH:
@@ -158,11 +167,11 @@ class GRAPH:
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 
 
-class _Operator(NamedTuple):
+class _Op(NamedTuple):
     """A recorded function: its name, what it does in words, and the names of its arguments.
 
-    The last `keywords` arguments go by name. One that has `effects` (it asks a language model,
-    writes a file, draws at random) is not run again by `rerun` unless that is asked for.
+    One that has `effects` (it asks a language model, writes a file, draws at random) is not run
+    again by `rerun` unless that is asked for. `bundle` is the bundle whose calls it records.
     """
 
     name: str
@@ -170,62 +179,56 @@ class _Operator(NamedTuple):
     names: tuple[str, ...]
     function: Any
     effects: bool = False
-    keywords: int = 0
     bundle: Any = None
 
     def __reduce__(self) -> Any:
-        place = (self.bundle.__module__, self.bundle.__qualname__) if self.bundle else ("", "")
-        return _find_operator, (*place, self.name, self.description, self.names)
-
-
-def _find_operator(module: str, qualname: str, name: str, words: str, names: Any) -> _Operator:
-    """An operator as it comes out of a pickle: the living one, or a description that cannot run."""
-    found = getattr(vars(operators).get(name), "op", None)
-    with contextlib.suppress(AttributeError, KeyError):
-        found = operator.attrgetter(f"{qualname}.op")(sys.modules[module])
-    if isinstance(found, _Operator) and found.description == words:
-        return found
-    return _Operator(name, words, names, None)
+        return _pickled_op(self)
 
 
 class _Call(NamedTuple):
-    """How an operator was called: a name and a value for each argument, with nodes at any depth."""
+    """How an operator was called: a name and a value for each argument, with nodes at any depth.
+
+    The last `keywords` arguments go by name. `outside` holds the nodes that the function used
+    without being given them, by the numbers of those that it names.
+    """
 
     names: tuple[str, ...]
     values: tuple[Any, ...]
     keywords: int = 0
-    outside: Mapping[int, Any] = _EMPTY  # nodes read from outside, by their number
+    outside: Mapping[int, AnyNode] = {}
 
-    def inputs(self) -> dict[str, Node[Any]]:
+    def inputs(self) -> dict[str, AnyNode]:
         """Each node by the argument it stands in: `x`, or `xs[0]` inside a container."""
-        found: dict[str, Node[Any]] = {}
-        outside = [(node.py_name, node) for node in self.outside.values()]
-        for name, value in [*zip(self.names, self.values, strict=False), *outside]:
-            for path, item in _paths(name, value):
-                found[_free(path, found)] = item
+        arguments = list(zip(self.names, self.values, strict=False))
+        arguments += [(node.py_name, node) for node in self.outside.values()]
+        found: dict[str, AnyNode] = {}
+        for name, value in arguments:
+            for path, each in _paths(name, value):
+                found[_unused_name(path, found)] = each
         return found
 
     def map(self, leaf: Callable[[Any], Any]) -> _Call:
         """The same call with `leaf(item)` for each argument, and for each item of a container."""
-        outside = {number: leaf(node) for number, node in self.outside.items()}
         values = tuple([_replace(value, leaf) for value in self.values])
-        return self._replace(values=values, outside=outside)
+        outside = {number: leaf(node) for number, node in self.outside.items()}
+        return _Call(self.names, values, self.keywords, outside)
 
-    def plain(self) -> list[Any]:
-        """The values without their nodes, read as by whoever calls."""
+    def data(self) -> list[Any]:
+        """The values without their nodes, as the code around here reads them."""
         if _scope.get() is not None:
             return [to_data(value) for value in self.values]
         return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
 
-    def apply(self, function: Any, plain: Sequence[Any]) -> Any:
+    def invoke(self, function: Any, data: Sequence[Any]) -> Any:
         """Call a function with these values as the arguments."""
         if not self.keywords:
-            return function(*plain)
-        n = len(plain) - self.keywords
-        return function(*plain[:n], **dict(zip(self.names[n:], plain[n:], strict=True)))
+            return function(*data)
+        start = len(data) - self.keywords
+        named = zip(self.names[start:], data[start:], strict=True)
+        return function(*data[:start], **dict(named))
 
 
-def _free(name: str, taken: Container[str]) -> str:
+def _unused_name(name: str, taken: Container[str]) -> str:
     """The name, with underscores at its end for as long as something else has it."""
     while name in taken:
         name += "_"
@@ -246,56 +249,57 @@ class _Operators:
             words = f"there is no operator {name!r}: see dir(operators), or bundle one"
             raise AttributeError(words)
         words = (function.__doc__ or name).splitlines()[0]
-        return _operator(name, lambda x, *more: function(_own(x), *more), words, "x", "y", "z")
+        on_copy = lambda x, *more: function(_copy_if_mutable(x), *more)  # noqa: E731
+        return _define(name, on_copy, words, "x", "y", "z")
 
 
 operators: Any = _Operators()
 
 
-def _operator(name: str, function: Callable[..., Any], description: str, *names: str) -> Method:
+def _define(name: str, function: Callable[..., Any], description: str, *names: str) -> Method:
     """Put a function among `operators`: it runs `function` on the data and records the call."""
-    op = _Operator(name, description, names or ("x",), function)
+    op = _Op(name, description, names or ("x",), function)
 
     def method(*args: Any, **kwargs: Any) -> MessageNode[Any]:
-        return _apply(op, args, kwargs)
+        return _call_op(op, args, kwargs)
 
     setattr(method, "op", op)
     setattr(operators, name, method)
     return method
 
 
-def _plain(function: Callable[..., Any]) -> Any:
+def _reads(function: Callable[..., Any]) -> Any:
     """A method that reads the data and returns what `function` makes of it, unrecorded."""
     return lambda self, *others: function(self.data, *map(to_data, others))
 
 
 def _method(name: str, words: str, *names: str) -> Method:
-    """Make the operator that calls the method of this name."""
+    """Define the operator that calls the method of this name."""
 
     def call(x: Any, /, *args: Any, **kwargs: Any) -> Any:
         return getattr(x, name)(*args, **kwargs)
 
-    return _operator(name, call, words, "x", *names)
+    return _define(name, call, words, "x", *names)
 
 
 def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, Method]:
     """The methods of an operator between two values, `x + y` and its reflection: the fast path."""
-    op: _Operator = getattr(_operator(name, function, words, *(names or ("x", "y"))), "op")
-    surrounding = _scope.get
+    op: _Op = getattr(_define(name, function, words, *(names or ("x", "y"))), "op")
+    scope_here = _scope.get
 
     def method(x: Any, y: Any) -> MessageNode[Any]:
         if not isinstance(y, Node):
             y = _wrap(y)
-        if surrounding() is not None or not isinstance(y, Node):
-            return _apply(op, (x, y))
+        if scope_here() is not None or not isinstance(y, Node):
+            return _call_op(op, (x, y))
         try:
             data = function(x._data, y._data)
         except Exception as error:
             _fail(op, _Call(op.names, (x, y)), error)
-        return MessageNode(data, op, (x, y), x._tracked or y._tracked)
+        return MessageNode(data, op, (x, y), x._depends or y._depends)
 
     def reflected(y: Any, x: Any) -> MessageNode[Any]:
-        return _apply(op, (x, y))
+        return _call_op(op, (x, y))
 
     return method, reflected
 
@@ -305,9 +309,9 @@ class Node(Generic[T]):
 
     Made by `node`, by operators and by bundles. `data` is the value; `parents` the nodes that it
     was computed from, `()` for a root. Operators on a node make new nodes and never change its
-    data. Python decides what stays plain: `==`, `bool`, `len`, `in`, `hash`, `str`, f-strings,
-    `int` and `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the
-    traced forms.
+    data. Python decides what stays plain: `==`, `bool`, `len`, `in`, `str`, f-strings, `int` and
+    `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the traced forms.
+    `hash` is that of the object, so a node is found in a set or dict only as itself.
 
     Args:
         data: any Python value.
@@ -330,15 +334,16 @@ class Node(Generic[T]):
 
     parents: Nodes = ()
     trainable = False
-    _op: _Operator | None = None
+    _op: _Op | None = None
     _call: _Call | None = None
-    _tracked = False
+    _depends = False  # on a parameter, or is it one?
 
     def __init__(self, data: T, name: str | None = None, description: str | None = None) -> None:
         self._data = data
         self._base = base = type(data).__name__ if name is None else name.partition(":")[0]
         self._description = description
-        self._number, self._index = next(_numbers), next(_names[base])
+        self._number = next(_numbers)
+        self._index: int | None = next(_names[base])
 
     @property
     def data(self) -> T:
@@ -349,7 +354,7 @@ class Node(Generic[T]):
     @property
     def name(self) -> str:
         """`base:index`, such as `x:0`: unique in this process until `GRAPH.clear()`."""
-        return self._base if self._index is None else f"{self._base}:{self._index}"  # from JSON
+        return self._base if self._index is None else f"{self._base}:{self._index}"
 
     @property
     def py_name(self) -> str:
@@ -357,12 +362,11 @@ class Node(Generic[T]):
         return _identifier(self.name.replace(":", ""))
 
     @property
-    def inputs(self) -> dict[str, Node[Any]]:
+    def inputs(self) -> dict[str, AnyNode]:
         """The parents by argument name."""
-        if self._op is None:
-            return {}
-        call = self._call or _Call(self._op.names, self.parents, self._op.keywords)
-        return call.inputs()
+        if self._call is not None:
+            return self._call.inputs()
+        return dict(zip(self._op.names, self.parents, strict=False)) if self._op else {}
 
     @property
     def is_root(self) -> bool:
@@ -374,7 +378,8 @@ class Node(Generic[T]):
         """The length of the longest way up to a root, which is at level 0."""
         levels: dict[int, int] = {}
         for each in _ancestors([self]):
-            levels[each._number] = 1 + max((levels[p._number] for p in each.parents), default=-1)
+            above = [levels[parent._number] for parent in each.parents]
+            levels[each._number] = 1 + max(above, default=-1)
         return levels[self._number]
 
     @property
@@ -388,7 +393,7 @@ class Node(Generic[T]):
         return self._description or (self._op.description if self._op else "")
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Fields:
         """What is known of the operator: its name, documentation, and the source of a bundle."""
         facts = {"name": self.op_name, "doc": self.description}
         return {**facts, **self._op.bundle.info} if self._op and self._op.bundle else facts
@@ -412,10 +417,10 @@ class Node(Generic[T]):
         return copy.deepcopy(self)
 
     def backward(
-        self, feedback: Any = "", propagator: Propagator | None = None, **options: Any
-    ) -> Any:
+        self, feedback: Any = "", propagator: Propagator | None = None, *, score: Any = None
+    ) -> None:
         """Send feedback from here to every parameter that had a part in it: see `backward`."""
-        return _send_back(self, feedback, propagator, **options)
+        _store(backward(self, feedback, propagator, score=score, _level=3))
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
         """What would this be if those nodes had other values? See `_rerun`."""
@@ -425,34 +430,30 @@ class Node(Generic[T]):
         """The graph above this node as a text tree: see `TraceGraph.tree`."""
         return TraceGraph.of(self).tree(**options)
 
-    def _root(self, data: T, name: str) -> Node[T]:
+    def _as_root(self, data: T, base: str) -> Node[T]:
         """A new root like this one."""
-        return Node(data, name, self._description)
-
-    def _recipe(self) -> tuple[Any, ...]:
-        """How a pickle makes this node again: a callable and its arguments."""
-        return Node, (self._data, self._base, self._description)
+        return Node(data, base, self._description)
 
     # Plain: these read the value, and the trace stops here.
-    __bool__ = _plain(bool)
-    __len__ = _plain(len)
-    __contains__ = _plain(operator.contains)
-    __eq__ = _plain(operator.eq)
-    __ne__ = _plain(operator.ne)
-    __int__ = _plain(int)
-    __float__ = _plain(float)
-    __complex__ = _plain(complex)
-    __index__ = _plain(operator.index)
-    __str__ = _plain(str)
+    __bool__ = _reads(bool)
+    __len__ = _reads(len)
+    __contains__ = _reads(operator.contains)
+    __eq__ = _reads(operator.eq)
+    __ne__ = _reads(operator.ne)
+    __int__ = _reads(int)
+    __float__ = _reads(float)
+    __complex__ = _reads(complex)
+    __index__ = _reads(operator.index)
+    __str__ = _reads(str)
     __hash__ = object.__hash__
 
     def __format__(self, spec: str) -> str:
-        if self._tracked and _scope.get() is None:
+        if self._depends and _scope.get() is None:
             message = (
                 "the trace ends at this f-string: it reads the value of a node that depends on a "
                 "parameter; use operators.format or + to keep it in the graph"
             )
-            warnings.warn(message, stacklevel=2)
+            warn(message, stacklevel=2)
         return format(self.data, spec)
 
     def __repr__(self) -> str:
@@ -465,13 +466,13 @@ class Node(Generic[T]):
         return (items[i] for i in range(len(cast(Any, items._data))))
 
     def __copy__(self) -> Node[T]:
-        return self._root(self._data, f"{self.py_name}_copy")
+        return self._as_root(self._data, f"{self.py_name}_copy")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Node[T]:
-        return self._root(copy.deepcopy(self._data, memo), f"{self.py_name}_copy")
+        return self._as_root(copy.deepcopy(self._data, memo), f"{self.py_name}_copy")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return self._recipe()
+        return _pickled_node(self)
 
     # Traced: one line each. A reflected operator comes with its own.
     # fmt: off
@@ -496,30 +497,30 @@ class Node(Generic[T]):
     eq = _infix("eq", operator.eq, "x == y")[0]
     neq = _infix("neq", operator.ne, "x != y")[0]
     __getitem__ = _infix("getitem", operator.getitem, "x[index]", "x", "index")[0]
-    __neg__ = _operator("neg", operator.neg, "-x")
-    __pos__ = _operator("pos", operator.pos, "+x")
-    __invert__ = _operator("invert", operator.invert, "~x")
-    __abs__ = _operator("abs", abs, "abs(x)")
-    __round__ = _operator("round", round, "round(x, digits)", "x", "digits")
-    __floor__ = _operator("floor", math.floor, "the largest integer that is not above x")
-    __ceil__ = _operator("ceil", math.ceil, "the smallest integer that is not below x")
-    __trunc__ = _operator("trunc", math.trunc, "x without its fraction")
-    __call__ = _operator("call", lambda f, /, *args, **kwargs: f(*args, **kwargs),
-                         "call f with the arguments", "f")
-    len = _operator("len", len, "the length of x")
-    getattr = _operator("getattr", getattr,
-                        "the attribute of x that has this name", "x", "name", "default")
-    call = _operator("call_method",
-                     lambda x, name, /, *args, **kwargs: getattr(_own(x), name)(*args, **kwargs),
-                     "call the method of x that has this name", "x", "name")
-    clone = _operator("clone", copy.deepcopy, "a copy of x")
-    append = _operator("append", lambda x, item: [*x, item],
-                       "a new list: x with item at its end", "x", "item")
-    pop = _operator("pop", lambda x, *where: _own(x).pop(*where),
-                    "the item of x at index (the last by default)", "x", "index", "default")
-    keys = _operator("keys", lambda x: list(x.keys()), "the keys of x as a list")
-    values = _operator("values", lambda x: list(x.values()), "the values of x as a list")
-    items = _operator("items", lambda x: list(x.items()), "the (key, value) pairs of x as a list")
+    __neg__ = _define("neg", operator.neg, "-x")
+    __pos__ = _define("pos", operator.pos, "+x")
+    __invert__ = _define("invert", operator.invert, "~x")
+    __abs__ = _define("abs", abs, "abs(x)")
+    __round__ = _define("round", round, "round(x, digits)", "x", "digits")
+    __floor__ = _define("floor", math.floor, "the largest integer that is not above x")
+    __ceil__ = _define("ceil", math.ceil, "the smallest integer that is not below x")
+    __trunc__ = _define("trunc", math.trunc, "x without its fraction")
+    __call__ = _define("call", lambda f, /, *args, **kwargs: f(*args, **kwargs),
+                       "call f with the arguments", "f")
+    len = _define("len", len, "the length of x")
+    getattr = _define("getattr", getattr,
+                      "the attribute of x that has this name", "x", "name", "default")
+    call = _define("call_method", lambda x, name, /, *args, **kwargs:
+                   getattr(_copy_if_mutable(x), name)(*args, **kwargs),
+                   "call the method of x that has this name", "x", "name")
+    clone = _define("clone", copy.deepcopy, "a copy of x")
+    append = _define("append", lambda x, item: [*x, item],
+                     "a new list: x with item at its end", "x", "item")
+    pop = _define("pop", lambda x, *where: _copy_if_mutable(x).pop(*where),
+                  "the item of x at index (the last by default)", "x", "index", "default")
+    keys = _define("keys", lambda x: list(x.keys()), "the keys of x as a list")
+    values = _define("values", lambda x: list(x.values()), "the values of x as a list")
+    items = _define("items", lambda x: list(x.items()), "the (key, value) pairs of x as a list")
     get = _method("get", "x[key], or default where there is none", "key", "default")
     format = _method("format", "x with its {} fields filled in")
     split = _method("split", "the list of the words in x, cut at sep", "sep", "maxsplit")
@@ -542,32 +543,25 @@ class MessageNode(Node[T]):
     ('MessageNode', 2)
     """
 
-    __slots__ = ("_call", "_op", "_tracked", "parents")
+    __slots__ = ("_call", "_depends", "_op", "parents")
 
     def __init__(
-        self, data: T, op: _Operator, parents: Nodes, tracked: bool, call: _Call | None = None
+        self, data: T, op: _Op, parents: Nodes, depends: bool, call: _Call | None = None
     ) -> None:
-        self._data, self.parents, self._tracked = data, parents, tracked
+        self._data, self.parents, self._depends = data, parents, depends
         self._op, self._call, self._description = op, call, None
         self._base = base = op.name
         self._number, self._index = next(_numbers), next(_names[base])
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return operator.itemgetter(-1), ([*map(_pickled, _ancestors([self]))],)
 
-    def _recipe(self) -> tuple[Any, ...]:
-        parents, call = tuple(map(_pickled, self.parents)), self._call and self._call.map(_pickled)
-        return type(self), (self._data, self._op, parents, self._tracked, call)
-
-
-_CHECKS = "choices", "bounds", "constraint", "projections", "check"
+_RULES = "choices", "bounds", "constraint", "projections", "check"
 
 
 class ParameterNode(Node[T]):
     """A root that may change: what an optimizer works on.
 
-    Whoever sets it, by `set` or through an optimizer, a value is kept only if it has the type of
-    the present one and passes every check given here; the first value is checked as well.
+    A new value, set here or by an optimizer, is kept only if it has the type of the present one
+    and passes every rule given here; the first value is checked as well.
 
     Args:
         choices: the values allowed.
@@ -585,9 +579,9 @@ class ParameterNode(Node[T]):
     ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
     """
 
-    __slots__ = ("_feedback", "bounds", "check", "choices", "constraint", "projections")
-    _tracked = True
+    __slots__ = ("_feedback", *_RULES)
     trainable = True
+    _depends = True
 
     def __init__(
         self,
@@ -615,18 +609,6 @@ class ParameterNode(Node[T]):
         """What backward brought here: one entry for each backward, until `zero_feedback`."""
         return self._feedback
 
-    def checked(self, value: Any) -> T:
-        """The value as this parameter would keep it; `ValueError` says why it would not."""
-        shown = to_text(value, 80)
-        try:
-            for project in self.projections:
-                value = project(value)
-            value = _fit(value, self._data)
-            self._check(value)
-        except Exception as error:
-            raise ValueError(f"parameter {self.name} cannot take {shown}: {error}") from error
-        return cast(T, value)
-
     def set(self, value: Any) -> None:
         """Give it a new value, after the checks."""
         self._data = self.checked(value)
@@ -635,35 +617,58 @@ class ParameterNode(Node[T]):
         """Put back a value that it had before: what was accepted once is not checked again."""
         self._data = value
 
-    def _check(self, value: Any) -> None:
-        """`ValueError` with the reason if it is outside choices or bounds, or fails the check."""
-        low, high = self.bounds or (None, None)
+    def checked(self, value: Any) -> T:
+        """The value as this parameter would keep it; `ValueError` says why it would not."""
+        shown = to_text(value, 80)
+        try:
+            for project in self.projections:
+                value = project(value)
+            value = _as_type_of(self._data, value)
+            reason = self._objection(value)
+        except Exception as error:
+            raise ValueError(f"parameter {self.name} cannot take {shown}: {error}") from error
+        if reason:
+            raise ValueError(f"parameter {self.name} cannot take {shown}: {reason}")
+        return cast(T, value)
+
+    def _objection(self, value: Any) -> str:
+        """Why a value of the right type is refused, or nothing."""
         if self.choices is not None and value not in self.choices:
-            raise ValueError(f"it must be one of {to_text(self.choices, 400)}")
-        if not ((low is None or _all(low <= value)) and (high is None or _all(value <= high))):
+            return f"it must be one of {to_text(self.choices, 400)}"
+        low, high = self.bounds or (None, None)
+        above = low is None or _everywhere(low <= value)
+        below = high is None or _everywhere(value <= high)
+        if not (above and below):
             words = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise ValueError(f"it must be {words if low is not None else f'at most {high}'}")
+            return f"it must be {words if low is not None else f'at most {high}'}"
         verdict = self.check(value) if self.check else None
-        said = isinstance(verdict, str)  # a text refuses by its being there
-        if verdict is not None and _all(verdict) is said:
-            raise ValueError(verdict if said else "its check failed")
+        if isinstance(verdict, str):
+            return verdict
+        return "" if verdict is None or _everywhere(verdict) else "its check failed"
 
-    def _checks(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _CHECKS}
-
-    def _root(self, data: T, name: str) -> ParameterNode[T]:
-        return ParameterNode(data, name, self._description, **self._checks())
-
-    def _recipe(self) -> tuple[Any, ...]:
-        return functools.partial(ParameterNode, **self._checks()), super()._recipe()[1]
+    def _as_root(self, data: T, base: str) -> ParameterNode[T]:
+        rules = {rule: getattr(self, rule) for rule in _RULES}
+        return _accepted_parameter(data, base, self._description, rules)
 
 
-def _all(verdict: Any) -> bool:
+def _accepted_parameter(
+    data: T, base: str, description: str | None, rules: Mapping[str, Any]
+) -> ParameterNode[T]:
+    """A parameter whose value was checked before."""
+    parameter: ParameterNode[T] = ParameterNode.__new__(ParameterNode)
+    Node.__init__(parameter, data, base, description)
+    parameter._feedback = []
+    for name, rule in rules.items():
+        setattr(parameter, name, rule)
+    return parameter
+
+
+def _everywhere(verdict: Any) -> bool:
     """Is it true, of an array everywhere?"""
     return bool(verdict.all() if hasattr(verdict, "all") else verdict)
 
 
-def _fit(value: Any, like: Any) -> Any:
+def _as_type_of(like: Any, value: Any) -> Any:
     """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or `ValueError`."""
     kind = type(like)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -693,7 +698,7 @@ def node(data: T, name: str | None = ..., *args: Any, **options: Any) -> Paramet
 
 
 def node(
-    data: Any, name: Any = None, trainable: bool = False, description: Any = None, **checks: Any
+    data: Any, name: Any = None, trainable: bool = False, description: Any = None, **rules: Any
 ) -> Any:
     """Declare a value: a root of the graph, or with `trainable=True` a parameter.
 
@@ -704,10 +709,10 @@ def node(
         name: the base of its name, the type's name by default.
         trainable: may an optimizer change it?
         description: words shown to whoever improves it.
-        checks: `choices`, `bounds`, `constraint`, `projections`, `check`: see `ParameterNode`.
+        rules: `choices`, `bounds`, `constraint`, `projections`, `check`: see `ParameterNode`.
 
     Returns: a `Node`, or a `ParameterNode`.
-    Raises: `ValueError` if the value fails its own checks; `TypeError` for checks on a plain node.
+    Raises: `ValueError` if the value breaks its own rules; `TypeError` for rules on a plain node.
 
     >>> greeting = node("Hello", name="greeting", trainable=True, constraint="one polite word")
     >>> greeting
@@ -715,25 +720,34 @@ def node(
     >>> (greeting + ", you").data
     'Hello, you'
     """
-    for name_given in checks.keys() - set(_CHECKS):
-        raise TypeError(f"node() has no argument {name_given!r}; it checks {', '.join(_CHECKS)}")
-    if checks and not trainable:
-        raise TypeError(f"node(): {', '.join(checks)} is for a parameter: add trainable=True")
+    unknown = sorted(rules.keys() - set(_RULES))
+    if unknown:
+        raise TypeError(f"node() has no argument {unknown[0]!r}; its rules are {', '.join(_RULES)}")
+    if rules and not trainable:
+        raise TypeError(f"node(): {', '.join(rules)} is for a parameter: add trainable=True")
     if isinstance(data, Node):
         if not trainable:
             if name is not None:
                 words = f"node() of a node is that node: {data.name} keeps its name"
-                warnings.warn(words, stacklevel=2)
+                warn(words, stacklevel=2)
             return data
         data, name = data.data, name or data._base
-    kind: Any = ParameterNode if trainable else Node
-    return kind(data, name, description, **checks)
+    if trainable:
+        return ParameterNode(data, name, description, **rules)
+    return Node(data, name, description)
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, slice)
 
 
-def _nodes_in(value: Any) -> Iterator[Node[Any]]:
+def _items(container: Any) -> Iterable[Any]:
+    """What a container holds; of a dict first its keys, then its values."""
+    if isinstance(container, slice):
+        return container.start, container.stop, container.step
+    return [*container, *container.values()] if isinstance(container, dict) else container
+
+
+def _nodes_in(value: Any) -> Iterator[AnyNode]:
     """Every node in a value: itself, or inside containers at any depth."""
     stack, seen = [value], set()
     while stack:
@@ -745,14 +759,7 @@ def _nodes_in(value: Any) -> Iterator[Node[Any]]:
             stack.extend(_items(item))
 
 
-def _items(container: Any) -> Iterable[Any]:
-    """What a container holds; of a dict first its keys, then its values."""
-    if isinstance(container, slice):
-        return container.start, container.stop, container.step
-    return [*container, *container.values()] if isinstance(container, dict) else container
-
-
-def _holds(value: Any) -> bool:
+def _holds_nodes(value: Any) -> bool:
     """Is it a container with a node in it at any depth?"""
     return isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None
 
@@ -765,18 +772,20 @@ def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         result.clear()
         for key, item in value.items():
-            known = _replace(key, leaf) if isinstance(key, Node) or _holds(key) else key
-            result[known] = _replace(item, leaf)
+            changes = isinstance(key, Node) or _holds_nodes(key)
+            result[_replace(key, leaf) if changes else key] = _replace(item, leaf)
         return result
     items = [_replace(item, leaf) for item in _items(value)]
     if isinstance(value, list):
         result[:] = items
         return result
-    make = getattr(type(value), "_make", type(value))
-    return slice(*items) if isinstance(value, slice) else make(items)
+    if isinstance(value, slice):
+        return slice(*items)
+    make = getattr(type(value), "_make", type(value))  # of a named tuple
+    return make(items)
 
 
-def _paths(path: str, value: Any) -> Iterator[tuple[str, Node[Any]]]:
+def _paths(path: str, value: Any) -> Iterator[tuple[str, AnyNode]]:
     """The nodes of an argument, each with the way to it: `xs[0]`, `options['key']`."""
     if isinstance(value, Node):
         yield path, value
@@ -784,7 +793,7 @@ def _paths(path: str, value: Any) -> Iterator[tuple[str, Node[Any]]]:
         for key, item in value.items():
             yield from ((f"{path}.key", found) for found in _nodes_in(key))
             yield from _paths(f"{path}[{to_text(key, 60)}]", item)
-    else:
+    elif isinstance(value, _CONTAINERS):
         for index, item in enumerate(_items(value)):
             yield from _paths(f"{path}[{index}]", item)
 
@@ -793,7 +802,7 @@ def _wrap(value: Any, name: str | None = None) -> Any:
     """The value as a node; a container that holds nodes as one with a node for every leaf."""
     if isinstance(value, Node):
         return value
-    return _replace(value, _wrap) if _holds(value) else Node(value, name)
+    return _replace(value, _wrap) if _holds_nodes(value) else Node(value, name)
 
 
 def to_data(value: Any) -> Any:
@@ -804,54 +813,66 @@ def to_data(value: Any) -> Any:
     """
     if isinstance(value, Node):
         return value.data
-    return _replace(value, to_data) if _holds(value) else value
+    return _replace(value, to_data) if _holds_nodes(value) else value
 
 
-def _apply(op: _Operator, args: Sequence[Any], kwargs: Any = _EMPTY) -> MessageNode[Any]:
+def _copy_if_mutable(value: Any) -> Any:
+    """A copy of what a method could change in place: an operator never changes its node's data."""
+    return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
+
+
+def _call_op(
+    op: _Op, args: Sequence[Any], kwargs: Mapping[str, Any] = {}
+) -> MessageNode[Any]:
     """Run an operator on nodes and plain values, and record it."""
-    rest = (f"args_{i}" for i in range(len(args) - len(op.names)))
+    rest = [f"args_{i}" for i in range(len(args) - len(op.names))]
     names = (*op.names[: len(args)], *rest, *kwargs)
-    return _run(op, _Call(names, tuple(map(_wrap, (*args, *kwargs.values()))), len(kwargs)))
+    values = tuple([_wrap(value) for value in (*args, *kwargs.values())])
+    return _compute(op, _Call(names, values, len(kwargs)))
 
 
-def _run(op: _Operator, call: _Call) -> MessageNode[Any]:
+def _compute(op: _Op, call: _Call) -> MessageNode[Any]:
+    """Run the function of an operator, and record the call."""
     try:
-        data = call.apply(op.function, call.plain())
+        data = call.invoke(op.function, call.data())
     except Exception as error:
         _fail(op, call, error)
     return _record(op, call, data)
 
 
 def _record(
-    op: _Operator, call: _Call, data: Any, kind: type[MessageNode[Any]] = MessageNode
+    op: _Op, call: _Call, data: Any, kind: type[MessageNode[Any]] = MessageNode
 ) -> MessageNode[Any]:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
-    scope, parents = _scope.get(), call.values
+    scope = _scope.get()
     if scope is not None and not scope.tracing:
         return kind(data, op, (), False)
-    simple, tracked = call.names == op.names and not call.outside, False
-    for value in parents:
-        simple = simple and isinstance(value, Node)
-        tracked = tracked or (simple and value._tracked)
-    if not simple:
-        parents = tuple(call.inputs().values())
-        tracked = any(parent._tracked for parent in parents)
-    return kind(data, op, parents, tracked, None if simple else call)
+    # The usual call is one node for each argument, and needs no record of its own.
+    if call.names == op.names and not (call.keywords or call.outside):
+        depends = False
+        for value in call.values:
+            if not isinstance(value, Node):
+                break
+            depends = depends or value._depends
+        else:
+            return kind(data, op, call.values, depends)
+    parents = tuple(call.inputs().values())
+    return kind(data, op, parents, any([parent._depends for parent in parents]), call)
 
 
-def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[Any]]:
-    """The nodes and all they come from, parents first; if `tracked`, what depends on a parameter.
+def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNode]:
+    """The nodes and all they come from, parents first; or only those that depend on a parameter.
 
     A node is numbered after its parents, so sorting by number is a topological order. What comes
-    from the first of the nodes stands first: so the order is the same if they were made at a time.
+    from the first of the nodes stands first, so that programs which ran side by side do not mix.
     """
-    found: dict[int, Node[Any]] = {}
+    found: dict[int, AnyNode] = {}
     order: list[int] = []
-    for output in nodes:
-        stack, new = [output], list[int]()
+    for start in nodes:
+        stack, new = [start], []
         while stack:
             each = stack.pop()
-            if each._number not in found and (each._tracked or not tracked):
+            if each._number not in found and (each._depends or not depending):
                 found[each._number] = each
                 new.append(each._number)
                 stack.extend(each.parents)
@@ -859,49 +880,41 @@ def _ancestors(nodes: Iterable[Node[Any]], tracked: bool = False) -> list[Node[A
     return [found[number] for number in order]
 
 
-class _Pickled:
-    """A node inside a pickle. It stands after its parents and names them, so that nothing recurses,
-    and lives as long as the pickling: two outputs pickled together share what they share."""
-
-    __slots__ = ("__weakref__", "node")
-
-    def __init__(self, node: Node[Any]) -> None:
-        self.node = node
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.node._recipe()
-
-
-_pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDictionary()
-
-
-def _pickled(value: Any) -> Any:
-    """What stands for a node in a pickle; anything else is itself."""
-    if not isinstance(value, MessageNode):
-        return value
-    return _pickling.setdefault(value._number, _Pickled(value))
-
-
-def _own(value: Any) -> Any:
-    """A copy of what a method could change in place: an operator never changes its node's data."""
-    return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
-
-
 _OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
 
 
 def to_text(value: Any, limit: int = 0) -> str:
-    """`repr`, the same on every run (no address, sets sorted), cut in the middle to `limit`."""
+    """`repr`, the same on every run (no address, sets sorted), cut in the middle to `limit`.
+
+    >>> to_text([{"b", "a"}, object()]), to_text("x" * 1000, 44)
+    ("[{'a', 'b'}, <object>]", "'xxxxxxxxxxx ...(1,002 characters)... xxxxx'")
+    """
     try:
         text = repr(value)
-        if type(value) in (set, frozenset):
-            items = [*map(repr, value)]
-            text = text.replace(", ".join(items), ", ".join(sorted(items)))
+        if "{" in text and not isinstance(value, str):
+            text = _sorted_repr(value)
     except Exception:
         text = f"<{type(value).__name__}>"
     if not isinstance(value, str) and " at 0x" in text:
         text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
     return _cut(text, limit)
+
+
+def _sorted_repr(value: Any, depth: int = 30) -> str:
+    """`repr` with the items of sets in order, at so many levels of containers."""
+    kind = type(value)
+    if kind not in (list, tuple, dict, set, frozenset) or not (value and depth):
+        return repr(value)
+    items = [_sorted_repr(item, depth - 1) for item in _items(value)]
+    if kind is dict:
+        half = len(value)
+        return f"{{{', '.join(map('{}: {}'.format, items[:half], items[half:]))}}}"
+    if kind is list:
+        return f"[{', '.join(items)}]"
+    if kind is tuple:
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    inside = f"{{{', '.join(sorted(items))}}}"
+    return inside if kind is set else f"frozenset({inside})"
 
 
 def _cut(text: str, limit: int) -> str:
@@ -918,32 +931,27 @@ def _identifier(text: str) -> str:
     return f"_{word}" if word[:1].isdigit() else word
 
 
-for _name, _alias in ("len", "len_"), ("getattr", "node_getattr"), ("divmod", "node_divmod"):
-    setattr(operators, _alias, getattr(operators, _name))
 # fmt: off
-_operator("identity", lambda x: x, "x itself")
-_operator("cond", lambda test, a, b: a if test else b,
-          "a if test is true, else b", "test", "a", "b")
-_operator("not_", operator.not_, "not x")
-_operator("is_", operator.is_, "x is y", "x", "y")
-_operator("is_not", operator.is_not, "x is not y", "x", "y")
-_operator("in_", lambda x, y: x in y, "x in y", "x", "y")
-_operator("not_in", lambda x, y: x not in y, "x not in y", "x", "y")
-_operator("concat", lambda *parts: functools.reduce(operator.add, parts),
-          "the parts joined by +", "x", "y")
-_operator("ord_", ord, "the code point of the character x")
-_operator("chr_", chr, "the character with code point x")
-_operator("make_list", lambda *items: [*items], "a list of the items", "x")
-_operator("make_tuple", lambda *items: items, "a tuple of the items", "x")
-_operator("make_set", lambda *items: {*items}, "a set of the items", "x")
-_operator("make_dict", lambda **items: items, "a dict of the items")
-_operator("list_extend", lambda x, y: [*x, *y],
-          "a new list: x with the items of y at its end", "x", "y")
-_operator("dict_update", lambda x, y: {**x, **y},
-          "a new dict: x with the items of y put over it", "x", "y")
+_define("identity", lambda x: x, "x itself")
+_define("cond", lambda test, a, b: a if test else b,
+        "a if test is true, else b", "test", "a", "b")
+_define("in_", lambda x, y: x in y, "x in y", "x", "y")
+_define("not_in", lambda x, y: x not in y, "x not in y", "x", "y")
+_define("concat", lambda *parts: reduce(operator.add, parts),
+        "the parts joined by +", "x", "y")
+_define("ord_", ord, "the code point of the character x")
+_define("chr_", chr, "the character with code point x")
+_define("make_list", lambda *items: [*items], "a list of the items", "x")
+_define("make_tuple", lambda *items: items, "a tuple of the items", "x")
+_define("make_set", lambda *items: {*items}, "a set of the items", "x")
+_define("make_dict", lambda **items: items, "a dict of the items")
+_define("list_extend", lambda x, y: [*x, *y],
+        "a new list: x with the items of y at its end", "x", "y")
+_define("dict_update", lambda x, y: {**x, **y},
+        "a new dict: x with the items of y put over it", "x", "y")
 # fmt: on
 for _kind in (list, tuple, set, dict):
-    _operator(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
+    _define(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
 
 
 # ---- 2. Forward ----------------------------------------------------------------------------------
@@ -952,12 +960,11 @@ for _kind in (list, tuple, set, dict):
 #
 #       question ─┐
 #                 ├── answer ── answer:0          one node, whatever happens inside
-#       __code ───┘                               (a parameter, when the function is trainable)
+#       style ────┘
 #
 # The body sees plain values. If it fails, the node is an ExceptionNode and its message is feedback;
 # if it looks at a node that was not an argument, that is noticed. Last come modules, which hold
-# parameters, and the limits under which code written by a language model can be run.
-# Left out: feedback (section 3), language models (section 5).
+# parameters. Left out: functions whose code may change (section 4), feedback (section 3).
 
 
 class ExecutionError(MinitraceError):
@@ -1017,77 +1024,68 @@ class ExceptionNode(MessageNode[str]):
         return self.data if style == "simple" else getattr(self, "_full", self.data)
 
 
-def _fail(op: _Operator, call: _Call, error: Exception) -> NoReturn:
+def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
     """Raise the `ExecutionError` of a failed call; it tells what the innermost bundle reported."""
-    inner: Any = getattr(error, "exception_node", None)
-    kind, words = type(error).__name__, str(error)
-    told = getattr(error, "failure", None)  # an error may carry its own words and marked source
-    message, source = told or (f"({kind}) {words}".rstrip(), "")
-    message = inner.data if inner is not None else message
-    exception_node: Any = _record(op, call, message, ExceptionNode)
-    full = message + (source if told else _marked_source(error))
-    exception_node._full = inner._full if inner is not None else full
-    original = error.__cause__ or error if isinstance(error, ExecutionError) else error
-    raise ExecutionError(exception_node) from original
+    if isinstance(error, ExecutionError):
+        inner, original = error.exception_node, error.__cause__ or error
+        message, full = inner.data, inner.create_feedback("full")
+    else:
+        message, source = _failure(error)
+        full, original = message + source, error
+    failed: Any = _record(op, call, message, ExceptionNode)
+    failed._full = full
+    raise ExecutionError(failed) from original
 
 
-def _marked_source(error: Exception) -> str:
-    """The source of the user's function that failed, an arrow at the line, and the way on in."""
-    import inspect
-    import textwrap
-    import traceback
-
-    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    text = ""
-    for code, line in (place for place in places if place[0].co_filename != __file__):
-        with contextlib.suppress(OSError, TypeError):
-            rows, first = inspect.getsourcelines(code)
-            failed = line - max(first, 1)
-            if text:
-                text += f"\nin {code.co_name}: {rows[failed].strip()}"
-            else:
-                rows[failed] = f"{rows[failed].rstrip()}   <-- {type(error).__name__}\n"
-                shown = itertools.dropwhile(lambda row: row.lstrip().startswith("@"), rows)
-                text = "\n" + textwrap.dedent("".join(shown)).rstrip()
-    return text
+def _failure(error: Exception) -> tuple[str, str]:
+    """What a failure says, and the marked source of it; an error may bring its own `failure`."""
+    told: tuple[str, str] | None = getattr(error, "failure", None)
+    if told is not None:
+        return told
+    try:
+        words = str(error)
+    except Exception:
+        words = "its message cannot be read"
+    return f"({type(error).__name__}) {words}".rstrip(), _marked_source(error)
 
 
 class _Scope:
     """What surrounds a line of code as it runs: a bundle's body, `stop_tracing` or `rerun`.
 
-    `key` says whose body it is: a bundle, or its code where that is trainable. `reads` collects the
-    nodes from outside that a bundle's body looks at. `stand_ins` holds what is read in the place of
-    some of them, by their numbers, while `rerun` asks what would be.
+    `key` says whose body it is: a bundle, or its code where that may change. `reads` collects the
+    nodes from outside that a bundle's body looks at. `replacements` holds what is read in the place
+    of some of them, by their numbers, while `rerun` asks what would be.
     """
 
     tracing = True
     key: object = None
-    stand_ins: Mapping[int, Node[Any]] = _EMPTY
+    replacements: Mapping[int, AnyNode] = {}
 
     def __enter__(self) -> Any:
         self.outer = outer = _scope.get()
         self.first = next(_numbers)
-        self.reads: dict[int, Node[Any]] = {}
+        self.reads: dict[int, AnyNode] = {}
         if outer is not None:
-            self.tracing, self.stand_ins = self.tracing and outer.tracing, outer.stand_ins
+            self.tracing = self.tracing and outer.tracing
+            self.replacements = outer.replacements
         self.token = _scope.set(self)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         _scope.reset(self.token)
 
-    def read(self, node: Node[Any]) -> Any:
+    def read(self, node: AnyNode) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
         if self.tracing and node._number < self.first:
             self.reads[node._number] = node
-        return self.stand_ins.get(node._number, node)._data
+        return self.replacements.get(node._number, node)._data
 
     def runs(self, key: object) -> bool:
         """Does the bundle or code that `key` stands for run here, directly or further out?"""
         return self.key is key or (self.outer is not None and self.outer.runs(key))
 
 
-@contextlib.contextmanager
+@contextmanager
 def stop_tracing() -> Iterator[None]:
     """A block in which nothing is recorded: results are nodes without parents.
 
@@ -1105,54 +1103,65 @@ def stop_tracing() -> Iterator[None]:
         yield
 
 
+def _is_code(node: AnyNode) -> bool:
+    """Is it the source of a function that may change? See section 4."""
+    return node._base.startswith("__code")
+
+
+_MUTABLE = {list, dict, set}
+
+
 class _Body(_Scope):
     """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
     def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
+        self.arguments = call.data()
+        self.held: dict[str, list[int]] = {}
+        if not _MUTABLE.isdisjoint(map(type, self.arguments)):
+            self.held = self._contents()
 
-    def __enter__(self) -> Any:
-        self.plain = self.call.plain()
-        self.held = {} if _MUTABLE.isdisjoint(map(type, self.plain)) else self._contents()
-        return super().__enter__()
-
-    def _contents(self) -> dict[str, list[Any]]:
+    def _contents(self) -> dict[str, list[int]]:
         """What each node that is a list, dict or set among the arguments holds now."""
         found = {}
-        for name, value, data in zip(self.call.names, self.call.values, self.plain, strict=True):
+        for name, value, data in zip(self.call.names, self.call.values, self.arguments):
             if type(data) in _MUTABLE and isinstance(value, Node):
-                more = data.values() if isinstance(data, dict) else ()
-                found[f"{name}, a {type(data).__name__}"] = [*data, *more]
+                found[f"{name}, a {type(data).__name__}"] = [*map(id, _items(data))]
         return found
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
-        for name, before in self.held.items():
-            if [*map(id, before)] != [*map(id, self._contents()[name])]:
-                words = "in place: the graph shows the changed value as its input; work on a copy"
-                told = f"{self.bundle.__name__}() changed its argument {name}, {words}"
-                warnings.warn(told, stacklevel=4)
+        if self.held:
+            self._warn_of_changes()
         if self.reads:
             self._keep_outside()
-        if error is None or not self.bundle.options["catch_execution_error"]:
-            return
-        ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
-        if isinstance(error, ExecutionError) or not ours:
-            _fail(self.bundle.op, self.call, error)
+        if error is not None and self.bundle.options["catch_execution_error"]:
+            ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
+            if isinstance(error, ExecutionError) or not ours:
+                _fail(self.bundle.op, self.call, error)
+
+    def _warn_of_changes(self) -> None:
+        now = self._contents()
+        for name, before in self.held.items():
+            if before != now[name]:
+                words = "in place: the graph shows the changed value as its input; work on a copy"
+                told = f"{self.bundle.__name__}() changed its argument {name}, {words}"
+                warn(told, stacklevel=6)
 
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which are not allowed."""
-        given = {parent._number for value in self.call.values for parent in _nodes_in(value)}
-        outside = {n: node for n, node in self.reads.items() if n not in given}
-        strays = ", ".join(node.name for node in outside.values() if not _is_code(node))
+        given = {each._number for value in self.call.values for each in _nodes_in(value)}
+        outside = {number: each for number, each in self.reads.items() if number not in given}
+        strays = ", ".join(each.name for each in outside.values() if not _is_code(each))
         if strays and not self.bundle.options["allow_external_dependencies"]:
-            used = f"{self.bundle.__name__}() used {strays}, which is not among its arguments"
-            remedy = "pass it as an argument, or use @bundle(allow_external_dependencies=True)"
-            error = TraceMissingInputsError(f"{used}: {remedy} to make it a parent")
-            if self.bundle.trainable and self.call.plain()[0] != self.bundle.source:
-                # Code that somebody proposed: a failure like any other.
+            error = TraceMissingInputsError(
+                f"{self.bundle.__name__}() used {strays}, which is not among its arguments: pass "
+                "it as an argument, or use @bundle(allow_external_dependencies=True) to make it a "
+                "parent"
+            )
+            if self.bundle.runs_new_code(self.call):  # a failure like any other
                 _fail(self.bundle.op, self.call, error)
             raise error
         self.call = self.call._replace(outside=outside)
@@ -1160,216 +1169,126 @@ class _Body(_Scope):
             around.reads.update(outside)
 
 
-def _is_code(node: Node[Any]) -> bool:
-    return node._base.startswith("__code")
-
-
-_MUTABLE = {list, dict, set}
-
-
 class Bundle:
     """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
+
+    parameter: ParameterNode[str] | None = None  # its code, if that may change: see section 4
 
     def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         import inspect
 
-        functools.update_wrapper(self, function)
+        update_wrapper(self, function)
+        self.fun, self.options = function, options
         inner: Any = inspect.unwrap(function)
-        while isinstance(inner, functools.partial):
+        while isinstance(inner, partial):
             inner = inner.func
-        self.fun, self._inner = function, inner
+        self._inner = inner
         self.__name__ = name = getattr(inner, "__name__", type(inner).__name__)
         self.__qualname__ = getattr(inner, "__qualname__", name).replace("<locals>.", "")
         called = inner if inspect.isroutine(inner) else type(inner).__call__
         self.is_async = inspect.iscoroutinefunction(called)
-        self.options, self.trainable = options, cast(bool, options["trainable"])
         self.traceable_code: bool = options["traceable_code"]
-        self.limits: Any = options["limits"]
-        self.parameter: ParameterNode[str] | None = None
-        self._owner: tuple[type | None, str] = None, ""
-        self._plan(function)
-        words = options["description"] or inspect.getdoc(inner) or ""
-        named = re.match(r"\s*\[([^\]]+)\]\s*", options["description"] or "")
-        name, words = (named[1], words[named.end() :]) if named else (self.__qualname__, words)
-        names = self._positional + self._keyword_only
-        if self.trainable:
-            self._train(options["source"], options["projections"])
-            names, function = ("__code", *names), self._evaluate
-            name, words = "eval", f"{name}: {words}" if words else f"{name}, by the code in __code"
-        last = options["effects"], len(self._keyword_only), self
-        self.op = _Operator(name, words.rstrip(), names, function, *last)
+        self._read_signature()
+        self.op = self._describe(inspect.getdoc(inner) or "")
 
-    def _plan(self, function: Callable[..., Any]) -> None:
-        """Read the signature once, so that a call need not.
-
-        What arranges the arguments of a call is a function with the same signature, whose defaults
-        are nodes: Python binds them by its own rules, and says in its own words what does not fit.
-        """
+    def _read_signature(self) -> None:
+        """Read the signature once, so that a call need not."""
         import inspect
 
         try:
-            self.signature = inspect.signature(function)
+            self.signature = inspect.signature(self.fun)
         except (TypeError, ValueError):  # some functions written in C have none
             self.signature = inspect.signature(lambda *args, **kwargs: None)
-        plain, defaults = [], {}
-        names: list[list[str]] = [[], [], [], [], []]  # by the kind of argument
-        for p in self.signature.parameters.values():
-            names[p.kind].append(p.name)
-            if p.default is not p.empty:
-                defaults[p.name] = _wrap(p.default, p.name)
-                p = p.replace(default=_Verbatim(f"defaults[{p.name!r}]"))
-            plain.append(p.replace(annotation=p.empty))
-        only, either, rest, keyword_only, keywords = names
-        self._positional, self._rest = (*only, *either), "".join(rest)
-        self._keyword_only = tuple(keyword_only)
-        self._simple = not (rest or keyword_only or keywords)
-        header = str(inspect.Signature(plain))[1:-1]
-        parts = (f"[{', '.join(part)}]" for part in (self._positional, keyword_only))
-        values = ", ".join([*parts, *(rest or ["()"]), *(keywords or ["{}"])])
-        self._arrange = eval(f"lambda {header}: ({values})", {"defaults": defaults})
-        self._arrange.__qualname__ = self.__name__
+        plain = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        names = [p.name for p in self.signature.parameters.values() if p.kind in plain]
+        self._positional = tuple(names)
+        self._simple = len(names) == len(self.signature.parameters)
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+    def _describe(self, words: str) -> _Op:
+        """The operator that its calls are recorded as."""
+        name, description = self.__qualname__, self.options["description"]
+        if description is not None:
+            named = re.match(r"\s*\[([^\]]+)\]\s*", description)
+            name = named[1] if named else name
+            words = description[named.end() :] if named else description
+        effects = self.options["effects"]
+        return _Op(name, words.rstrip(), self._positional, self.fun, effects, self)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Fields) -> _Call:
         """The call with a name for every argument, defaults too; `TypeError` if it does not fit."""
         names = self._positional
         if self._simple and not kwargs and len(args) == len(names):
             nodes = [v if isinstance(v, Node) else _wrap(v, names[n]) for n, v in enumerate(args)]
             return _Call(names, tuple(nodes))
-        first, last, rest, more = self._arrange(*args, **kwargs)
-        extra = (f"{self._rest}_{i}" for i in range(len(rest)))
-        names = (*names, *extra, *self._keyword_only, *more)
-        wrapped = map(_wrap, (*first, *rest, *last, *more.values()), names)
-        return _Call(names, tuple(wrapped), len(last) + len(more))
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}() {error}") from None
+        bound.apply_defaults()
+        given, named = list[tuple[str, Any]](), list[tuple[str, Any]]()
+        for name, value in bound.arguments.items():
+            kind = self.signature.parameters[name].kind.name
+            if kind == "VAR_POSITIONAL":
+                given += [(f"{name}_{i}", item) for i, item in enumerate(value)]
+            elif kind == "VAR_KEYWORD":
+                named += value.items()
+            else:
+                (named if kind == "KEYWORD_ONLY" else given).append((name, value))
+        pairs = given + named
+        values = tuple([_wrap(value, name) for name, value in pairs])
+        return _Call(tuple([name for name, _ in pairs]), values, len(named))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        scope, parameter, function = _scope.get(), self.parameter, self.fun
-        if parameter is not None:
-            parameter = self.code_of(args[0] if args else None)
-            function = functools.partial(self._evaluate, parameter.data)
-        key = self if parameter is None else parameter
-        if self.traceable_code or (scope is not None and scope.runs(key)):
-            result = function(*args, **kwargs)
-            return node(result) if self.traceable_code and not self.is_async else result
-        call = self._bind(args, kwargs)
-        if parameter is not None:
-            if scope is not None and scope.tracing:  # made here or not, it is an input from outside
-                scope.reads[parameter._number] = parameter
-            call = _Call(("__code", *call.names), (parameter, *call.values), call.keywords)
-        return (self._later if self.is_async else self._now)(_Body(self, call, key))
+        scope = _scope.get()
+        if self.traceable_code or (scope is not None and scope.runs(self)):
+            return self._run_unrecorded(self.fun, args, kwargs)
+        return self._run(self._bind(args, kwargs), self)
 
-    def _now(self, body: _Body) -> MessageNode[Any]:
+    def _run_unrecorded(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call the function as if it were not bundled; inside its own body, or when asked to."""
+        result = function(*args, **kwargs)
+        return node(result) if self.traceable_code and not self.is_async else result
+
+    def _run(self, call: _Call, key: object) -> Any:
+        """Run the body, and record the call; of an async bundle, when it is awaited."""
+        return self._run_body(_Body(self, call, key))
+
+    def _run_body(self, body: _Body) -> Any:
+        if self.is_async:
+            return self._run_async(body)
         with body:
-            data = to_data(body.call.apply(self.op.function, body.plain))
+            data = to_data(body.call.invoke(self.op.function, body.arguments))
         return _record(self.op, body.call, data)
 
-    async def _later(self, body: _Body) -> MessageNode[Any]:
+    async def _run_async(self, body: _Body) -> MessageNode[Any]:
         with body:
-            data = to_data(await body.call.apply(self.op.function, body.plain))
+            data = to_data(await body.call.invoke(self.op.function, body.arguments))
         return _record(self.op, body.call, data)
 
-    # Trainable code.
-    def _train(self, source: str | None, projections: Any) -> None:
-        """Make the function's source a parameter."""
-        import textwrap
+    def runs_new_code(self, call: _Call) -> bool:
+        """Is the code of this call not the one that its author wrote?"""
+        return False
 
-        name, words = self.__name__, f"The source code of {self.__name__}"
-        if name == "<lambda>":
-            raise TypeError("a lambda cannot be trainable: its source has no name; use def")
-        given = textwrap.dedent(source or "").strip("\n")
-        self.source, self._locals = (given, {}) if given else _source_of(self._inner)
-        header = _header(self.source, name)
-        check = functools.partial(check_code, name=name, signature=header, limits=self.limits)
-        rules: dict[str, Any] = {"check": check, "projections": projections or ()}
-        rules["constraint"] = f"It must define: {header.splitlines()[-1]}"
-        self.parameter = ParameterNode(self.source, "__code", words, **rules)
-        self._function = functools.lru_cache(16)(self._function_from)
-
-    def code_of(self, instance: Any) -> ParameterNode[str]:
-        """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
-        shared = cast("ParameterNode[str]", self.parameter)
-        (owner, name), classes = self._owner, type(instance).__mro__
-        state = getattr(instance, "__dict__", None)
-        if owner not in classes or type(state) is not dict:
-            return shared
-        key = f"code of {name}, {classes.index(owner)}"  # a class and its base may share a name
-        if key not in state:
-            state[key] = shared._root(shared._data, "__code")
-        return cast("ParameterNode[str]", state[key])
-
-    def _evaluate(self, code: str, *args: Any, **kwargs: Any) -> Any:
-        """Run the code that the parameter holds now."""
-        if self.limits is not None:
-            return self.limits.run(code, self.__name__, args, kwargs)
-        if code == self.source:
-            return self.fun(*args, **kwargs)
-        try:
-            return self._function(code)(*args, **kwargs)
-        except (SystemExit, GeneratorExit) as error:  # proposed code does not end the program
-            raise RuntimeError(f"the code raised {type(error).__name__}") from error
-
-    def _function_from(self, text: str) -> Any:
-        """The function that a text defines, with the original's globals, closure and defaults."""
-        original = self._inner if isinstance(self._inner, FunctionType) else _header
-        inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
-        cells = {key: CellType(value) for key, value in self._locals.items()} | dict(inside)
-        cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
-        code = _maker(text, cells, self.__name__, getattr(self._owner[0], "__name__", "_"))
-        closure = tuple(cells[key] for key in code.co_freevars)
-        function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
-        if isinstance(function, FunctionType):
-            for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
-                setattr(function, name, getattr(original, name))
-        return function
-
-    def parameters(self) -> list[ParameterNode[Any]]:
+    def parameters(self) -> list[Parameter]:
         """Its code, if that is trainable; of a method, the instance's own."""
         return [] if self.parameter is None else [self.parameter]
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Fields:
         """The function's name, documentation, signature and file."""
         code = getattr(self.fun, "__code__", None)
         place = {"file": code.co_filename, "line": code.co_firstlineno} if code else {}
         facts = {"fun": self.fun, "fun_name": self.__qualname__, "signature": str(self.signature)}
         return facts | place
 
-    # As an attribute of a class it is a method.
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._owner = owner, name
-
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else _Bound(self, instance)
+        return self if instance is None else MethodType(self, instance)
 
     def __reduce__(self) -> str:
         return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<bundle {self.__qualname__}{self.signature}>"
-
-
-class _Bound:
-    """A bundle seen through an instance, which becomes its first argument."""
-
-    def __init__(self, bundle: Bundle, instance: Any) -> None:
-        self.__func__, self.__self__ = bundle, instance
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__(self.__self__, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("__func__", "__self__"):  # not set yet, while it is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.__func__, name)
-
-    @property
-    def parameter(self) -> ParameterNode[str] | None:
-        """The instance's own code parameter."""
-        return self.__func__.code_of(self.__self__) if self.__func__.trainable else None
-
-    parameters: Any = Bundle.parameters
-
-    def __repr__(self) -> str:
-        return f"{self.__func__!r} of {type(self.__self__).__name__}"
 
 
 def _bundle(function: Any, options: Mapping[str, Any]) -> Any:
@@ -1380,7 +1299,7 @@ def _bundle(function: Any, options: Mapping[str, Any]) -> Any:
         return property(_bundle(function.fget, options), function.fset, function.fdel)
     if not callable(function):
         raise TypeError(f"@bundle marks a function, not {to_text(function, 60)}")
-    return Bundle(function, options)
+    return (CodeBundle if options["trainable"] else Bundle)(function, options)
 
 
 def bundle(
@@ -1390,8 +1309,7 @@ def bundle(
     traceable_code: bool = False,
     catch_execution_error: bool = True,
     allow_external_dependencies: bool = False,
-    overwrite_python_recursion: bool = False,
-    projections: Iterable[Callable[[str], str]] | None = None,
+    projections: Iterable[Callable[[str], str]] = (),
     source: str | None = None,
     limits: Any = None,
     effects: bool = False,
@@ -1407,10 +1325,10 @@ def bundle(
         traceable_code: run the body on nodes, as if it were not bundled.
         catch_execution_error: make a node of a failure and raise `ExecutionError`.
         allow_external_dependencies: nodes that the body uses beside its arguments become parents.
-        overwrite_python_recursion: accepted for programs written for Trace; recursion is one node.
         projections: functions that move new code to code that is allowed.
         source: the source, where Python keeps none (`python -c`, `exec`).
-        limits: run the code in a child process under these `Limits`.
+        limits: an object that checks and runs the code: `check(source)` raises `ValueError`,
+            `run(source, name, args, kwargs)` calls it. The companion `minitrace_limits` has one.
         effects: it does more than compute (asks a language model, writes a file): `rerun` leaves
             it alone.
 
@@ -1432,204 +1350,8 @@ def bundle(
     """
     options = locals()  # every argument by its name
     if description is None or isinstance(description, str):
-        return functools.partial(_bundle, options=options)
+        return partial(_bundle, options=options)
     return _bundle(description, {**options, "description": None})
-
-
-def _source_of(function: Any) -> tuple[str, dict[str, Any]]:
-    """The source of a function as its author wrote it, dedented, without its bundle decorator.
-
-    Decorators above `@bundle` wrap the bundle, not the function, and go too; those below stay. The
-    second result holds the local names that those below need.
-    """
-    import ast
-    import linecache
-
-    code: Any = getattr(function, "__code__", None)
-    lines = linecache.getlines(code.co_filename, function.__globals__) if code else []
-    frame: Any = sys._getframe(1)
-    while frame.f_code.co_filename == __file__ and frame.f_back:
-        frame = frame.f_back
-    with contextlib.suppress(SyntaxError):
-        for found in _definitions(ast.walk(ast.parse("".join(lines))), code and code.co_name):
-            marks = found.decorator_list
-            if min(part.lineno for part in [*marks, found]) == code.co_firstlineno:
-                known = {} if frame.f_locals is frame.f_globals else frame.f_locals
-                names = set(re.findall(r"\w+", " ".join(map(ast.unparse, marks))))
-                local = {name: known[name] for name in names if name in known}
-                return _cut_out(found, lines, {**function.__globals__, **known}), local
-    called, file = getattr(function, "__qualname__", function), code and code.co_filename
-    remedy = "write the function in a file, or give it as bundle(trainable=True, source=text)"
-    raise ValueError(f"the source of {called} cannot be read (from {file}): {remedy}")
-
-
-def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
-    """The definitions of a function called `name` among some parts of a program."""
-    kinds = "FunctionDef", "AsyncFunctionDef"
-    return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
-
-
-def _cut_out(found: Any, lines: list[str], namespace: Mapping[str, Any]) -> str:
-    """The lines of a function definition from below its bundle decorator, dedented."""
-    import ast
-
-    marks, margin = found.decorator_list, found.col_offset
-    while any(_names_bundle(mark, namespace) for mark in marks):
-        marks = marks[1:]
-    inside: set[int] = set()  # lines of a text of several: their white space is part of its value
-    for part in ast.walk(found):
-        documents = part is getattr(found.body[0], "value", None)
-        if isinstance(part, (ast.Constant, ast.JoinedStr)) and not documents:
-            inside.update(range(part.lineno + 1, (part.end_lineno or 0) + 1))
-    text = ""
-    for n in range([*marks, found][0].lineno, found.end_lineno + 1):
-        row = lines[n - 1]
-        text += row if n in inside or row[:margin].strip() else row[margin:] or "\n"
-    return text.rstrip()
-
-
-def _names_bundle(decorator: ast.expr, namespace: Mapping[str, Any]) -> bool:
-    """Is this decorator `bundle`, whatever it is called here?"""
-    import ast
-
-    for part in ast.walk(decorator):
-        first, *rest = ast.unparse(part).split(".")
-        value = functools.reduce(lambda v, name: getattr(v, name, None), rest, namespace.get(first))
-        if value is bundle or getattr(value, "func", None) in (bundle, _bundle):
-            return True
-    return False
-
-
-def _header(text: str, name: str) -> str:
-    """The lines that define the one function `name` of a text of code, its decorators first."""
-    import ast
-
-    found = _definitions(ast.parse(text).body, name)
-    if not found:
-        raise ValueError(f"the source does not define {name}()")
-    found[0].body = []
-    return ast.unparse(found[0]).strip()
-
-
-_files = itertools.count()
-
-
-def _maker(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
-    """The code of a function that, called, defines what the text defines and returns `name`.
-
-    It lies inside another that holds the free names, so that it can be given the living cells of a
-    closure, and inside a class, so that private names work. Its globals are those of whoever calls
-    it, and nothing is written there.
-    """
-    import ast
-    import linecache
-
-    # The names of files are used again after so many: entries are replaced, and never taken away
-    # while somebody else walks through the cache.
-    filename = f"<code {next(_files) % 1024}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
-    tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
-    tree.body[0].body[0].body[1].body[:0] = ast.parse(text, filename).body
-    code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
-    for _ in "class", "outer", "maker":
-        code = next(part for part in code.co_consts if isinstance(part, CodeType))
-    return code
-
-
-class _Verbatim(str):
-    """A text that stands for a value and is shown as it is: one that JSON could not hold."""
-
-    __repr__ = str.__str__
-
-
-_DEPTH = 100  # levels of containers in containers that one value may have
-_TAGS: dict[str, Any] = {f"${kind.__name__}": kind for kind in (tuple, set, frozenset, dict)}
-_TAGS |= {"$bytes": bytes.fromhex, "$float": float.fromhex, "$text": _Verbatim}
-_TAGS["$int"] = functools.partial(int, base=16)
-
-
-def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = False) -> Any:
-    """Turn a Python value into what strict JSON can hold, so that `decode` gives it back exactly.
-
-    What JSON lacks is tagged: a tuple is `{"$tuple": [...]}`, and so on for sets, bytes, numbers
-    that are not finite or have thousands of digits, and mappings with other keys than strings.
-    Only exact built-in types pass: a subclass would come back as something else.
-
-    Args:
-        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset or dict, nested.
-        place: what an error calls the value.
-        depth: how many containers are around it; at most 100.
-        as_text: write what cannot be written as its text, `{"$text": ...}`.
-
-    Returns:
-        lists, string-keyed dicts, strings, numbers, booleans and None.
-
-    Raises:
-        TypeError: something inside cannot be written; the message names the place.
-
-    >>> encode({"shape": (2, 3), "loss": float("inf")})
-    {'shape': {'$tuple': [2, 3]}, 'loss': {'$float': 'inf'}}
-    >>> encode([1, {"x": print}], "args")
-    Traceback (most recent call last):
-    TypeError: args[1]['x']: a builtin_function_or_method cannot be written as JSON
-    """
-    kind, inside = type(value), functools.partial(encode, depth=depth + 1, as_text=as_text)
-    if value is None or kind in (bool, str) or (kind is float and math.isfinite(value)):
-        return value
-    if kind is int:
-        return value if value.bit_length() <= 10_000 else {"$int": hex(value)}
-    if kind in (float, bytes):
-        return {f"${kind.__name__}": value.hex()}
-    if kind is _Verbatim:
-        return {"$text": str(value)}
-    if depth <= _DEPTH and kind is dict:
-        if all(type(key) is str and key[:1] != "$" for key in value):
-            return {k: inside(item, f"{place}[{k!r}]") for k, item in value.items()}
-        return {"$dict": [inside(list(pair), place) for pair in value.items()]}
-    if depth <= _DEPTH and kind in (list, tuple, set, frozenset):
-        items = [inside(item, f"{place}[{i}]") for i, item in enumerate(value)]
-        if kind in (set, frozenset):
-            items.sort(key=json.dumps)
-        return items if kind is list else {f"${kind.__name__}": items}
-    if as_text:
-        base = next((base for base in (int, float, str) if isinstance(value, base)), None)
-        return encode(base(value)) if base else {"$text": to_text(value)}
-    if depth > _DEPTH:
-        raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
-    raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
-
-
-def decode(tree: Any) -> Any:
-    """Give back the value that `encode` turned into `tree`.
-
-    Raises:
-        ValueError or TypeError: the tree is none that `encode` writes.
-
-    >>> decode({"$set": [1, 2]}), decode({"$dict": [[{"$tuple": [0, 1]}, "edge"]]})
-    ({1, 2}, {(0, 1): 'edge'})
-    """
-    if type(tree) is not dict:
-        return [*map(decode, tree)] if type(tree) is list else tree
-    tag = next(iter(tree), "")
-    if tag[:1] != "$":
-        return {key: decode(item) for key, item in tree.items()}
-    if tag not in _TAGS:
-        raise ValueError(f"{tag!r} is no tag of this encoding")
-    return _TAGS[tag](decode(tree[tag]))
-
-
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole: under another name first, then in place of the old one."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
-        name = os.path.join(folder, "whole")
-        with open(name, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
 
 
 class Module:
@@ -1644,8 +1366,8 @@ class Module:
     ...     def forward(self, name):
     ...         return self.words[0] + ", " + name
     >>> greeter = Greeter()
-    >>> greeter("Ada").data, list(greeter.parameters_dict())
-    ('Hello, Ada', ['words.0'])
+    >>> greeter("Ada").data, greeter.state_dict()
+    ('Hello, Ada', {'words.0': 'Hello'})
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -1655,15 +1377,15 @@ class Module:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    def parameters(self) -> list[ParameterNode[Any]]:
+    def parameters(self) -> list[Parameter]:
         """Every parameter, each once."""
         return list(self.parameters_dict().values())
 
-    def parameters_dict(self) -> dict[str, ParameterNode[Any]]:
+    def parameters_dict(self) -> dict[str, Parameter]:
         """Every parameter by the dotted path of attributes that leads to it first."""
-        found: dict[str, ParameterNode[Any]] = {}
+        found: dict[str, Parameter] = {}
         for path, parameter in _parameters_in("", self, set()):
-            found[_free(path, found)] = parameter
+            found[_unused_name(path, found)] = parameter
         return found
 
     def copy(self) -> Any:
@@ -1671,38 +1393,35 @@ class Module:
         self.parameters()  # code that was not touched yet is shared as well
         return copy.copy(self)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters' values to a file as JSON, whole or not at all."""
-        values = {name: encode(each._data, name) for name, each in self.parameters_dict().items()}
-        _write(path, json.dumps({"minitrace": 1, "parameters": values}, indent=1, allow_nan=False))
+    def state_dict(self) -> Fields:
+        """The values of the parameters, by the paths of `parameters_dict`."""
+        return {path: parameter._data for path, parameter in self.parameters_dict().items()}
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Read values that `save` wrote. All are checked, code too, before any is set.
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Set all parameters. All values are checked, code too, before any is set.
 
         Raises: `ValueError` that lists what is missing and extra, or says which value is wrong.
         """
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        try:
-            saved = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is not a saved module: {error}") from None
-        values = saved.get("parameters") if isinstance(saved, dict) else None
-        if not isinstance(values, dict):
-            raise ValueError(f"{os.fspath(path)} is not a saved module")
         own = self.parameters_dict()
         missing, extra = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
         if missing or extra:
-            faults = f"missing {missing}, extra {extra}"
-            raise ValueError(f"{os.fspath(path)} is of another module: {faults}")
-        good = {name: own[name].checked(decode(value)) for name, value in values.items()}
-        for name, value in good.items():
-            own[name].set(value)
+            raise ValueError(f"values of another module: missing {missing}, extra {extra}")
+        checked = {path: own[path].checked(value) for path, value in values.items()}
+        for path, value in checked.items():
+            own[path].restore(value)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `state_dict()` to a file as JSON, whole or not at all."""
+        _save(path, self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read values that `save` wrote, and hand them to `load_state_dict`."""
+        self.load_state_dict(_load(path))
 
 
 def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """The parameters in a value, each with its path. What was seen is not entered again."""
-    if isinstance(value, (Bundle, _Bound)):
+    if isinstance(value, (CodeBundle, BoundCode)):
         value = value.parameter
     if id(value) in seen:
         return
@@ -1725,7 +1444,7 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
         for name, item in vars(kind).items():
             while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
                 item = item.__wrapped__
-            if isinstance(item, Bundle) and item.trainable:
+            if isinstance(item, CodeBundle):
                 path = f"{kind.__name__}.{name}" if name in own else name
                 codes.append((path, item.code_of(value)))
             own.setdefault(name, None if isinstance(item, Bundle) else item)
@@ -1748,124 +1467,6 @@ def model(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls, Module), facts)
 
 
-# Code by a language model: may it be accepted?
-
-_LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
-_CALM = str.split("bool bytes complex dict float frozenset int list range re.compile set str tuple")
-_STATEMENTS = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
-_NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
-
-
-def _nesting(source: str) -> int:
-    """At most how deep the expressions of some code nest: operators in one without a comma."""
-    import tokenize
-
-    deepest = depth = 0
-    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # the parser will stop there too
-        for kind, text, *_ in tokenize.generate_tokens(io.StringIO(source).readline):
-            if kind == tokenize.NEWLINE or text in (",", ";"):
-                depth = 0
-            elif kind in (tokenize.OP, tokenize.NAME):
-                depth += bool(re.fullmatch(_NESTS, text))
-            deepest = max(deepest, depth)
-    return deepest
-
-
-def _parse(source: str) -> ast.Module:
-    """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
-    import ast
-
-    most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
-    tree = ast.parse("")
-    try:
-        if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
-            raise SyntaxError(f"over {most}")
-        tree = ast.parse(source, "the code")
-        compile(tree, "the code", "exec")
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        if "no binding for nonlocal" not in str(error):  # a closure may hold it
-            raise ValueError(f"the code does not parse: {error}") from None
-    return tree
-
-
-def _on_load(tree: ast.Module) -> Iterator[ast.AST]:
-    """The parts of some code that would have effects when it is loaded."""
-    import ast
-
-    for statement in tree.body:
-        parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        for part in itertools.chain([statement], *map(ast.walk, parts)):
-            acts = isinstance(part, ast.stmt) and type(part).__name__ not in _STATEMENTS
-            calls = isinstance(part, ast.Call) and ast.unparse(part.func) not in _CALM
-            places = isinstance(part, (ast.Attribute, ast.Subscript))
-            if acts or calls or (places and isinstance(vars(part)["ctx"], ast.Store)):
-                yield part
-
-
-def _bare(function: Any) -> str:
-    """A function's header without annotations: what stays when its code is rewritten."""
-    import ast
-
-    vars(function).update(body=[], decorator_list=[], returns=None)
-    for part in ast.walk(function):
-        vars(part).pop("annotation", None)
-    return ast.unparse(function).strip("\n:")
-
-
-def check_code(
-    source: str, name: str, signature: str | None = None, limits: Any = None
-) -> None:
-    """Say why some code cannot be the new source of a function, or return in silence.
-
-    Cheap, and always done before code that a language model wrote is accepted. The code is at most
-    20,000 characters, parses and compiles, and holds one function called `name` beside imports,
-    helper functions and constants. Nothing else may run when it is loaded, and no class stand
-    there: one can stand inside a function. The size and nesting are bounded before the parser sees
-    the text, since deep input crashes the interpreter's own parser.
-
-    Under `limits` it also imports only what `limits.imports` lists, and names no `open`, `exec`,
-    `getattr` and their like, no attribute such as `__class__` or `gi_frame`, and no text such as
-    `"{0.__class__}"`. Not caught: such names put together at run time.
-
-    Args:
-        source: Python code.
-        name: the function that must be there.
-        signature: its header, `"def f(x, k=2)"` or `"(x, k=2)"`. Names, kinds and defaults of the
-            arguments must be the same; annotations may differ. None: any.
-        limits: the `Limits` it will run under, or None.
-
-    Raises:
-        ValueError: a reason in one sentence, written to be sent back to the language model.
-
-    >>> check_code("import math\\ndef area(r): return math.pi * r**2", "area", "(r)")
-    >>> check_code("def area(radius): return 3 * radius", "area", "(r)")
-    Traceback (most recent call last):
-    ValueError: the signature must stay `def area(r)`, not `def area(radius)`
-    """
-    import ast
-
-    tree: Any = _parse(source)
-    if limits is not None:
-        limits.check(source)
-    found = _definitions(tree.body, name)
-    if len(found) != 1:
-        raise ValueError(f"the code must define one function `{name}` at top level")
-    if signature is not None:
-        header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
-        given: Any = ast.parse(f"{header}: pass").body[0]
-        known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        extra = [mark for mark in found[0].decorator_list if ast.unparse(mark) not in known]
-        old, new = _bare(given), _bare(copy.deepcopy(found[0]))
-        if old != new:
-            raise ValueError(f"the signature must stay `{old}`, not `{new}`")
-        empty: Any = ast.parse("def f(): 0").body[0]
-        vars(found[0]).update(decorator_list=extra, args=empty.args)
-    for part in _on_load(tree):
-        text = ast.unparse(part).strip().partition("\n")[0][:80]
-        good = "only imports, functions and constants may be there"
-        raise ValueError(f"`{text}` at top level: {good}")
-
-
 # ---- 3. Backward ---------------------------------------------------------------------------------
 #
 # How does feedback reach what may change?  From the output to the parents, the last made first.
@@ -1876,7 +1477,7 @@ def check_code(
 #
 # A propagator says how feedback starts, how several merge, and what each parent receives. With sums
 # it is a gradient; with one growing TraceGraph it is Trace. The graph is never changed by the walk.
-# Left out: what the parameters should become (section 4).
+# Left out: what the parameters should become (section 5).
 
 
 class GraphError(MinitraceError):
@@ -1888,6 +1489,20 @@ class GraphError(MinitraceError):
     """
 
 
+class Output(NamedTuple):
+    """An output, what was said of it, and its score if there was one (higher is better).
+
+    >>> x = node(1, name="x", trainable=True)
+    >>> backward(x, "too small", score=0.5)[x].outputs[0].score
+    0.5
+    """
+
+    node: AnyNode
+    feedback: Any
+    score: float | None = None
+    extra: Mapping[str, Any] = {}
+
+
 Rule = Callable[["Node[Any]", Any], "Sequence[Any]"]
 
 
@@ -1897,7 +1512,7 @@ class Propagator:
     `init_feedback` says how it starts, `aggregate` how several that reach one node merge,
     `propagate` what each parent receives. `register` overrides `propagate` for one operator.
 
-    The derivative of a sum and of a product are enough for a first gradient:
+    The derivatives of a sum and of a product are enough for a first gradient:
 
     >>> gradients = SumPropagator()
     >>> def product(node, g):
@@ -1917,7 +1532,7 @@ class Propagator:
         list with one feedback for each of `node.parents`."""
         self._rules[op_name] = function
 
-    def init_feedback(self, node: Node[Any], feedback: Any) -> Any:
+    def init_feedback(self, node: AnyNode, feedback: Any) -> Any:
         """What an output itself receives."""
         return feedback
 
@@ -1929,11 +1544,11 @@ class Propagator:
         """One feedback from those that the children of a node sent, the first child's first."""
         raise NotImplementedError(f"{type(self).__name__} has no aggregate()")
 
-    def propagate(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
+    def propagate(self, node: AnyNode, feedback: Any) -> Sequence[Any]:
         """What each of `node.parents` receives: the same, unless told otherwise."""
         return [feedback] * len(node.parents)
 
-    def __call__(self, node: Node[Any], feedback: Any) -> Sequence[Any]:
+    def __call__(self, node: AnyNode, feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
         rule = self._rules.get(node.op_name, self.propagate) if self._rules else self.propagate
         sent = rule(node, feedback)
@@ -1947,7 +1562,7 @@ class Propagator:
         return sent
 
 
-class _Joined(str):
+class _JoinedText(str):
     """Several texts joined, each once, that remembers them."""
 
     pieces: tuple[str, ...]
@@ -1967,10 +1582,11 @@ class SumPropagator(Propagator):
         """The sum of numbers, or the distinct texts in lines of their own."""
         said = [feedback for feedback in feedbacks if feedback is not None]
         if len(said) < 2 or not all(isinstance(feedback, str) for feedback in said):
-            return functools.reduce(operator.add, said) if said else None
-        pieces = tuple(dict.fromkeys(p for text in said for p in getattr(text, "pieces", (text,))))
-        joined = _Joined("\n".join(pieces))
-        joined.pieces = pieces
+            return reduce(operator.add, said) if said else None
+        pieces = [piece for text in said for piece in getattr(text, "pieces", (text,))]
+        distinct = tuple(dict.fromkeys(pieces))
+        joined = _JoinedText("\n".join(distinct))
+        joined.pieces = distinct
         return joined
 
 
@@ -1998,31 +1614,20 @@ class GraphPropagator(Propagator):
         """The one graph that they all are."""
         return feedbacks[0]
 
-    def propagate(self, node: Node[Any], feedback: TraceGraph) -> Sequence[Any]:
+    def propagate(self, node: AnyNode, feedback: TraceGraph) -> Sequence[Any]:
         """The graph, with this node in it."""
         feedback.add(node)
         return [feedback] * len(node.parents)
 
 
-class Output(NamedTuple):
-    """An output, what was said of it, and its score if there was one (higher is better).
-
-    """
-
-    node: Any
-    feedback: Any
-    score: float | None = None
-    extra: Mapping[str, Any] = _EMPTY
-
-
 def backward(
-    output: Node[Any] | Sequence[Node[Any]],
+    output: AnyNode | Sequence[AnyNode],
     feedback: Any = "",
     propagator: Propagator | None = None,
     *,
     score: Any = None,
     _level: int = 2,
-) -> dict[Node[Any], Any]:
+) -> dict[AnyNode, Any]:
     """Carry feedback from an output to every node that lies between it and a parameter.
 
     Nodes are visited in the reverse of their creation, so each has heard from all its children
@@ -2047,61 +1652,56 @@ def backward(
 
     Source: reverse mode differentiation; the order by counting is Kahn's, 1962, found at creation.
     """
-    propagator = propagator or GraphPropagator()
+    if propagator is None:
+        propagator = GraphPropagator()
     outputs = _outputs(output, feedback, score)
-    waiting: defaultdict[int, list[Any]] = defaultdict(list)
-    for each, start in zip(outputs[::-1], propagator.start(outputs)[::-1], strict=True):
-        waiting[each.node._number].append(start)
-    reached: dict[Node[Any], Any] = {}
-    for node in reversed(_ancestors([each.node for each in outputs], tracked=True)):
-        reached[node] = merged = propagator.aggregate(waiting.pop(node._number)[::-1])
-        for parent, sent in zip(node.parents[::-1], propagator(node, merged)[::-1], strict=True):
-            if parent._tracked:  # the last first, as the nodes come; turned round when merged
-                waiting[parent._number].append(sent)
+    # A node hears from its last child first, so what it heard is turned round before it is merged.
+    heard: defaultdict[int, list[Any]] = defaultdict(list)
+    for each, start in zip(reversed(outputs), reversed(propagator.start(outputs)), strict=True):
+        heard[each.node._number].append(start)
+    reached: dict[AnyNode, Any] = {}
+    for node in reversed(_ancestors([each.node for each in outputs], depending=True)):
+        merged = propagator.aggregate(heard.pop(node._number)[::-1])
+        reached[node] = merged
+        sent_back = propagator(node, merged)[::-1]
+        for parent, sent in zip(node.parents[::-1], sent_back, strict=True):
+            if parent._depends:
+                heard[parent._number].append(sent)
     if not reached:
         names = ", ".join(each.node.name for each in outputs)
         words = (
             f"backward from {names} reaches no parameter: a trace ends where a value is read "
             "plainly, by ==, bool, int(), an f-string or .data, and in stop_tracing"
         )
-        warnings.warn(words, stacklevel=_level)
+        warn(words, stacklevel=_level)
     return reached
 
 
-def _outputs(output: Node[Any] | Sequence[Node[Any]], feedback: Any, score: Any) -> list[Output]:
+def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
     """Each output with its feedback and score; what is no list holds for all of them."""
     several = isinstance(output, (list, tuple))
-    nodes, words = (output, feedback) if several else ([output], [feedback])
+    nodes: Any = output if several else [output]
+    words, scores = (
+        said if several and isinstance(said, (list, tuple)) else [said] * len(nodes)
+        for said in (feedback, score)
+    )
     for each in nodes:
         if not isinstance(each, Node):
             told = f"backward() starts from a node, not {to_text(each, 60)}: was it read with .data?"
             raise TypeError(told)
-    count = len(nodes)
-    words = words if isinstance(words, (list, tuple)) else [words] * count
-    scores = score if isinstance(score, (list, tuple)) else [score] * count
     if not all(each is None or isinstance(each, (int, float)) for each in scores):
         raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}")
-    if not count == len(words) == len(scores):
-        said = f"{count} outputs, {len(words)} feedbacks, {len(scores)} scores"
+    if not len(nodes) == len(words) == len(scores):
+        said = f"{len(nodes)} outputs, {len(words)} feedbacks, {len(scores)} scores"
         raise ValueError(f"backward(): {said}")
-    return [*map(Output, nodes, words, scores)]
+    return list(map(Output, nodes, words, scores))
 
 
-def _send_back(
-    output: Node[Any], *said: Any, retain_graph: bool = False, visualize: bool = False, **score: Any
-) -> TraceGraph | None:
-    """`Node.backward`: propagate, then store on the parameters what reached them.
-
-    Returns: if asked to `visualize`, the graph with the feedback, which notebooks draw.
-    """
-    for each, received in backward(output, *said, **score, _level=4).items():
-        if isinstance(each, ParameterNode):
-            each.feedback.append(received)
-    if not visualize:
-        return None
-    graph = TraceGraph.of(output)
-    graph.outputs = [Output(output, *said[:1], **score)]
-    return graph
+def _store(reached: Mapping[AnyNode, Any]) -> None:
+    """Keep on each parameter what backward brought there."""
+    for each, feedback in reached.items():
+        if each.trainable:
+            each.feedback.append(feedback)
 
 
 class TraceGraph:
@@ -2128,13 +1728,13 @@ class TraceGraph:
 
     def __init__(self) -> None:
         self.outputs: list[Output] = []
-        self.values: dict[Node[Any], Any] = {}
-        self.extra: dict[str, Any] = {}
-        self.specs: dict[Node[Any], dict[str, Any]] = {}  # of nodes that were read from JSON
-        self._added: deque[Node[Any]] = deque()
+        self.values: dict[AnyNode, Any] = {}
+        self.extra: Fields = {}
+        self.specs: dict[AnyNode, Fields] = {}  # of nodes that were read from JSON
+        self._added: deque[AnyNode] = deque()
 
     @classmethod
-    def of(cls, *nodes: Node[Any]) -> TraceGraph:
+    def of(cls, *nodes: AnyNode) -> TraceGraph:
         """The whole graph above some nodes, also where no parameter is."""
         graph = cls()
         graph.outputs = [Output(each, None) for each in nodes]
@@ -2154,7 +1754,7 @@ class TraceGraph:
             whole.extra.update(graph.extra)
         return whole
 
-    def add(self, node: Node[Any]) -> None:
+    def add(self, node: AnyNode) -> None:
         """Take in a node before its parents, in the order in which backward comes by."""
         self._added.appendleft(node)
         if node.trainable:
@@ -2163,17 +1763,18 @@ class TraceGraph:
             for derived in "_nodes", "names", "_children":
                 self.__dict__.pop(derived, None)
 
-    @functools.cached_property
-    def _nodes(self) -> dict[Node[Any], bool]:
+    @cached_property
+    def _nodes(self) -> dict[AnyNode, bool]:
         """The nodes, parents first: was it added, or does it only feed one that was?"""
-        found: dict[Node[Any], bool] = {}
+        added = set(self._added)
+        found = {each.node: False for each in self.outputs if each.node not in added}
         for node in self._added:
             for parent in node.parents:
                 found.setdefault(parent, False)
             found[node] = True
         return found
 
-    def __iter__(self) -> Iterator[Node[Any]]:
+    def __iter__(self) -> Iterator[AnyNode]:
         return iter(self._nodes)
 
     def __len__(self) -> int:
@@ -2183,7 +1784,7 @@ class TraceGraph:
         said = ", ".join(to_text(words, 60) for words in self.feedback)
         return f"<TraceGraph of {len(self)} nodes, {len(self.outputs)} outputs: {said}>"
 
-    def kind(self, node: Node[Any]) -> str:
+    def kind(self, node: AnyNode) -> str:
         """What a node is here: "parameter", "input", "operator" or "exception"."""
         if node in self.values:
             return "parameter"
@@ -2191,36 +1792,37 @@ class TraceGraph:
             return "input"
         return "exception" if isinstance(node, ExceptionNode) else "operator"
 
-    def value(self, node: Node[Any]) -> Any:
+    def value(self, node: AnyNode) -> Any:
         """The data of a node; of a parameter, as it was at backward."""
         return self.values.get(node, node._data)
 
-    def parents(self, node: Node[Any]) -> Nodes:
+    def parents(self, node: AnyNode) -> Nodes:
         """The parents of a node; none of what only feeds the graph from the side."""
         return node.parents if self._nodes.get(node) else ()
 
-    def children(self, node: Node[Any]) -> list[Node[Any]]:
+    def children(self, node: AnyNode) -> list[AnyNode]:
         """The nodes computed from this one, in topological order."""
         return self._children.get(node, [])
 
-    @functools.cached_property
-    def _children(self) -> dict[Node[Any], list[Node[Any]]]:
-        found: dict[Node[Any], list[Node[Any]]] = {}
+    @cached_property
+    def _children(self) -> dict[AnyNode, list[AnyNode]]:
+        found: dict[AnyNode, list[AnyNode]] = {}
         for node in self:
             for parent in dict.fromkeys(self.parents(node)):
                 found.setdefault(parent, []).append(node)
         return found
 
     @property
-    def parameters(self) -> list[ParameterNode[Any]]:
+    def parameters(self) -> list[Parameter]:
         """The parameters it can update."""
         return [node for node in self if isinstance(node, ParameterNode)]
 
     @property
-    def ids(self) -> dict[Node[Any], Any]:
+    def ids(self) -> dict[AnyNode, Any]:
         """The id of each node in the JSON form: the one it was read with, or else its name."""
-        return {each: self.specs[each]["id"] if each in self.specs else name
-                for each, name in self.names.items()}  # fmt: skip
+        ids = {node: spec["id"] for node, spec in self.specs.items()}
+        taken = set(map(str, ids.values()))
+        return {node: ids.get(node, _unused_name(name, taken)) for node, name in self.names.items()}
 
     @property
     def feedback(self) -> list[Any]:
@@ -2233,15 +1835,15 @@ class TraceGraph:
         scores = [output.score for output in self.outputs if output.score is not None]
         return sum(scores) / len(scores) if scores else None
 
-    @functools.cached_property
-    def names(self) -> dict[Node[Any], str]:
+    @cached_property
+    def names(self) -> dict[AnyNode, str]:
         """A name for each node: an identifier that no other node here has.
 
         Parameters keep their own. The others are counted in the order of this graph, so that what
         ran before, or beside it in another thread, changes nothing.
         """
-        taken: dict[str, Node[Any]] = {}
-        counts: dict[str, Iterator[int]] = defaultdict(itertools.count)
+        taken: dict[str, AnyNode] = {}
+        counts: dict[str, Iterator[int]] = defaultdict(count)
         for node in sorted(self, key=lambda node: not node.trainable):  # parameters first
             named = node.trainable or node in self.specs
             name = node.py_name if named else ""
@@ -2285,230 +1887,375 @@ class TraceGraph:
         return _read_graph(text)
 
 
-_FORMAT, _VERSION = "minitrace-graph", "1.0"
-_NODE_FIELDS = {
-    "id": (str, int), "name": str, "kind": str, "operator": str, "inputs": dict, "type": str,
-    "description": str, "value": object, "trainable": bool, "constraint": str, "choices": list,
-    "bounds": list,
-}  # fmt: skip
-_OUTPUT_FIELDS = {"id": (str, int), "feedback": object, "score": (int, float)}
-_GRAPH_FIELDS = {"format": str, "version": str, "nodes": list, "operators": dict, "outputs": list}
+# ---- 4. Code -------------------------------------------------------------------------------------
+#
+# What if the function itself may change?  Its source becomes a parameter, and each call an operator
+# on that parameter and the arguments:
+#
+#       __code ───┐
+#                 ├── eval ── eval:0
+#       question ─┘
+#
+# So the source has to be found, new source has to be checked, and what was accepted compiled where
+# the old function stood: with its globals, its closure and its defaults. Code from a language model
+# is text that Python runs, and a check is no wall: see `check_code`. Left out: who writes new code.
 
 
-def _graph_form(graph: TraceGraph) -> dict[str, Any]:
-    """A trace graph as strict JSON can hold it."""
-    ids, extra = graph.ids, dict(graph.extra)
-    operators = dict(extra.pop("operators", {}))
-    for node in graph:
-        if graph.parents(node):
-            operators.setdefault(node.op_name, node.description)
-    nodes = [graph.specs.get(node) or _node_form(graph, node, ids, operators) for node in graph]
-    outputs = []
-    for output in graph.outputs:
-        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
-        outputs.append({"id": ids[output.node], **_filled(said), **output.extra})
-    form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": operators}
-    return {**form, "outputs": outputs, **extra}
+class CodeBundle(Bundle):
+    """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        import textwrap
+
+        super().__init__(function, options)
+        name, self.limits = self.__name__, options["limits"]
+        if name == "<lambda>":
+            raise TypeError("a lambda cannot be trainable: its source has no name; use def")
+        self.source = textwrap.dedent(options["source"] or "").strip("\n")
+        self._locals: Fields = {}
+        if not self.source:
+            self.source, self._locals = _source_of(self._inner)
+        header = _signature_text(self.source, name)
+        self.parameter = ParameterNode(
+            self.source,
+            "__code",
+            f"The source code of {name}",
+            constraint=f"It must define: {header.splitlines()[-1]}",
+            projections=options["projections"] or (),
+            check=partial(
+                check_code, name=name, signature=header, limits=self.limits
+            ),
+        )
+        self._function_of = lru_cache(16)(self._compile)
+        self._owner: tuple[type | None, str] = None, ""
+
+    def _describe(self, words: str) -> _Op:
+        op = super()._describe(words)
+        about = f"{op.name}: {op.description}" if op.description else ""
+        return op._replace(
+            name="eval",
+            description=about or f"{op.name}, by the code in __code",
+            names=("__code", *op.names),
+            function=self._evaluate,
+        )
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        parameter, scope = self.code_of(args[0] if args else None), _scope.get()
+        if self.traceable_code or (scope is not None and scope.runs(parameter)):
+            function = partial(self._evaluate, parameter._data)
+            return self._run_unrecorded(function, args, kwargs)
+        if scope is not None and scope.tracing:  # made here or not, it is an input from outside
+            scope.reads[parameter._number] = parameter
+        call = self._bind(args, kwargs)
+        with_code = call._replace(
+            names=("__code", *call.names), values=(parameter, *call.values)
+        )
+        return self._run(with_code, parameter)
+
+    def runs_new_code(self, call: _Call) -> bool:
+        return bool(call.data()[0] != self.source)
+
+    def code_of(self, instance: Any) -> ParameterNode[str]:
+        """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
+        shared = cast("ParameterNode[str]", self.parameter)
+        (owner, name), classes = self._owner, type(instance).__mro__
+        state = getattr(instance, "__dict__", None)
+        if owner not in classes or type(state) is not dict:
+            return shared
+        key = f"code of {name}, {classes.index(owner)}"  # a class and its base may share a name
+        if key not in state:
+            state[key] = shared._as_root(shared._data, "__code")
+        return cast("ParameterNode[str]", state[key])
+
+    def _evaluate(self, code: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the code that the parameter holds now."""
+        if self.limits is not None:
+            return self.limits.run(code, self.__name__, args, kwargs)
+        if code == self.source:
+            return self.fun(*args, **kwargs)
+        try:
+            return self._function_of(code)(*args, **kwargs)
+        except (SystemExit, GeneratorExit) as error:  # proposed code does not end the program
+            raise RuntimeError(f"the code raised {type(error).__name__}") from error
+
+    def _compile(self, text: str) -> Any:
+        """The function that a text defines, with the original's globals, closure and defaults."""
+        original = self._inner if isinstance(self._inner, FunctionType) else _signature_text
+        inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
+        cells = {name: CellType(value) for name, value in self._locals.items()} | dict(inside)
+        cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
+        owner = getattr(self._owner[0], "__name__", "_")
+        code = _compile_in_closure(text, cells, self.__name__, owner)
+        closure = tuple([cells[name] for name in code.co_freevars])
+        function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
+        if isinstance(function, FunctionType):
+            for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
+                setattr(function, name, getattr(original, name))
+        return function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner = owner, name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else BoundCode(self, instance)
 
 
-def _node_form(
-    graph: TraceGraph, node: Node[Any], ids: dict[Node[Any], Any], operators: dict[str, str]
-) -> dict[str, Any]:
-    """One node of the JSON form."""
-    computed = bool(graph.parents(node))
-    known = computed and operators[node.op_name] == node.description
-    form = {
-        "id": ids[node],
-        "name": node._base,
-        "kind": graph.kind(node),
-        "operator": node.op_name if computed else "",
-        "inputs": {name: ids[parent] for name, parent in node.inputs.items()} if computed else {},
-        "type": type(graph.value(node)).__name__,
-        "description": "" if known else node.description,
-    }
-    if isinstance(node, ParameterNode):
-        form |= {"constraint": node.constraint, "trainable": True}
-        form["choices"] = node.choices and encode(node.choices, as_text=True)
-        form["bounds"] = node.bounds and [*map(encode, node.bounds)]
-    return {**_filled(form), "value": encode(graph.value(node), as_text=True)}
+class BoundCode:
+    """A bundle with code seen through an instance, which owns its code and is the first argument."""
+
+    def __init__(self, bundle: CodeBundle, instance: Any) -> None:
+        self.__func__, self.__self__ = bundle, instance
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__func__", "__self__"):  # not set yet, while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.__func__, name)
+
+    @property
+    def parameter(self) -> ParameterNode[str]:
+        """The instance's own code parameter."""
+        return self.__func__.code_of(self.__self__)
+
+    parameters = Bundle.parameters
+
+    def __repr__(self) -> str:
+        return f"{self.__func__!r} of {type(self.__self__).__name__}"
 
 
-def _filled(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that say something."""
-    return {key: value for key, value in fields.items() if value not in (None, "", {})}
+# Where is the source of a function, and what of it is its author's?
 
 
-@contextlib.contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Say where in a JSON form something was wrong."""
-    try:
-        yield
-    except GraphError:
-        raise
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise GraphError(f"{place}: {error}") from None
+def _source_of(function: Any) -> tuple[str, Fields]:
+    """The source of a function as its author wrote it, dedented, without its bundle decorator.
 
-
-def _check_fields(spec: Any, fields: Mapping[str, Any], needed: str) -> None:
-    """`TypeError` if an object of the JSON form lacks a field, or has one of another type."""
-    if not isinstance(spec, dict) or spec.get(needed) is None:
-        raise TypeError(f"it must be an object with {needed!r}")
-    for field, kinds in fields.items():
-        value = spec.get(field)
-        fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
-        if value is not None and kinds is not object and not fits:
-            raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
-
-
-def _beyond(spec: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key not in fields}
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON: write it as a tagged float, as chapter 9 says")
-
-
-def _read_graph(text: str) -> TraceGraph:
-    """The graph of a JSON text."""
-    with _at("not JSON"):
-        form: Any = json.loads(text, parse_constant=_no_number)
-    with _at("not a trace graph"):
-        _check_fields(form, _GRAPH_FIELDS, "nodes")
-        named, version = form.get("format", _FORMAT), form.get("version", _VERSION)
-        if named != _FORMAT or not re.fullmatch(r"\d{1,9}(\.\d{1,9})*", version):
-            raise ValueError(f"format {named!r}, version {version!r}")
-        if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
-            raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
-    graph, known = TraceGraph(), dict[str, Node[Any]]()
-    graph.extra = _beyond(form, _GRAPH_FIELDS.keys() - {"operators"})
-    for n, spec in enumerate(form["nodes"]):
-        with _at(f"nodes[{n}]"):
-            _check_fields(spec, _NODE_FIELDS, "id")
-        with _at(f"nodes[{n}] ({spec['id']})"):
-            node = _node_from(spec, known, form.get("operators") or {})
-        known[str(spec["id"])], graph.specs[node] = node, spec
-    for node in reversed(known.values()):
-        graph.add(node)
-    for n, spec in enumerate(form.get("outputs") or ()):
-        with _at(f"outputs[{n}]"):
-            _check_fields(spec, _OUTPUT_FIELDS, "id")
-            graph.outputs.append(_output_from(spec, known))
-    return graph
-
-
-def _node_from(
-    spec: dict[str, Any], known: dict[str, Node[Any]], words: dict[str, str]
-) -> Node[Any]:
-    """One node of the JSON form; its parents are known already."""
-    if str(spec["id"]) in known:
-        raise ValueError("the id is used twice")
-    value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
-    for parent in map(str, inputs.values()):
-        if parent not in known:
-            raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
-    base = str(spec.get("name") or spec["id"])
-    name = spec.get("operator") or base
-    description = spec.get("description", words.get(name, "") if inputs else "")
-    if spec.get("trainable", spec.get("kind") == "parameter"):
-        if inputs:
-            raise ValueError("a trainable node is a root and has no inputs")
-        rules = {field: decode(spec.get(field)) for field in ("choices", "bounds", "constraint")}
-        node: Node[Any] = ParameterNode(value, base, description, **rules)
-    elif inputs:
-        kind = ExceptionNode if spec.get("kind") == "exception" else MessageNode
-        parents = tuple([known[str(parent)] for parent in inputs.values()])
-        operator = _Operator(name, description, tuple(inputs), None)
-        node = kind(value, operator, parents, any(parent._tracked for parent in parents))
-    else:
-        node = Node(value, base, description)
-    node._base, node._index = str(spec["id"]), None
-    return node
-
-
-def _output_from(spec: dict[str, Any], known: dict[str, Node[Any]]) -> Output:
-    """One output of the JSON form."""
-    if str(spec["id"]) not in known:
-        raise ValueError(f"{to_text(spec['id'], 60)} is the id of no node")
-    score = spec.get("score")
-    if score is not None:
-        float(score)  # OverflowError if it is too large for one
-    feedback = decode(spec.get("feedback"))
-    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, _OUTPUT_FIELDS))
-
-
-def _rerun(output: Node[Any], changes: Mapping[Any, Any], effects: bool) -> Node[Any]:
-    """The output as it would be if some nodes had other values, as the end of a new graph.
-
-    Only what depends on a changed node is computed again. A bundle marked with `effects`, and a
-    call of a language model, keeps its recorded value unless `effects` is true.
-
-    >>> x, y = node(3, name="x", trainable=True), node(4, name="y")
-    >>> (x * y + 1).rerun({x: 5}).data, x.data
-    (21, 3)
+    Decorators above `@bundle` wrap the bundle, not the function, and go too; those below stay. The
+    second result holds the local names that those below need.
     """
-    nodes = _ancestors([output])
-    changed = {getattr(each, "_number", None): value for each, value in changes.items()}
-    known = {each._number for each in nodes}
-    strays = [to_text(each, 60) for each in changes if getattr(each, "_number", None) not in known]
-    if strays:
-        raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
-    new: dict[int, Node[Any]] = {}
-    with _Scope() as scope:
-        scope.stand_ins = new
-        for each in nodes:
-            op, number = each._op, each._number
-            if number in changed:
-                new[number] = each._root(changed[number], each._base)
-            elif op and (effects or not op.effects) and any(p._number in new for p in each.parents):
-                new[number] = _again(op, each, new)
-    return new.get(output._number, output)
+    import ast
+    import linecache
+
+    code: Any = getattr(function, "__code__", None)
+    lines = linecache.getlines(code.co_filename, function.__globals__) if code else []
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back:
+        frame = frame.f_back
+    with suppress(SyntaxError):
+        for found in _definitions(ast.walk(ast.parse("".join(lines))), code and code.co_name):
+            marks = found.decorator_list
+            if min(part.lineno for part in [*marks, found]) == code.co_firstlineno:
+                known = {} if frame.f_locals is frame.f_globals else frame.f_locals
+                names = set(re.findall(r"\w+", " ".join(map(ast.unparse, marks))))
+                local = {name: known[name] for name in names if name in known}
+                return _lines_of(found, lines, {**function.__globals__, **known}), local
+    called, file = getattr(function, "__qualname__", function), code and code.co_filename
+    remedy = "write the function in a file, or give it as bundle(trainable=True, source=text)"
+    raise ValueError(f"the source of {called} cannot be read (from {file}): {remedy}")
 
 
-def _again(op: _Operator, each: Node[Any], new: dict[int, Node[Any]]) -> Node[Any]:
-    """A node computed again, where `new` holds the nodes that took the place of others."""
-
-    def leaf(part: Any) -> Any:
-        return new.get(part._number, part) if isinstance(part, Node) else part
-
-    if op.function is None:
-        what = f"the function of {each.name} ({op.name})"
-        raise GraphError(f"rerun: {what} is not known in this process")
-    call = (each._call or _Call(op.names, each.parents, op.keywords)).map(leaf)
-    if op.bundle is None:
-        return _run(op, call)
-    new.update({n: node for n, node in call.outside.items() if node._number != n})
-    bundle, body = op.bundle, _Body(op.bundle, call._replace(outside={}), op.bundle)
-    again: MessageNode[Any] = _finish(bundle._later(body)) if bundle.is_async else bundle._now(body)
-    if body.call.outside:  # the stand-ins are the parents, not what the body names
-        again._call = body.call.map(leaf)
-        again.parents = tuple(again._call.inputs().values())
-    return again
+def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
+    """The definitions of a function called `name` among some parts of a program."""
+    kinds = "FunctionDef", "AsyncFunctionDef"
+    return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
 
 
-def _finish(awaitable: Any) -> Any:
-    """What an awaitable gives, by a loop of its own, since one may be running in this thread."""
-    import asyncio
-    from concurrent.futures import ThreadPoolExecutor
+def _lines_of(found: Any, lines: list[str], namespace: Mapping[str, Any]) -> str:
+    """The lines of a function definition from below its bundle decorator, dedented."""
+    import ast
 
-    async def whole() -> Any:
-        return await awaitable
+    marks, margin = found.decorator_list, found.col_offset
+    while any(_names_bundle(mark, namespace) for mark in marks):
+        marks = marks[1:]
+    inside: set[int] = set()  # lines of a text of several: their white space is part of its value
+    for part in ast.walk(found):
+        documents = part is getattr(found.body[0], "value", None)
+        if isinstance(part, (ast.Constant, ast.JoinedStr)) and not documents:
+            inside.update(range(part.lineno + 1, (part.end_lineno or 0) + 1))
+    text = ""
+    for n in range([*marks, found][0].lineno, found.end_lineno + 1):
+        row = lines[n - 1]
+        text += row if n in inside or row[:margin].strip() else row[margin:] or "\n"
+    return text.rstrip()
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, asyncio.run, whole()).result()
+
+def _names_bundle(decorator: ast.expr, namespace: Mapping[str, Any]) -> bool:
+    """Is this decorator `bundle`, whatever it is called here?"""
+    import ast
+
+    for part in ast.walk(decorator):
+        first, *rest = ast.unparse(part).split(".")
+        value = reduce(lambda v, name: getattr(v, name, None), rest, namespace.get(first))
+        if value is bundle or getattr(value, "func", None) in (bundle, _bundle):
+            return True
+    return False
 
 
-# ---- 4. Optimize ---------------------------------------------------------------------------------
+def _signature_text(text: str, name: str) -> str:
+    """The lines that define the one function `name` of a text of code, its decorators first."""
+    import ast
+
+    found = _definitions(ast.parse(text).body, name)
+    if not found:
+        raise ValueError(f"the source does not define {name}()")
+    found[0].body = []
+    return ast.unparse(found[0]).strip()
+
+
+_files = count()
+
+
+def _compile_in_closure(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
+    """The code of a function that, called, defines what the text defines and returns `name`.
+
+    It lies inside another that holds the free names, so that it can be given the living cells of a
+    closure, and inside a class, so that private names work. Its globals are those of its caller,
+    and nothing is written there.
+    """
+    import ast
+    import linecache
+
+    # The names of files are used again after so many: entries are replaced, and never taken away
+    # while somebody else walks through the cache.
+    filename = f"<code {next(_files) % 1024}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
+    tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+    tree.body[0].body[0].body[1].body[:0] = ast.parse(text, filename).body
+    code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
+    for _ in "class", "outer", "maker":
+        code = next(part for part in code.co_consts if isinstance(part, CodeType))
+    return code
+
+
+# May new code be accepted?
+
+_LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
+_HARMLESS_CALLS = "bool bytes complex dict float frozenset int list range re.compile set str tuple"
+_STATEMENTS = "Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr"
+_NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
+
+
+def check_code(source: str, name: str, signature: str | None = None, limits: Any = None) -> None:
+    """Say why some code cannot be the new source of a function, or return in silence.
+
+    Cheap, and always done before code that a language model wrote is accepted. The code is at most
+    20,000 characters, parses and compiles, and holds one function called `name` beside imports,
+    helper functions and constants. Nothing else may run when it is loaded, and no class stand
+    there: one can stand inside a function. The size and nesting are bounded before the parser sees
+    the text, since deep input crashes the interpreter's own parser.
+
+    Args:
+        source: Python code.
+        name: the function that must be there.
+        signature: its header, `"def f(x, k=2)"` or `"(x, k=2)"`. Names, kinds and defaults of the
+            arguments must be the same; annotations may differ. None: any.
+        limits: an object whose `check(source)` raises `ValueError` for what it does not allow.
+
+    Raises:
+        ValueError: a reason in one sentence, written to be sent back to the language model.
+
+    >>> check_code("import math\\ndef area(r): return math.pi * r**2", "area", "(r)")
+    >>> check_code("def area(radius): return 3 * radius", "area", "(r)")
+    Traceback (most recent call last):
+    ValueError: the signature must stay `def area(r)`, not `def area(radius)`
+    """
+    import ast
+
+    tree = _parse(source)
+    if limits is not None:
+        limits.check(source)
+    found = _definitions(tree.body, name)
+    if len(found) != 1:
+        raise ValueError(f"the code must define one function `{name}` at top level")
+    if signature is not None:
+        header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
+        given: Any = ast.parse(f"{header}: pass").body[0]
+        known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
+        extra = [mark for mark in found[0].decorator_list if ast.unparse(mark) not in known]
+        old, new = _bare_signature(given), _bare_signature(copy.deepcopy(found[0]))
+        if old != new:
+            raise ValueError(f"the signature must stay `{old}`, not `{new}`")
+        empty: Any = ast.parse("def f(): 0").body[0]
+        vars(found[0]).update(decorator_list=extra, args=empty.args)
+    acting = next(_acting_parts(tree), None)
+    if acting is not None:
+        text = ast.unparse(acting).strip().partition("\n")[0][:80]
+        good = "only imports, functions and constants may be there"
+        raise ValueError(f"`{text}` at top level: {good}")
+
+
+def _parse(source: str) -> ast.Module:
+    """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
+    import ast
+
+    most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
+    tree = ast.parse("")
+    try:
+        if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
+            raise SyntaxError(f"over {most}")
+        tree = ast.parse(source, "the code")
+        compile(tree, "the code", "exec")
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        if "no binding for nonlocal" not in str(error):  # a closure may hold it
+            raise ValueError(f"the code does not parse: {error}") from None
+    return tree
+
+
+def _nesting(source: str) -> int:
+    """At most how deep the expressions of some code nest: operators in one without a comma."""
+    import tokenize
+
+    deepest = depth = 0
+    with suppress(tokenize.TokenError, SyntaxError):  # the parser will stop there too
+        for kind, text, *_ in tokenize.generate_tokens(io.StringIO(source).readline):
+            if kind == tokenize.NEWLINE or text in (",", ";"):
+                depth = 0
+            elif kind in (tokenize.OP, tokenize.NAME):
+                depth += bool(re.fullmatch(_NESTS, text))
+            deepest = max(deepest, depth)
+    return deepest
+
+
+def _bare_signature(function: Any) -> str:
+    """A function's header without annotations: what stays when its code is rewritten."""
+    import ast
+
+    vars(function).update(body=[], decorator_list=[], returns=None)
+    for part in ast.walk(function):
+        vars(part).pop("annotation", None)
+    return ast.unparse(function).strip("\n:")
+
+
+def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
+    """The parts of some code that would have effects when it is loaded."""
+    import ast
+
+    for statement in tree.body:
+        parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
+        for part in chain([statement], *map(ast.walk, parts)):
+            acts = isinstance(part, ast.stmt) and type(part).__name__ not in _STATEMENTS.split()
+            calls = isinstance(part, ast.Call) and (
+                ast.unparse(part.func) not in _HARMLESS_CALLS.split()
+            )
+            places = isinstance(part, (ast.Attribute, ast.Subscript))
+            if acts or calls or (places and isinstance(vars(part)["ctx"], ast.Store)):
+                yield part
+
+
+# ---- 5. Optimize ---------------------------------------------------------------------------------
 #
 # What should the parameters become?  Four steps, each with its own name:
 #
-#       describe ──── the trace graph as a text of at most so many signs    prompt()
-#       ask ───────── any callable from messages to text                    propose()
+#       describe ──── the trace graph as a text of at most so many characters   prompt()
+#       ask ───────── any callable from messages to text                        propose()
 #       check ─────── the reply is untrusted: type, choices, bounds, code
-#       apply ─────── all of it or none of it                               update()
+#       apply ─────── all of it or none of it                                   update()
 #
-# A refused reply changes nothing, and the reason goes back to whoever wrote it. At the end stands
-# what repeats the four over a dataset: `train`, and its journal.
-# Left out: keys and wires (section 5). A language model is here any callable.
+# A reply that is refused changes nothing, and the reason goes back to the language model. First
+# come replies and how they are read, then the optimizers, then what a prompt shows.
+# Left out: keys and wires (section 6). A language model is here any callable.
 
 
 class ReplyError(MinitraceError):
@@ -2543,7 +2290,7 @@ class Reading(NamedTuple):
 
     reasoning: str
     answer: str
-    values: dict[str, Any]
+    values: Fields
     problems: list[str]
 
 
@@ -2592,19 +2339,19 @@ def coerce_value(value: Any, like: Any) -> Any:
     Traceback (most recent call last):
     ValueError: Expected int, not 'banana'.
     """
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
+    with suppress(ValueError, TypeError, OverflowError):
         given, end = value, 0
         if isinstance(value, str) and not isinstance(like, (str, type(None))):
             given, end = _read_literal(value)
             given = object() if value[end:].strip() or isinstance(given, str) else given
         elif isinstance(like, str) and type(value) in (int, float):
             given = str(value)
-        return _fit(given, like)
+        return _as_type_of(like, given)
     finite = "a finite " * isinstance(like, float)
     raise ValueError(f"Expected {finite}{type(like).__name__}, not {to_text(value, 80)}.")
 
 
-class _Unread(ValueError):
+class _Unreadable(ValueError):
     """Text that is no literal: `args` are what is wrong, and how far the text was read."""
 
 
@@ -2637,21 +2384,21 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
         depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
         misplaced = spelled not in ")]},:" and written[-1] not in "([{,:"
         if misplaced or spelled == "?" or depth > MAX_DEPTH:
-            raise _Unread(f"it breaks off at {to_text(text[token.start() : pos + 30], 80)}", pos)
+            raise _Unreadable(f"it breaks off at {to_text(text[token.start() : pos + 30], 80)}", pos)
         written += [spelled] if spelled else []
         if not depth and written[-1]:
             break
     else:
-        raise _Unread("it is cut short", len(text))
+        raise _Unreadable("it is cut short", len(text))
     try:
         tree = ast.parse("".join(written), mode="eval")
         for part in ast.walk(tree):
             keys = [key.value for key in getattr(part, "keys", ()) if isinstance(key, ast.Constant)]
             if len(set(keys)) < len(keys):
-                raise _Unread("it has the same key twice", pos)
+                raise _Unreadable("it has the same key twice", pos)
         return ast.literal_eval(tree), pos
     except (SyntaxError, TypeError):
-        raise _Unread("its commas, colons and brackets do not fit together", pos) from None
+        raise _Unreadable("its commas, colons and brackets do not fit together", pos) from None
 
 
 def _spell(token: re.Match[str]) -> str:
@@ -2700,7 +2447,7 @@ class _ReplyReader:
         folded = {name.casefold(): name for name in names}
         self.folded = folded if len(folded) == len(names) else {}
         self.rank, self.reasoning, self.answer = 0, "", ""
-        self.values: dict[str, Any] = {}
+        self.values: Fields = {}
         self.problems: list[str] = []
 
     def read(self) -> Reading:
@@ -2742,7 +2489,7 @@ class _ReplyReader:
         try:
             found, pos = _read_literal(self.text, opening.start())
             self.take(found if isinstance(found, dict) else {})
-        except _Unread as error:
+        except _Unreadable as error:
             problem, pos = error.args
             key = opening["key"] or ""
             if pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS:
@@ -2755,7 +2502,7 @@ class _ReplyReader:
         form = {key: value for key, value in said if key in _FIELDS}
         given = form.get("suggestion") or {}
         if not isinstance(given, dict):
-            raise _Unread("its suggestion is not an object of names and values", len(self.text))
+            raise _Unreadable("its suggestion is not an object of names and values", len(self.text))
         pairs = [(n, v) for n, v in said if n in self.names or not (given or n in _FIELDS)]
         self.reasoning = str(form.get("reasoning") or self.reasoning)
         self.answer = str(form.get("answer") or self.answer)
@@ -2810,6 +2557,51 @@ def _untag(body: str) -> str:
     return html.unescape(body) if "&lt;" in body and "<" not in body else body
 
 
+_AGAIN = "That reply was refused and changed nothing:\n- {}\nAnswer again, whole."
+
+
+def ask_until_usable(
+    llm: Any,
+    prompt: Sequence[Any],
+    read: Callable[[str], tuple[T, list[str]]],
+    retries: int = 2,
+    **options: Any,
+) -> tuple[T, list[Reply], list[list[str]]]:
+    """Ask until a reply can be used or `retries` are over, each time telling what was wrong.
+
+    Args:
+        llm: any callable from messages to text; None for the one that the environment names.
+        prompt: the messages.
+        read: a function of a reply's text; it gives a result, and a list of what is wrong with it.
+
+    Returns: what `read` made of the last reply; all the replies; for each that was refused, why.
+
+    >>> def read(text):
+    ...     return text, [] if text.isdigit() else ["Only digits, please."]
+    >>> ask_until_usable(Script(["seven", "7"]), [{"role": "user", "content": "How many?"}], read)
+    ('7', ['seven', '7'], [['Only digits, please.']])
+    """
+    llm = _default_llm() if llm is None else llm
+    messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
+    while True:
+        replies.append(_ask_any(llm, [*messages], options))
+        result, problems = read(replies[-1])
+        if not problems:
+            return result, replies, refused
+        refused.append(problems)
+        if len(replies) > retries:
+            return result, replies, refused
+        again = _AGAIN.format("\n- ".join(problems))
+        messages.append(_message("assistant", _cut(replies[-1], 12_000)))
+        messages.append(_message("user", again))
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+# ---- The optimizer: proposals, a history of attempts, and the four steps.
+
 _SYSTEM = """\
 You improve a program by changing its variables. It ran once: Code has a line for each call, in \
 the order they ran, with the value it gave after #. Feedback says how good the outputs were; work \
@@ -2823,11 +2615,7 @@ source in a JSON string: it starts at the margin and keeps the name and the sign
 function."""
 
 _OBJECTIVE = "Change the variables so that the feedback becomes as good as it can."
-_PAST = "Past attempts, the oldest first"
-_AGAIN = "That reply was refused and changed nothing:\n- {}\nAnswer again, whole."
-
-
-# ---- The optimizer: proposals, a history of attempts, and the four steps.
+_NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
 
 
 class Prompt(list[dict[str, str]]):
@@ -2836,7 +2624,7 @@ class Prompt(list[dict[str, str]]):
     `stats` counts `characters`, `nodes`, `shown`, `left_out`, and says `why` some are left out.
     """
 
-    stats: dict[str, Any]
+    stats: Fields
 
 
 class Proposal(dict[ParameterNode[Any], Any]):
@@ -2860,9 +2648,11 @@ class Proposal(dict[ParameterNode[Any], Any]):
     @property
     def ran(self) -> dict[str, str]:
         """Where each new code runs, by name: in this process, or in a child under its limits."""
-        checks = {parameter.py_name: parameter.check for parameter in self if _is_code(parameter)}
-        limits = {n: getattr(check, "keywords", {}).get("limits") for n, check in checks.items()}
-        return {n: f"in a child under {v}" if v else "in this process" for n, v in limits.items()}
+        where = {}
+        for parameter in filter(_is_code, self):
+            limits = getattr(parameter.check, "keywords", {}).get("limits")
+            where[parameter.py_name] = f"in a child under {limits}" if limits else "in this process"
+        return where
 
     def diff(self) -> str:
         """The changes as a unified diff."""
@@ -2884,17 +2674,17 @@ class Attempt(NamedTuple):
 
     The values that were tried, by name, what was said of them, and the proposal that followed;
     `reason` says why its values did not stay, if they did not.
+
+    >>> Attempt({"x0": 3}, ["too low"], None).reason
+    ''
     """
 
-    values: dict[str, Any]
+    values: Fields
     feedback: list[Any]
     score: float | None
     proposal: Proposal | None = None
     diff: str = ""
     reason: str = ""
-
-
-_Approve = Callable[[str], Any]
 
 
 class Optimizer:
@@ -2913,8 +2703,6 @@ class Optimizer:
         max_chars: what a prompt may take at most, in characters.
         retries: how often it is asked again after a reply that cannot be used.
         on_refusal: then "raise" a `ReplyError`, or "keep" the values as they are.
-        include_example: accepted for programs written for Trace; the prompt shows the form of a
-            reply.
 
     >>> GRAPH.clear()
     >>> class Increment(Optimizer):
@@ -2937,13 +2725,13 @@ class Optimizer:
         max_chars: int = 12_000,
         retries: int = 2,
         on_refusal: str = "raise",
-        include_example: bool = False,
     ) -> None:
         if llm is not None and not callable(llm):
             raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
         self._named = _by_name(parameters)
         self.names, self.parameters = list(self._named), list(self._named.values())
-        self.llm, self.propagator = llm, propagator or GraphPropagator()
+        self.llm = llm
+        self.propagator = GraphPropagator() if propagator is None else propagator
         self.objective = objective or _OBJECTIVE
         self.memory_size, self.max_tokens, self.max_chars = memory_size, max_tokens, max_chars
         self.retries, self.on_refusal = retries, on_refusal
@@ -2957,22 +2745,15 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.zero_feedback()
 
-    def backward(
-        self, output: Any, feedback: Any = "", score: Any = None, **for_trace: Any
-    ) -> None:
-        """Send feedback from an output to the parameters, by this optimizer's propagator.
-
-        What else programs written for Trace pass, such as `visualize=False`, changes nothing.
-        """
+    def backward(self, output: Any, feedback: Any = "", score: Any = None) -> None:
+        """Send feedback from an output to its own parameters, by its propagator."""
         reached = backward(output, feedback, self.propagator, score=score, _level=3)
-        for each, received in reached.items():
-            if isinstance(each, ParameterNode):
-                each.feedback.append(received)
+        _store({each: reached[each] for each in self.parameters if each in reached})
 
     def step(
-        self, bypassing: bool = False, verbose: bool = False, approve: _Approve | None = None
-    ) -> dict[ParameterNode[Any], Any]:
-        """Propose new values and set them; return what changed, by parameter.
+        self, bypassing: bool = False, verbose: bool = False, approve: Any = None
+    ) -> Proposal:
+        """Propose new values and set them; return the proposal, empty if nothing changed.
 
         Args:
             bypassing: propose only; set nothing.
@@ -2983,22 +2764,26 @@ class Optimizer:
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
         verdict = approve(proposal.diff()) if approve and proposal else True
-        refusal = "" if verdict is True else str(verdict or "refused")
-        if not (refusal or bypassing):
-            return self.update(proposal)
-        if refusal:
+        if verdict is not True:
+            refusal = str(verdict or "refused")
             self.refused[f"{_listed(_values_by_name(proposal))}: {refusal}"] = None
-        self._remember(proposal, refusal or "bypassed")
-        return dict(proposal) if bypassing else {}
+            self._remember_step(proposal, refusal)
+            return Proposal()
+        if bypassing:
+            self._remember_step(proposal, "bypassed")
+            return cast(Proposal, proposal)
+        return self.update(proposal)
 
-    def update(self, update: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
+    def update(self, values: Mapping[Any, Any]) -> Proposal:
         """Set new values, by parameter or by name: all of them, or none if one is refused."""
-        good = self.checked(update)
-        proposal = update if isinstance(update, Proposal) else Proposal(good)
-        self._remember(proposal, "" if good else "no change")
-        return _assign(good)
+        good = self.checked(values)
+        proposal = values if isinstance(values, Proposal) else Proposal(good)
+        self._remember_step(proposal, "" if good else "no change")
+        for parameter, value in good.items():
+            parameter.restore(value)
+        return proposal
 
-    def checked(self, values: Mapping[Any, Any]) -> dict[ParameterNode[Any], Any]:
+    def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
         pairs = [(self._named[k] if isinstance(k, str) else k, v) for k, v in values.items()]
         return {parameter: parameter.checked(value) for parameter, value in pairs}
@@ -3017,7 +2802,7 @@ class Optimizer:
     def prompt(self, note: str = "") -> Prompt:
         """The messages that would be sent, before anything is spent."""
         parts = self._prompts(note)
-        whole = Prompt(itertools.chain(*parts))
+        whole = Prompt(chain(*parts))
         whole.stats = {**parts[0].stats, "characters": sum(p.stats["characters"] for p in parts)}
         return whole
 
@@ -3028,7 +2813,7 @@ class Optimizer:
             raise MinitraceError(_NO_FEEDBACK)
         return [self._prompt(self._named, _feedback_text(graph), note)]
 
-    def _prompt(self, named: Mapping[str, ParameterNode[Any]], feedback: str, note: str) -> Prompt:
+    def _prompt(self, named: Mapping[str, Parameter], feedback: str, note: str) -> Prompt:
         """A prompt about some variables; feedback and the past take a third of the room each."""
         variables = "\n".join(_variable_text(name, each) for name, each in named.items())
         head = _page(Instruction=self.objective + note)
@@ -3047,7 +2832,7 @@ class Optimizer:
         prompt.stats = {"characters": len(_SYSTEM + text), **stats}
         return prompt
 
-    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+    def describe(self, room: int) -> tuple[str, Fields]:
         """What is shown of the program, in at most `room` characters, and what to say about it.
 
         Every prompt has the instruction, the variables, the feedback and past attempts already.
@@ -3055,38 +2840,37 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has neither describe() nor propose()")
 
     def graph(self) -> TraceGraph:
-        """All the feedback that the parameters hold, as one graph; an empty one if there is none."""
-        found = (each for parameter in self.parameters for each in parameter.feedback)
+        """All the feedback that the parameters hold, as one graph; empty if there is none."""
+        found = [each for parameter in self.parameters for each in parameter.feedback]
         graph = TraceGraph.merged(each for each in found if isinstance(each, TraceGraph))
-        graph.outputs = graph.outputs or self._outputs
+        graph.outputs = graph.outputs or [*self._outputs]
         return graph
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
-        return _joined(_side_by_side(self._answer, prompts))
+        return _merge_proposals(_side_by_side(self._answer, prompts))
 
     def _answer(self, prompt: Prompt) -> Proposal:
         """Ask until a reply can be used, each time telling what was wrong with the last."""
         began = time.monotonic()
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        proposal, answers, refused = ask_until_usable(
+        proposal, replies, refused = ask_until_usable(
             self.llm, prompt, self._read, self.retries, **options
         )
         problems = [problem for each in refused for problem in each]
         self.refused.update(dict.fromkeys(problems))
-        replies = [*map(_reply_text, answers)]
-        if len(refused) == len(answers) and self.on_refusal == "raise":
-            times = f"{len(replies)} attempt{'s' * (len(replies) > 1)}"
+        if len(refused) == len(replies) and self.on_refusal == "raise":
+            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
             raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
         proposal.prompt, proposal.replies, proposal.refused = prompt, replies, problems
-        proposal.usage = sum(map(_usage_told, answers), Counter())
+        proposal.usage = sum((Counter(reply.usage) for reply in replies), Counter())
         proposal.seconds = time.monotonic() - began
         return proposal
 
     def _read(self, text: str) -> tuple[Proposal, list[str]]:
         """The proposal in a reply, which is empty if something is wrong, and all that is wrong."""
         reply = read_reply(text, self.names)
-        changed, problems = dict[ParameterNode[Any], Any](), list(reply.problems)
+        changed, problems = dict[Parameter, Any](), list(reply.problems)
         for name, raw in reply.values.items():
             parameter = self._named[name]
             try:
@@ -3099,12 +2883,13 @@ class Optimizer:
         proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
         return proposal, problems
 
-    def _remember(self, proposal: Proposal, reason: str) -> None:
+    def _remember_step(self, proposal: Proposal, reason: str) -> None:
         graph, values = self.graph(), {name: p._data for name, p in self._named.items()}
-        self.remember(Attempt(values, graph.feedback, graph.score, proposal, proposal.diff(), reason))
+        diff = proposal.diff()
+        self.remember(Attempt(values, graph.feedback, graph.score, proposal, diff, reason))
 
     def remember(self, attempt: Attempt) -> None:
-        """Put an attempt into the history."""
+        """Put an attempt into the history; of the hundred before it everything is kept."""
         self.history.append(attempt)
         if len(self.history) > 100:  # of what is older, only values, score and update stay
             old = self.history[-101]
@@ -3113,14 +2898,19 @@ class Optimizer:
 
     @property
     def best(self) -> Attempt | None:
-        """The attempt with the highest score, the latest of equals; none that was tried and not kept."""
-        kept = (attempt for attempt in self.history if attempt.reason != _NOT_KEPT)
+        """The attempt with the highest score, the latest of equals; of those whose values stayed
+        or were the program's own, not of those tried and "not kept"."""
+        kept = [attempt for attempt in self.history if attempt.reason != "not kept"]
         scored = [attempt for attempt in kept if attempt.score is not None]
         return max(reversed(scored), key=lambda attempt: cast(float, attempt.score), default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        _assign(self.checked(attempt.values))
+        for name in attempt.values:
+            if name not in self._named:
+                raise ValueError(f"the attempt has a value for {name}, which is no parameter here")
+        for name, value in attempt.values.items():
+            self._named[name].restore(value)
 
     def undo(self) -> None:
         """Put back the values from before the last update that was not undone yet."""
@@ -3145,17 +2935,13 @@ class Optimizer:
         return _cut("\n".join(rows), room)
 
 
-_NOT_KEPT = "not kept"
-_NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
-
-
-def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
+def _by_name(parameters: Any) -> dict[str, Parameter]:
     """The parameters by the names that prompts give them, which must differ."""
     found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
     found = [found] if isinstance(found, Node) else found
     if not isinstance(found, Iterable):
         raise TypeError(f"{to_text(found, 60)} has no parameters: pass optimizer=, or parameters")
-    named: dict[str, ParameterNode[Any]] = {}
+    named: dict[str, Parameter] = {}
     for each in found:
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
@@ -3167,19 +2953,12 @@ def _by_name(parameters: Any) -> dict[str, ParameterNode[Any]]:
     return named
 
 
-def _values_by_name(values: Mapping[ParameterNode[Any], Any]) -> dict[str, Any]:
+def _values_by_name(values: Mapping[Parameter, Any]) -> Fields:
     """Values by the names of their parameters."""
     return {parameter.py_name: value for parameter, value in values.items()}
 
 
-def _assign(values: dict[ParameterNode[Any], Any]) -> dict[ParameterNode[Any], Any]:
-    """Set values that were checked, and return them."""
-    for parameter, value in values.items():
-        parameter.restore(value)
-    return values
-
-
-def _joined(parts: Sequence[Proposal]) -> Proposal:
+def _merge_proposals(parts: Sequence[Proposal]) -> Proposal:
     """One proposal with the values and the stories of several."""
     whole = Proposal({parameter: value for part in parts for parameter, value in part.items()})
     for field in "prompt", "replies", "refused":
@@ -3194,26 +2973,20 @@ def _joined(parts: Sequence[Proposal]) -> Proposal:
 S = TypeVar("S")
 
 
-def _side_by_side(
-    function: Callable[[S], T], items: Sequence[S], workers: int = 8, executor: Any = None
-) -> list[T]:
+def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int = 8) -> list[T]:
     """Call a function in threads, each in a copy of this context; the results, in order."""
-    from concurrent.futures import ThreadPoolExecutor, wait
+    from concurrent.futures import ThreadPoolExecutor
 
-    if executor is None and (workers < 2 or len(items) < 2):
-        return list(map(function, items))
-    with contextlib.ExitStack() as stack:
-        own = ThreadPoolExecutor(min(workers, len(items) or 1))
-        pool: Any = stack.enter_context(own) if executor is None else executor
-        here = isinstance(pool, ThreadPoolExecutor)  # where a context can follow
-        futures: list[Any] = []
+    if min(len(items), workers) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        contexts = [copy_context() for _ in items]
+        futures = [pool.submit(c.run, function, item) for c, item in zip(contexts, items)]
         try:
-            for item in items:
-                call: Any = contextvars.copy_context().run if here else function
-                futures.append(pool.submit(call, *[function] * here, item))
             return [future.result() for future in futures]
         finally:
-            wait([future for future in futures if not future.cancel()])
+            for future in futures:
+                future.cancel()  # after a failure, those that have not begun
 
 
 def ask(diff: str) -> bool | str:
@@ -3229,106 +3002,6 @@ def ask(diff: str) -> bool | str:
     print(diff, file=sys.stderr)
     words = input("Accept? Enter, or what is wrong with it: ").strip()
     return words or True
-
-
-# ---- Asking: what any callable may return, and asking again until a reply can be used.
-
-
-class Reply(str):
-    """The text that a language model gave, with what is known about it.
-
-    Attributes:
-        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
-        model: the language model that answered, in the server's words.
-
-    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
-    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
-    ('42', 1, 'stop')
-    """
-
-    usage: dict[str, int] | None = None
-    finish_reason = "stop"
-    model = ""
-
-    def __new__(cls, text: str = "", **facts: Any) -> Reply:
-        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
-        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        self.__dict__.update(facts)
-        return self
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def _reply_text(answer: Any) -> str:
-    """The text of what a language model returned: text, or a chat completion as object or dict."""
-    if isinstance(answer, str):
-        return answer
-    get: Any = operator.getitem if isinstance(answer, dict) else getattr
-    try:
-        return str(get(get(get(answer, "choices")[0], "message"), "content") or "")
-    except (AttributeError, KeyError, IndexError, TypeError):
-        raise TypeError(f"a language model must return text, not {to_text(answer, 80)}") from None
-
-
-def _usage_told(answer: Any) -> Counter[str]:
-    """What an answer says that it took: the counts in a dict, or in an object's attributes."""
-    told = getattr(answer, "usage", None)
-    counts = getattr(told, "__dict__", told)
-    pairs = counts.items() if isinstance(counts, dict) else ()
-    return Counter({key: count for key, count in pairs if isinstance(count, int)})
-
-
-_warned_of_stub = False
-
-
-def _default_llm() -> Any:
-    """The language model that the environment names, or the stub, with a warning the first time."""
-    global _warned_of_stub
-    if os.environ.get("MINITRACE_MODEL"):
-        return LLM()
-    if not _warned_of_stub:
-        _warned_of_stub = True
-        warnings.warn(
-            "no language model is configured, so a StubLLM answers: it can search numbers and "
-            "choices but not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the "
-            "provider's key, or pass llm=",
-            stacklevel=7,
-        )
-    return StubLLM()
-
-
-def ask_until_usable(
-    llm: Any, prompt: Sequence[Any], read: Callable[[str], tuple[T, list[str]]],
-    retries: int = 2, **options: Any,
-) -> tuple[T, list[Reply], list[list[str]]]:  # fmt: skip
-    """Ask until a reply can be used or `retries` are over, each time telling what was wrong.
-
-    Args:
-        llm: any callable from messages to text; None for the one that the environment names.
-        prompt: the messages.
-        read: a function of a reply's text; it gives a result, and a list of what is wrong with it.
-
-    Returns: what `read` made of the last reply; all the replies; for each that was refused, why.
-
-    >>> def read(text):
-    ...     return text, [] if text.isdigit() else ["Only digits, please."]
-    >>> ask_until_usable(Script(["seven", "7"]), [{"role": "user", "content": "How many?"}], read)
-    ('7', ['seven', '7'], [['Only digits, please.']])
-    """
-    llm = llm or _default_llm()
-    messages, answers, refused = [*prompt], list[Any](), list[list[str]]()
-    while True:
-        answers.append(_ask_any(llm, [*messages], options))
-        text = _reply_text(answers[-1])
-        result, problems = read(text)
-        refused += [problems] if problems else []
-        if not problems or len(answers) > retries:
-            return result, answers, refused
-        again = _AGAIN.format("\n- ".join(problems))
-        messages += [_message("assistant", _cut(text, 12_000)), _message("user", again)]
 
 
 # ---- Three optimizers: what each of them asks, and shows of the program.
@@ -3361,7 +3034,7 @@ class OptoPrime(Optimizer):
     value stands beside the call that gave it.
     """
 
-    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+    def describe(self, room: int) -> tuple[str, Fields]:
         """The graph as text."""
         view = _View(self.graph(), room)
         return view.text(view.shown), view.stats()
@@ -3393,7 +3066,7 @@ class OPRO(Optimizer):
     Source: OPRO, arXiv:2309.03409, which sorts its attempts by score; these stay in order of time.
     """
 
-    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+    def describe(self, room: int) -> tuple[str, Fields]:
         """Nothing of the program."""
         nodes, shown = len(self.graph()), len(self.parameters)
         why = "only variables are shown"
@@ -3418,18 +3091,19 @@ class _Critic(SumPropagator):
         self.optimizer._outputs += outputs
         return super().start(outputs)
 
-    def propagate(self, node: Node[Any], feedback: Any) -> list[Any]:
+    def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
-        llm, inputs = self.optimizer.llm or _default_llm(), node.inputs
+        llm, inputs = self.optimizer.llm, node.inputs
+        llm = _default_llm() if llm is None else llm
         call = ", ".join(f"{name}={to_text(p._data, 1000)}" for name, p in inputs.items())
         step = f"{node.op_name}({call}) gave {to_text(node._data, 1000)}.\n{node.op_name}: "
         step = _cut(step, 6000) + _cut(node.description, 1000)
 
         def criticism(name: str) -> str:
             question = _CRITICISM.format(step, _said(feedback, 3000), name)
-            return _reply_text(_ask_any(llm, [_message("user", question)]))
+            return _ask_any(llm, [_message("user", question)])
 
-        names = [name for name, parent in inputs.items() if parent._tracked]
+        names = [name for name, parent in inputs.items() if parent._depends]
         answers = dict(zip(names, _side_by_side(criticism, names), strict=True))
         return [answers.get(name) for name in inputs]
 
@@ -3449,7 +3123,7 @@ class TextGrad(Optimizer):
     """
 
     def __init__(self, parameters: Any, llm: Any = None, **options: Any) -> None:
-        options["propagator"] = options.get("propagator") or _Critic(self)
+        options.setdefault("propagator", _Critic(self))
         super().__init__(parameters, llm, **options)
 
     def _prompts(self, note: str) -> list[Prompt]:
@@ -3460,7 +3134,7 @@ class TextGrad(Optimizer):
         said = {n: "\n".join(f"{n}: {_said(f)}" for f in p.feedback) for n, p in heard.items()}
         return [self._prompt({name: heard[name]}, said[name], note) for name in heard]
 
-    def describe(self, room: int) -> tuple[str, dict[str, Any]]:
+    def describe(self, room: int) -> tuple[str, Fields]:
         """Nothing of the program: the criticisms have seen it."""
         return "", {}
 
@@ -3473,6 +3147,7 @@ def _page(**sections: str) -> str:
     return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
 
 
+_PAST = "Past attempts, the oldest first"
 _TITLES = "Instruction|Code|Documentation|Variables|Inputs|Feedback|Past attempts"
 _HEADING = rf"(?m)^(?=# (?:{_TITLES})\b)"
 
@@ -3494,7 +3169,7 @@ def _feedback_text(graph: TraceGraph) -> str:
     return "\n".join(rows)
 
 
-def _variable_text(name: str, parameter: ParameterNode[Any]) -> str:
+def _variable_text(name: str, parameter: Parameter) -> str:
     """A parameter in the prompt: its whole value, and the rules for a new one."""
     low, high = parameter.bounds or (None, None)
     rules = {"at least": low, "at most": high, "one of": parameter.choices}
@@ -3509,7 +3184,7 @@ def _variable_text(name: str, parameter: ParameterNode[Any]) -> str:
 _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
 
 
-def nearest_calls(graph: TraceGraph) -> Iterator[Node[Any]]:
+def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
     """The calls of a trace graph, those first that a reader wants first: failures, outputs, the
     first use of each parameter, and from there outwards.
 
@@ -3525,8 +3200,8 @@ def nearest_calls(graph: TraceGraph) -> Iterator[Node[Any]]:
     folded = _repeated(graph, calls) - outputs.keys()
     failed = [each for each in calls if graph.kind(each) == "exception"]
     uses = [graph.children(parameter)[:1] for parameter in graph.parameters]
-    near = [*failed, *outputs, *itertools.chain(*uses)]
-    seen: set[Node[Any]] = set()
+    near = [*failed, *outputs, *chain(*uses)]
+    seen: set[AnyNode] = set()
     for each in near:  # it grows on the way
         parents = graph.parents(each)
         if parents and each not in seen:
@@ -3536,10 +3211,10 @@ def nearest_calls(graph: TraceGraph) -> Iterator[Node[Any]]:
                 yield each
 
 
-def _repeated(graph: TraceGraph, calls: Iterable[Node[Any]]) -> set[Node[Any]]:
+def _repeated(graph: TraceGraph, calls: Iterable[AnyNode]) -> set[AnyNode]:
     """The middle of every run of more than twelve calls of one operator in a row."""
-    folded: set[Node[Any]] = set()
-    for _, run in itertools.groupby(calls, lambda each: (each.op_name, graph.kind(each))):
+    folded: set[AnyNode] = set()
+    for _, run in groupby(calls, lambda each: (each.op_name, graph.kind(each))):
         row = [*run]
         folded.update(row[4:-4] if len(row) > 12 else ())
     return folded
@@ -3560,20 +3235,20 @@ class _View:
         self.outputs = {output.node for output in graph.outputs}
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
         self.most = max(60, min(1500, room // 4))  # of an output's value, or of a call
-        self.nearest = [*itertools.islice(nearest_calls(graph), room // 15)]
-        parents = itertools.chain.from_iterable(map(graph.parents, self.nearest))
+        self.nearest = [*islice(nearest_calls(graph), room // 15)]
+        parents = chain.from_iterable(map(graph.parents, self.nearest))
         inputs = (each for each in parents if graph.kind(each) == "input")
         self.inputs = {each: to_text(each._data, self.limit) for each in inputs}
         self.lines = {each: self._line(each) for each in self.nearest}
         sizes = range(1, len(self.nearest) + 1)
         self.shown = bisect.bisect(sizes, room, key=lambda size: len(self.text(size)))
 
-    def _operand(self, parent: Node[Any]) -> str:
+    def _operand(self, parent: AnyNode) -> str:
         """A parent as a call shows it: by name, unless it is a short input."""
         text = self.inputs.get(parent, "")
         return text if 0 < len(text) <= 40 else self.names[parent]
 
-    def _line(self, each: Node[Any]) -> str:
+    def _line(self, each: AnyNode) -> str:
         """A call as a line of code, with its value."""
         given = {name: self._operand(parent) for name, parent in each.inputs.items()}
         call = each.description
@@ -3595,27 +3270,27 @@ class _View:
         docs = [(name, words) for name, words in told if not re.match(_FORMULA, words)]
         limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
         about = [f"{name}: {_cut(words, limit)}" for name, words in docs]
-        used = dict.fromkeys(itertools.chain.from_iterable(each.parents for each in calls))
+        used = dict.fromkeys(chain.from_iterable(each.parents for each in calls))
         long = [each for each in used if len(self.inputs.get(each, "")) > 40]
         inputs = [f"{self.names[each]} = {self.inputs[each]}" for each in long]
         code = self._code(near)
         return _page(Code=code, Documentation="\n".join(about), Inputs="\n".join(inputs))
 
-    def _code(self, near: set[Node[Any]]) -> str:
+    def _code(self, near: set[AnyNode]) -> str:
         """The lines of these calls, and a line for each gap between them."""
         rows: list[str] = []
-        for shown, group in itertools.groupby(self.calls, lambda call: call in near):
+        for shown, group in groupby(self.calls, lambda call: call in near):
             rows += [self.lines[each] for each in group] if shown else [self._gap([*group])]
         return "\n".join(rows)
 
-    def _gap(self, calls: list[Node[Any]]) -> str:
+    def _gap(self, calls: list[AnyNode]) -> str:
         """The line that stands for calls left out: how many, from where to where, and which."""
         counts = Counter(each.op_name for each in calls).most_common(5)
         kinds = ", ".join(f"{count} {name}" for name, count in counts)
         first, last = self.names[calls[0]], self.names[calls[-1]]
         return _cut(f"# {len(calls)} calls left out, {first} to {last}: {kinds}", 120)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Fields:
         """How many nodes there are, how many are shown, and why the others are not."""
         nodes, left = len(self.graph), len(self.calls) - self.shown
         folded = len(_repeated(self.graph, self.calls) - self.outputs)
@@ -3624,19 +3299,20 @@ class _View:
         return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
 
 
-# ---- 5. Language models --------------------------------------------------------------------------
+# ---- 6. Language models --------------------------------------------------------------------------
 #
 # How does text go out to a language model and come back, whoever serves it?
 #
-#     messages --> counted by every Budget --> LLM     --> POST, retries, one deadline --> Reply
-#                                              Replay  --> a line of a cassette        --> Reply
-#                                              Script  --> a canned reply              --> Reply
+#     messages --> every hook around the call --> LLM     --> POST, retries, one deadline --> Reply
+#                                                 Script  --> a canned reply              --> Reply
+#                                                 StubLLM --> a search by rules           --> Reply
 #
 # A language model is any callable from messages to text; these are the ones we bring. A message is
 # {"role": ..., "content": ...}; a plain text is one message of the user. Left out, on purpose:
 # streaming, tools, images, and connection reuse (a reply takes seconds, a handshake does not).
 
-_Messages = list[dict[str, Any]]
+_Messages = list[Fields]
+Hook = Callable[..., Any]
 
 
 class LLMError(MinitraceError):
@@ -3648,7 +3324,7 @@ class LLMError(MinitraceError):
     Attributes:
         kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (an error
             from the server), `unreadable`, `empty`, `refused`, `filtered`, `cut off` (a limit came
-            before any text), `miss` (a `Replay` or `Script` has no such reply).
+            before any text), `miss` (nothing recorded or scripted answers this).
         status: the HTTP status, 0 if there was none.
         words: what the server said.
         provider, model, url: who was asked, and where, without the query string.
@@ -3667,10 +3343,34 @@ class LLMError(MinitraceError):
         self.__dict__.update(facts)
 
 
+class Reply(str):
+    """The text that a language model gave, with what is known about it.
+
+    Attributes:
+        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
+        model: the language model that answered, in the server's words.
+
+    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
+    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
+    ('42', 1, 'stop')
+    """
+
+    usage: dict[str, int] | None = None
+    finish_reason = "stop"
+    model = ""
+
+    def __new__(cls, text: str = "", **facts: Any) -> Reply:
+        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
+        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        self.__dict__.update(facts)
+        return self
+
+
 def _dig(data: Any, *path: str | int) -> Any:
     """The value at a path inside data that we do not trust, or None."""
     try:
-        return functools.reduce(lambda inner, step: inner[step], path, data)
+        return reduce(lambda inner, step: inner[step], path, data)
     except (LookupError, TypeError):
         return None
 
@@ -3682,38 +3382,10 @@ def _content(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _prompt(messages: _Messages) -> str:
-    """A conversation as one text."""
-    return "\n".join(_content(message["content"]) for message in messages)
-
-
-def _tokens(text: str) -> int:
-    """Tokens in a text, roughly: four bytes each."""
-    return len(text.encode("utf-8", "replace")) // 4 + 1
-
-
-def _in_thread(work: Callable[[], Any]) -> Any:
-    """The future of `work`, run in this context in a daemon thread, which lets a program end."""
-    from concurrent.futures import Future
-
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-    return future
-
-
-Hook = Callable[..., Any]
 _hooks: ContextVar[tuple[Hook, ...]] = ContextVar("minitrace_hooks", default=())
 
 
-@contextlib.contextmanager
+@contextmanager
 def around_calls(hook: Hook) -> Iterator[None]:
     """Stand around every call of a language model in this block: a budget, a journal, telemetry.
 
@@ -3734,7 +3406,7 @@ def around_calls(hook: Hook) -> Iterator[None]:
         yield
     finally:
         hooks = [*_hooks.get()]
-        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]
+        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]  # the innermost, whoever left last
         _hooks.set(tuple(hooks))
 
 
@@ -3751,8 +3423,9 @@ class LanguageModel:
     model: str | None = None
     options: Mapping[str, Any] = {}
 
-    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
-        raise NotImplementedError
+    def complete(self, messages: _Messages, options: Fields) -> Reply:
+        """The reply to some messages: yours to write."""
+        raise NotImplementedError(f"{type(self).__name__} has no complete()")
 
     def __call__(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
         """Ask once. Options go over those of the constructor; None takes one away."""
@@ -3760,36 +3433,23 @@ class LanguageModel:
             messages = [{"role": "user", "content": str(messages)}]
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
-        merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
         given = [dict(message) for message in messages]
-        ask = functools.partial(self.complete, given, merged)
+        merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
+        ask = partial(self.complete, given, merged)
         for hook in reversed(dict.fromkeys(_hooks.get())):
-            ask = functools.partial(hook, self, given, merged, ask)
-        scope = _hooks.set(())
+            ask = partial(hook, self, given, merged, ask)
+        token = _hooks.set(())
         try:
-            return cast(Reply, ask())
+            return ask()
         finally:
-            _hooks.reset(scope)
+            _hooks.reset(token)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
         """Ask all prompts, up to `workers` at a time; replies come in the order of the prompts.
 
         The first failure is raised when the calls in flight have ended, and no other is started.
         """
-        jobs = iter(list(enumerate(prompts)))
-
-        def work() -> list[tuple[int, Reply]]:
-            try:  # one iterator, shared: each job goes to one thread
-                return [(place, self(prompt, **options)) for place, prompt in jobs]
-            finally:
-                list(jobs)
-
-        threads = [_in_thread(work) for _ in range(max(1, workers))]
-        try:
-            done = [thread.result() for thread in threads]
-        finally:
-            list(jobs)
-        return [reply for _, reply in sorted(itertools.chain(*done))]
+        return _side_by_side(partial(self, **options), list(prompts), workers)
 
     async def acall(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
         """Ask without blocking the event loop; a cancelled call is left to its own deadline."""
@@ -3801,23 +3461,81 @@ class LanguageModel:
         return self  # a connection, not a value: copies of its owner share it, key and all
 
 
+def _in_thread(work: Callable[[], Any]) -> Any:
+    """The future of `work`, run in this context in a daemon thread, which lets a program end."""
+    from concurrent.futures import Future
+
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
+    return future
+
+
+# ---- Any other callable is a language model too, and one is there by default.
+
+
 class _Foreign(LanguageModel):
-    """Any other callable from messages to text, counted and recorded as ours are."""
+    """Any other callable from messages to text, seen by hooks as ours are."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.model = str(getattr(function, "model", None) or "callable")
 
-    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: Fields) -> Reply:
         answer = self.function(messages, **options)
         if isinstance(answer, Reply):
             return answer
-        return Reply(_reply_text(answer), usage=dict(_usage_told(answer)) or None)
+        return Reply(_reply_text(answer), usage=_usage_told(answer) or None)
+
+
+def _reply_text(answer: Any) -> str:
+    """The text of what a language model returned: text, or a chat completion as object or dict."""
+    if isinstance(answer, str):
+        return answer
+    get: Any = operator.getitem if isinstance(answer, dict) else getattr
+    try:
+        return str(get(get(get(answer, "choices")[0], "message"), "content") or "")
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise TypeError(f"a language model must return text, not {to_text(answer, 80)}") from None
+
+
+def _usage_told(answer: Any) -> dict[str, int]:
+    """What an answer says that it took: the counts in a dict, or in an object's attributes."""
+    told = getattr(answer, "usage", None)
+    counts = getattr(told, "__dict__", told)
+    pairs = counts.items() if isinstance(counts, dict) else ()
+    return {key: count for key, count in pairs if isinstance(count, int)}
 
 
 def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     """Ask any callable from messages to text."""
     return (llm if isinstance(llm, LanguageModel) else _Foreign(llm))(messages, **options)
+
+
+_warned_of_stub = False
+
+
+def _default_llm() -> LanguageModel:
+    """The language model that the environment names, or the stub, with a warning the first time."""
+    global _warned_of_stub
+    if os.environ.get("MINITRACE_MODEL"):
+        return LLM()
+    if not _warned_of_stub:
+        _warned_of_stub = True
+        warn(
+            "no language model is configured, so a StubLLM answers: it can search numbers and "
+            "choices but not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the "
+            "provider's key, or pass llm=",
+            stacklevel=7,
+        )
+    return StubLLM()
 
 
 # ---- Two tables say how to talk to everybody: a protocol is how, a provider is where.
@@ -3828,7 +3546,7 @@ class _Protocol(NamedTuple):
 
     path: str  # what follows the base address
     options: dict[str, str]  # an option's names on the wire; the first that is not refused is sent
-    fields: Callable[[_Messages], dict[str, Any]]  # from messages to the fields that carry them
+    fields: Callable[[_Messages], Fields]  # from messages to the fields that carry them
     text: tuple[str | int, ...]  # the path to the text of an answer
     end: tuple[str | int, ...]  # the path to why the text ended
     usage: tuple[str, str]  # the counts that add up to the tokens in, and out
@@ -3842,27 +3560,16 @@ class _Provider(NamedTuple):
     base_url: str  # with the /v1 where the provider has one
     keys: str = ""  # variables that may hold the key; the first that is set wins
     variable: str = ""  # the variable that moves the address ...
-    adapt: Callable[[str], str] = str  # ... and how to read it
+    path: str = ""  # ... and what to put behind what it says
 
 
-def _anthropic_fields(messages: _Messages) -> dict[str, Any]:
+def _anthropic_fields(messages: _Messages) -> Fields:
     """The system's words go on top, where every Anthropic language model takes them."""
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    return {"max_tokens": 8192, "messages": turns} | ({"system": system} if system else {})
-
-
-def _ollama_address(host: str) -> str:
-    """OLLAMA_HOST in its forms ("", "1.2.3.4", ":5678", "https://h/path"), as a base address."""
-    from urllib.parse import urlsplit
-
-    scheme, _, rest = host.strip().rpartition("://")
-    parts = urlsplit(f"{scheme or 'http'}://{rest}")
-    port = parts.port or {"http": 80, "https": 443}.get(scheme, 11434)
-    name = parts.hostname or "0.0.0.0"  # which a server binds to, and no client can call
-    name = f"[{name}]" if ":" in name else name.replace("0.0.0.0", "127.0.0.1")
-    return f"{parts.scheme}://{name}:{port}{parts.path.rstrip('/')}/v1"
+    fields = {"max_tokens": 8192, "messages": turns}
+    return {**fields, "system": system} if system else fields
 
 
 def _same(names: str) -> dict[str, str]:
@@ -3893,28 +3600,36 @@ PROTOCOLS = {
     ),
 }
 # By the first part of a name, as in "groq/llama-3"; "compatible" serves bare names at a `base_url`.
-# fmt: off
-PROVIDERS: dict[str, tuple[Any, ...]] = {
-    "openai": ("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
-    "anthropic": ("anthropic", "https://api.anthropic.com",
-                  "ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"),
-    "gemini": ("openai", "https://generativelanguage.googleapis.com/v1beta/openai",
-               "GOOGLE_API_KEY GEMINI_API_KEY", "GOOGLE_GEMINI_BASE_URL",
-               lambda url: url.rstrip("/") + "/v1beta/openai"),
-    "ollama": ("openai", "http://127.0.0.1:11434/v1",
-               "OLLAMA_API_KEY", "OLLAMA_HOST", _ollama_address),
-    "openrouter": ("openai", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
-    "groq": ("openai", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
-    "mistral": ("openai", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
-    "deepseek": ("openai", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
-    "together": ("openai", "https://api.together.xyz/v1", "TOGETHER_API_KEY"),
-    "xai": ("openai", "https://api.x.ai/v1", "XAI_API_KEY"),
-    "lmstudio": ("openai", "http://127.0.0.1:1234/v1"),
-    "vllm": ("openai", "http://127.0.0.1:8000/v1", "VLLM_API_KEY"),
-    "llamacpp": ("openai", "http://127.0.0.1:8080/v1", "LLAMA_API_KEY"),
-    "compatible": ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
-}
-# fmt: on
+PROVIDERS: dict[str, tuple[str, ...]] = {}
+for _row in """
+openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
+anthropic anthropic https://api.anthropic.com ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
+gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
+    GOOGLE_API_KEY,GEMINI_API_KEY GOOGLE_GEMINI_BASE_URL /v1beta/openai
+ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
+openrouter openai https://openrouter.ai/api/v1 OPENROUTER_API_KEY
+groq openai https://api.groq.com/openai/v1 GROQ_API_KEY GROQ_BASE_URL
+mistral openai https://api.mistral.ai/v1 MISTRAL_API_KEY
+deepseek openai https://api.deepseek.com/v1 DEEPSEEK_API_KEY
+together openai https://api.together.xyz/v1 TOGETHER_API_KEY
+xai openai https://api.x.ai/v1 XAI_API_KEY
+lmstudio openai http://127.0.0.1:1234/v1
+vllm openai http://127.0.0.1:8000/v1 VLLM_API_KEY
+llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
+""".strip().splitlines():
+    _name, *_facts = _row.split()
+    PROVIDERS[_name] = tuple([fact.replace(",", " ") for fact in _facts])
+PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
+
+
+def _moved_address(said: str, path: str) -> str:
+    """The base address that a variable names: a URL or, as OLLAMA_HOST has it, a host and port."""
+    scheme, _, rest = said.strip().rpartition("://")
+    if not scheme:
+        host, _, port = rest.partition(":")
+        known = host.replace("0.0.0.0", "") or "127.0.0.1"  # a server's own address is no client's
+        scheme, rest = "http", f"{known}:{port or 11434}"
+    return f"{scheme}://{rest.rstrip('/').removesuffix(path)}{path}"
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
@@ -3934,38 +3649,72 @@ class _Answer(NamedTuple):
 def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     """The answer to one POST, or what kept it from coming within `seconds`.
 
-    The timeout of `urllib` or of a socket is per read: an answer that drips outlives it, and a
-    name look-up has none. So a thread talks, we wait no longer than we may, and then shut down its
-    socket, which must be in our hands for that: hence `http.client`. It follows no redirect either.
+    The timeout of a socket is per read: an answer that drips outlives it, and a name look-up has
+    none. So a thread talks, we wait no longer than we may, and then shut down its socket.
     """
     import socket
     from concurrent.futures import wait
+    from urllib.request import Request
 
-    late, wires = _Answer("timeout", "no whole answer in time"), list[socket.socket]()
-    deadline = time.monotonic() + seconds
+    deadline, sockets = time.monotonic() + seconds, list[Any]()
+    late = _Answer("timeout", "no whole answer in time")
+
+    def connected(opened: Any) -> None:
+        sockets.append(opened)
+        if time.monotonic() > deadline:  # nobody pays for an answer that nobody waits for
+            raise TimeoutError("connected too late")
 
     def talk() -> _Answer:
-        # Whatever goes wrong becomes text: a traceback through http.client would show the key.
+        # Whatever goes wrong becomes text: a traceback through urllib would show the key.
         try:
-            connection, target, more = _connection(route, seconds + 1)
-            with contextlib.closing(connection):
-                connection.connect()
-                wires.append(connection.sock)
-                if time.monotonic() > deadline:  # nobody pays for an answer that nobody waits for
-                    return late
-                connection.request("POST", target, body, {**route.headers, **more})
-                return _receive(connection.getresponse(), route.redact)
+            request = Request(route.url, body, route.headers, method="POST")
+            with _opener(route.here, connected).open(request, timeout=seconds + 1) as response:
+                return _receive(response, route.redact)
         except Exception as error:
-            return _Answer("network", f"{type(error).__name__}: {error}")
+            reason: Any = getattr(error, "reason", error)
+            said = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+            return _Answer("network", said)
 
     talking = _in_thread(talk)
     try:
         wait([talking], seconds)
-        return talking.result() if talking.done() else late
+        return cast(_Answer, talking.result()) if talking.done() else late
     finally:
-        for wire in wires:
-            with contextlib.suppress(OSError):  # closed already
-                socket.socket.shutdown(wire, socket.SHUT_RDWR)
+        for each in sockets:
+            with suppress(OSError):  # closed already
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+
+def _opener(here: bool, connected: Callable[[Any], None]) -> Any:
+    """What opens a request: past proxies if it stays `here`, and without following redirects.
+
+    `connected` is told of the socket as soon as there is one, before anything is sent.
+    """
+    from urllib import request
+
+    class Connects(request.HTTPSHandler, request.HTTPHandler):
+        def do_open(self, make: Any, req: Any, **options: Any) -> Any:
+            def connection(host: str, **more: Any) -> Any:
+                made = make(host, **more)
+                connect = made.connect
+
+                def connect_and_tell() -> None:
+                    connect()
+                    connected(made.sock)
+
+                made.connect = connect_and_tell
+                return made
+
+            return super().do_open(connection, req, **options)
+
+    class Answers(request.HTTPErrorProcessor):
+        def http_response(self, request: Any, response: Any) -> Any:
+            return response  # whatever its status: an error's words are in it
+
+        https_response = http_response
+
+    proxies = request.ProxyHandler({} if here else None)
+    return request.build_opener(proxies, Connects(), Answers())
 
 
 def _receive(response: Any, redact: Callable[[str], str]) -> _Answer:
@@ -3986,27 +3735,6 @@ def _receive(response: Any, redact: Callable[[str], str]) -> _Answer:
     return _Answer("", redact(body.decode("utf-8-sig", "replace")), response.status, headers)
 
 
-def _connection(route: _Route, seconds: float) -> tuple[Any, str, dict[str, str]]:
-    """A connection not yet open, what to ask of it, and headers for a proxy on the way."""
-    from http.client import HTTPConnection, HTTPSConnection
-    from urllib.request import ProxyHandler, Request, getproxies, proxy_bypass
-
-    request = Request(route.url)
-    goal, scheme = request.host, request.type
-    proxy = getproxies().get(scheme, "")
-    if proxy and not route.here and not proxy_bypass(goal):
-        if re.match("(?!http:).*://", proxy):
-            kind = proxy.partition("://")[0]
-            raise OSError(f"a proxy must have an http:// address, not {kind}://")
-        ProxyHandler({}).proxy_open(request, proxy, scheme)
-    make = HTTPSConnection if scheme == "https" else HTTPConnection
-    connection = make(request.host, timeout=seconds)
-    if scheme == "http" or request.host == goal:
-        return connection, request.selector, dict(request.headers)
-    connection.set_tunnel(goal, headers=request.headers)
-    return connection, request.selector, {}
-
-
 # ---- Reading an answer: a text, or an error that says what to do.
 
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
@@ -4015,21 +3743,28 @@ _NEVER_HEALS = r"insufficient_quota|billing_error|CERTIFICATE|an answer larger"
 _REFUSES = (
     r"un(supported|known|recognized|expected)|not (support|allowed)|permitted|extra_forbidden"
 )
-_ADVICE = [  # the first row whose pattern is found in "kind status words"
-    ("insufficient_quota|billing|credit", "the account has nothing left: top it up or use another"),
-    ("context.?(length|window)|maximum context|too long|status 413", "shorten the prompt"),
-    ("^status 40[13]|api.?key", "check the key: api_key= or {keys}"),
-    ("^status 404|model.{0,80}not (found|exist)", "check the language model's name, and base_url="),
-    ("^status 3", "redirects are not followed, to keep the key: set base_url= to the new address"),
-    ("^status (408|409|429|5)", "asking again did not help: try later, or raise retries="),
-    ("^status", "see its words, and the options and extra= of the call"),
-    ("^timeout", "raise timeout=, or ask for less with max_tokens="),
-    ("CERTIFICATE", "it is not trusted here: SSL_CERT_FILE can name who vouches for it"),
-    ("^network", "see that the server runs and that its address is right"),
-    ("^unreadable", "see that base_url= points at the API of a language model"),
-    ("^cut off", "raise max_tokens="),
-    ("", "change the prompt, or ask again"),
-]
+# The first line whose pattern is found in "kind status words" has the advice.
+_ADVICE = """
+insufficient_quota|billing|credit -> the account has nothing left: top it up or use another
+context.?(length|window)|maximum context|too long|status 413 -> shorten the prompt
+^status 40[13]|api.?key -> check the key: api_key= or {keys}
+^status 404|model.{0,80}not (found|exist) -> check the language model's name, and base_url=
+^status 3 -> redirects are not followed, to keep the key: set base_url= to the new address
+^status (408|409|429|5) -> asking again did not help: try later, or raise retries=
+^status -> see its words, and the options and extra= of the call
+^timeout -> raise timeout=, or ask for less with max_tokens=
+CERTIFICATE -> it is not trusted here: SSL_CERT_FILE can name who vouches for it
+^network -> see that the server runs and that its address is right
+^unreadable -> see that base_url= points at the API of a language model
+^cut off -> raise max_tokens=
+ -> change the prompt, or ask again
+"""
+
+
+def _advice(said: str) -> str:
+    """What to do about an error."""
+    rows = [row.split(" -> ") for row in _ADVICE.splitlines()[1:]]
+    return next(advice for pattern, advice in rows if re.search(pattern, said, re.I))
 
 
 def _words(data: Any, answer: _Answer) -> str:
@@ -4054,7 +3789,7 @@ def _asked_pause(answer: _Answer) -> float:
     for text, unit in ((thousandths, 1000), (after, 1), (info and info[1], 1)):
         if re.fullmatch(r"\d+(\.\d+)?", text or ""):
             return float(text or 0) / unit
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
+    with suppress(ValueError, TypeError, OverflowError):
         return max(0, parsedate_to_datetime(after or "").timestamp() - time.time())
     return 0
 
@@ -4126,8 +3861,8 @@ without a user or a password"""
         """What went wrong, where, and what to do."""
         words, url = self.redact(words), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
-        advice = next(advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I))
-        message = f"{self.name} at {url}: {said}; {advice.replace('{keys}', self.keys)}."
+        advice = _advice(said).replace("{keys}", self.keys)
+        message = f"{self.name} at {url}: {said}; {advice}."
         where = {"provider": self.provider, "model": self.model, "url": url}
         return LLMError(message, kind=kind, status=status, words=words, **where)
 
@@ -4154,17 +3889,18 @@ without a user or a password"""
         if kind in ("refused", "filtered") or not text.strip():
             return self.error(kind, f"{refusal or text} (finish reason: {end})", status)
         model = self.redact(str(_dig(data, "model") or self.model))
-        usage = _usage(data, self.protocol)
+        usage = self.usage(data)
         return Reply(self.redact(text), usage=usage, finish_reason=end, model=model)
 
-
-def _usage(data: Any, protocol: _Protocol) -> dict[str, int] | None:
-    """The tokens that an answer says it took."""
-    counts = [[_dig(data, "usage", name) for name in names.split()] for names in protocol.usage]
-    if not all(isinstance(count[0], int) for count in counts):
-        return None
-    tokens_in, tokens_out = (sum(n for n in count if isinstance(n, int)) for count in counts)
-    return {"input_tokens": tokens_in, "output_tokens": tokens_out}
+    def usage(self, data: Any) -> dict[str, int] | None:
+        """The tokens that an answer says it took."""
+        counts = []
+        for names in self.protocol.usage:
+            found = [_dig(data, "usage", name) for name in names.split()]
+            if not isinstance(found[0], int):
+                return None
+            counts.append(sum(count for count in found if isinstance(count, int)))
+        return dict(zip(("input_tokens", "output_tokens"), counts))
 
 
 class LLM(LanguageModel):
@@ -4241,10 +3977,10 @@ class LLM(LanguageModel):
         given = [f"{k}={v!r}" for k, v in self.options.items() if v is not None]
         return f"LLM({', '.join([repr(self.model), *given])})"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Fields:
         return {**self.__dict__, "_key": None, "_headers": {}, "_found": None}
 
-    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
 
         deadline, attempt = time.monotonic() + self.timeout, 0
@@ -4267,7 +4003,7 @@ class LLM(LanguageModel):
             self.sleep(pause)
             attempt += 1
 
-    def _request(self, route: _Route, messages: _Messages, options: Any) -> dict[str, Any]:
+    def _request(self, route: _Route, messages: _Messages, options: Any) -> Fields:
         """The body of a request, without what the server has refused by name."""
         body = {"model": route.model, **route.protocol.fields(messages)}
         for option, value in options.items():
@@ -4276,7 +4012,7 @@ class LLM(LanguageModel):
                 body[name] = [value] if option == "stop" and isinstance(value, str) else value
         return {**body, **options.get("extra", {})}
 
-    def _learn(self, route: _Route, sent: dict[str, Any], error: LLMError) -> None:
+    def _learn(self, route: _Route, sent: Fields, error: LLMError) -> None:
         """Remember an option that the server refuses by name; another name is tried, or none."""
         if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
             return
@@ -4286,7 +4022,7 @@ class LLM(LanguageModel):
             self._refused.add(name)
             if self._refused.issuperset(known[name]):
                 words = f"{route.name} refuses {name!r}: it is left out from now on"
-                warnings.warn(words, stacklevel=5)
+                warn(words, stacklevel=5)
 
     def _route(self) -> _Route:
         """Where the language model is; the environment is read here, and the key sealed."""
@@ -4300,7 +4036,7 @@ class LLM(LanguageModel):
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
         row = _Provider(*PROVIDERS[provider])
         moved = os.environ.get(row.variable, "")
-        base = self.base_url or (row.adapt(moved) if moved else row.base_url)
+        base = self.base_url or (_moved_address(moved, row.path) if moved else row.base_url)
         protocol, headers = PROTOCOLS[row.protocol], _headers(row, self._key, self._headers)
         url = _address(base, protocol.path)
         route = _Route(provider, model, protocol, url, row.keys, headers)
@@ -4332,16 +4068,19 @@ def _address(base: str, path: str) -> str:
     return origin + trunk + path + query
 
 
+_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
+
+
 def _headers(row: _Provider, key: str | None, given: Mapping[str, str]) -> dict[str, str]:
     """The headers of a request. Nothing is raised here, where the environment's keys are bare."""
-    get, prefix = os.environ.get, row.variable.partition("_BASE")[0]
-    lines = get(f"{prefix}_CUSTOM_HEADERS", "")
+    get, prefix = os.environ.get, row.variable.removesuffix("_BASE_URL")
+    lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
     if prefix == "OPENAI":
-        lines += f"\nOpenAI-Organization:{get('OPENAI_ORG_ID', '')}"
-        lines += f"\nOpenAI-Project:{get('OPENAI_PROJECT_ID', '')}"
-    pairs = [*(line.partition(":")[::2] for line in lines.splitlines()), *given.items()]
-    own = {k.strip().lower(): _Key(v.strip()) for k, v in pairs if v.strip()}
-    if key is None and not own.keys() & {"authorization", "x-api-key", "api-key", "x-goog-api-key"}:
+        lines.append(f"OpenAI-Organization:{get('OPENAI_ORG_ID', '')}")
+        lines.append(f"OpenAI-Project:{get('OPENAI_PROJECT_ID', '')}")
+    pairs = [line.partition(":")[::2] for line in lines] + [*given.items()]
+    own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
+    if key is None and not own.keys() & _CREDENTIALS:
         key = next(filter(None, map(get, row.keys.split())), None)
     if key and key.strip():
         own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
@@ -4371,12 +4110,12 @@ class Script(LanguageModel):
         self.replies, self.asked = list(replies), list[_Messages]()
         self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
 
-    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: Fields) -> Reply:
         self.asked.append(messages)
-        prompt = _prompt(messages)
+        prompt = "\n".join(_content(message["content"]) for message in messages)
         pairs = (pair for pair in self.replies if not isinstance(pair, str))
         fits = (reply for pattern, reply in pairs if re.search(pattern, prompt))
-        for reply in itertools.chain(fits, self._texts):
+        for reply in chain(fits, self._texts):
             return Reply(reply, model="script")
         words = f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}"
         raise LLMError(words, kind="miss")
@@ -4384,15 +4123,16 @@ class Script(LanguageModel):
 
 def _call_llm(*prompts: Any) -> MessageNode[Any]:
     """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`."""
-    llm, words = (prompts[0], prompts[1:]) if callable(to_data(prompts[0])) else (None, prompts)
-    ask = functools.partial(_asked, to_data(llm))
+    llm, words = to_data(prompts[0]), prompts[1:]
+    if not callable(llm):
+        llm, words = None, prompts
+
+    def asked(system: str, *questions: str) -> str:
+        messages = [_message("system", system), *(_message("user", each) for each in questions)]
+        return str(_ask_any(_default_llm() if llm is None else llm, messages))
+
     means = "the reply of a language model to the prompts"
-    return _apply(_Operator("call_llm", means, ("system",), ask, effects=True), words)
-
-
-def _asked(llm: Any, system: str, *prompts: str) -> str:
-    messages = [_message("system", system), *(_message("user", prompt) for prompt in prompts)]
-    return str(_reply_text(_ask_any(llm or _default_llm(), messages)))
+    return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)
 
 
 operators.call_llm = _call_llm
@@ -4418,7 +4158,7 @@ class StubLLM(LanguageModel):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
 
         asked = [str(m["content"]) for m in messages if m["role"] == "user"]
@@ -4517,7 +4257,7 @@ def _climbed(seen: _Seen, turn: int, variables: int) -> float:
     return best + (-1.0) ** failures * strides[-1] / 3.0 ** (failures // (2 * variables))
 
 
-# ---- 6. Looking ----------------------------------------------------------------------------------
+# ---- 7. Looking ----------------------------------------------------------------------------------
 #
 # What happened?  A trace graph as text, its outputs on top:
 #
@@ -4527,48 +4267,48 @@ def _climbed(seen: _Seen, turn: int, variables: int) -> float:
 #       │  └─ int0 = 2
 #       └─ int1 = 1
 #
-# or as a picture, its outputs at the bottom: SVG drawn here, or text for Mermaid or Graphviz.
-# Functions of a TraceGraph that return text. Left out: live nodes, files.
+# What if a value had been another?  `rerun` computes a graph again from there. And how does a graph
+# travel?  As JSON to other programs, in pickles to other processes of Python.
+# Left out: pictures, which the companion `minitrace_pictures` draws.
 
 
-def _clean(text: str, ascii: bool = False) -> str:
-    """The text with what nobody can see, such as control characters, as escapes."""
-    if not (text.isascii() and text.isprintable()):
-        text = "".join(
-            c if c.isprintable() or c == "\u200d" else repr(c)[1:-1] for c in text.expandtabs(4)
-        )
-    return text.encode("ascii", "backslashreplace").decode() if ascii else text
+def _marked_source(error: Exception) -> str:
+    """The source of the user's function that failed, an arrow at the line, and the way on in."""
+    import linecache
+    import traceback
+
+    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = [(code, line) for code, line in places if code.co_filename != __file__]
+    text = ""
+    for code, line in places[:8] + places[8:][-4:]:  # of an endless recursion both ends
+        with suppress(Exception):  # where there is no source, nothing is shown
+            if text:
+                row = linecache.getline(code.co_filename, line).strip()
+                text += f"\nin {code.co_name}: {row}" if row else ""
+            else:
+                text = _marked_function(code, line, type(error).__name__)
+    return text
 
 
-@functools.lru_cache(4096)
-def _width(character: str) -> int:
-    """The columns that it takes on a terminal: an accent none, a wide character two."""
-    import unicodedata
+def _marked_function(code: CodeType, line: int, mark: str) -> str:
+    """The source of a function below its decorators, an arrow at one of its lines."""
+    import inspect
+    import textwrap
 
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def _columns(text: str) -> int:
-    return len(text) if text.isascii() else sum(map(_width, text))
+    rows, first = inspect.getsourcelines(code)
+    failed = line - max(first, 1)
+    rows[failed] = f"{rows[failed].rstrip()}   <-- {mark}\n"
+    shown = dropwhile(lambda row: row.lstrip().startswith("@"), rows)
+    return "\n" + textwrap.dedent("".join(shown)).rstrip()
 
 
-def _trimmed(text: str, room: int) -> str:
-    """The text, its end cut off if it is wider than so many columns."""
-    if _columns(text) <= room:
-        return text
-    ends = itertools.accumulate(map(_width, text))
-    return text[: sum(end <= room - 3 for end in ends)] + "..."
-
-
-def _verdicts(graph: TraceGraph) -> dict[Node[Any], str]:
+def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
     """What was said of each output: the words and the score."""
-    said: dict[Node[Any], str] = {}
+    said: dict[AnyNode, str] = {}
     for each, words, score, _ in graph.outputs:
-        told = words if isinstance(words, str) else "" if words is None else to_text(words)
+        told = "" if words is None else str(words) if isinstance(words, str) else to_text(words)
         judged = "" if score is None else f"(score: {to_text(score, 24)})"
-        said[each] = " ".join(filter(None, (said.get(each, ""), told, judged)))
+        said[each] = " ".join(filter(None, (said.get(each), told, judged)))
     return said
 
 
@@ -4576,8 +4316,7 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
     """The graph as a text tree of 90 columns; a shared node is drawn once and referred to."""
     if ascii is None:
         ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
-    branch, corner, bar = ("|- ", "`- ", "|  ") if ascii else ("├─ ", "└─ ", "│  ")
-    said, drawn = _verdicts(graph), set[Node[Any]]()
+    said, drawn = _verdicts(graph), set[AnyNode]()
     stack = [("", "", each) for each in reversed(said)]
     rows: list[str] = []
     while stack and len(rows) < lines:
@@ -4587,170 +4326,515 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
             continue
         where = "above" if again else "below" if len(margin) > 36 else ""
         where = where if parents else ""
-        row = _tree_line(graph, node, where, said.get(node, ""), 90 - len(margin + mark), ascii)
+        row = _tree_line(graph, node, where, said.get(node, ""), 90 - len(margin + mark))
         rows.append(margin + mark + row)
         if where == "below":  # too far to the right, so it goes on at the left
             stack.insert(0, ("", "", node))
         elif not where:
             drawn.add(node)
-            inside = margin + {branch: bar, corner: "   ", "": ""}[mark]
-            marks = [corner] + [branch] * (len(parents) - 1)
-            stack += [(inside, *each) for each in zip(marks, parents[::-1], strict=False)]
+            inside = margin + {"├─ ": "│  ", "└─ ": "   ", "": ""}[mark]
+            marks = ["└─ "] + ["├─ "] * (len(parents) - 1)
+            stack += [(inside, *each) for each in zip(marks, reversed(parents))]
     left = len(graph) - len(drawn)
-    return "\n".join(rows + [f"... {left} more nodes"] * (left > 0))
+    text = "\n".join([*rows, f"... {left} more nodes"] if left > 0 else rows)
+    if ascii:
+        text = text.translate(str.maketrans("├└│─", "|`|-"))
+        text = text.encode("ascii", "backslashreplace").decode()
+    return text
 
 
-def _tree_line(
-    graph: TraceGraph, node: Node[Any], where: str, said: str, room: int, ascii: bool
-) -> str:
-    """One node of the tree, in so many columns."""
-    name = _trimmed(_clean(graph.names[node], ascii), room // 3)
+def _tree_line(graph: TraceGraph, node: AnyNode, where: str, said: str, room: int) -> str:
+    """One node of the tree, in so many characters; what nobody can see stands as an escape."""
+    name = _cut(graph.names[node], room // 3)
     if where:
         return f"{name} (see {where})"
     end = "  [parameter]" if node in graph.values else ""
-    words = _clean(_cut(" ".join(said.split()), room // 2), ascii)
-    end += words and f"  <- {_trimmed(words, room - _columns(name + end) - 16)}"
-    left = max(room - _columns(name + end) - 3, 8)
-    return f"{name} = {_trimmed(_clean(to_text(graph.value(node), max(left, 12)), ascii), left)}{end}"
+    if said:
+        end += f"  <- {_cut(' '.join(said.split()), room // 2)}"
+    value = to_text(graph.value(node), max(room - len(name + end) - 3, 12))
+    row = f"{name} = {value}{end}"
+    return "".join(c if c.isprintable() or c == "\u200d" else repr(c)[1:-1] for c in row)
 
 
-# ---- 7. Demo and command line --------------------------------------------------------------------
+# ---- What would be if a value had been another.
+
+
+def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNode:
+    """The output as it would be if some nodes had other values, as the end of a new graph.
+
+    Only what depends on a changed node is computed again. A bundle marked with `effects`, and a
+    call of a language model, keeps its recorded value unless `effects` is true.
+
+    >>> x, y = node(3, name="x", trainable=True), node(4, name="y")
+    >>> (x * y + 1).rerun({x: 5}).data, x.data
+    (21, 3)
+    """
+    nodes = _ancestors([output])
+    strays = [to_text(each, 60) for each in set(changes).difference(nodes)]
+    if strays:
+        raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
+    new: dict[int, AnyNode] = {}
+    with _Scope() as scope:
+        scope.replacements = new
+        for each in nodes:
+            if each in changes:
+                value = to_data(changes[each])
+                value = each.checked(value) if isinstance(each, ParameterNode) else value
+                new[each._number] = each._as_root(value, each._base)
+            elif each._op is None or (each._op.effects and not effects):
+                continue
+            elif any(parent._number in new for parent in each.parents):
+                new[each._number] = _recompute(each._op, each, new)
+    return new.get(output._number, output)
+
+
+def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
+    """A node computed again, where `new` holds the nodes that took the place of others."""
+
+    def leaf(part: Any) -> Any:
+        return new.get(part._number, part) if isinstance(part, Node) else part
+
+    if op.function is None:
+        what = f"the function of {each.name} ({op.name})"
+        raise GraphError(f"rerun: {what} is not known in this process")
+    call = (each._call or _Call(op.names, each.parents)).map(leaf)
+    if op.bundle is None:
+        return _compute(op, call)
+    new.update({n: node for n, node in call.outside.items() if node._number != n})
+    body = _Body(op.bundle, call._replace(outside={}), op.bundle)
+    again: Any = op.bundle._run_body(body)
+    if op.bundle.is_async:
+        again = _run_coroutine(again)
+    if body.call.outside:  # the replacements are the parents, not what the body names
+        again._call = body.call.map(leaf)
+        again.parents = tuple(again._call.inputs().values())
+    return cast(MessageNode[Any], again)
+
+
+def _run_coroutine(coroutine: Any) -> Any:
+    """What a coroutine gives, by a loop of its own, since one may be running in this thread."""
+    import asyncio
+
+    return _in_thread(lambda: asyncio.run(coroutine)).result()
+
+
+# ---- JSON: values, saved modules, and trace graphs that any language can write.
+
+
+class _Verbatim(str):
+    """A text that stands for a value and is shown as it is: one that JSON could not hold."""
+
+    __repr__ = str.__str__
+
+
+_DEPTH = 100  # levels of containers in containers that one value may have
+_TAGS = {
+    "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict, "$text": _Verbatim,
+    "$bytes": bytes.fromhex, "$float": float.fromhex, "$int": partial(int, base=16),
+}  # fmt: skip
+
+
+def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = False) -> Any:
+    """Turn a Python value into what strict JSON can hold, so that `decode` gives it back exactly.
+
+    What JSON lacks is tagged: a tuple is `{"$tuple": [...]}`, and so on for sets, bytes, numbers
+    that are not finite or have thousands of digits, and mappings with other keys than strings.
+    Only exact built-in types pass: a subclass would come back as something else.
+
+    Args:
+        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset or dict, nested.
+        place: what an error calls the value.
+        depth: how many containers are around it; at most 100.
+        as_text: write what cannot be written as its text, `{"$text": ...}`.
+
+    Returns:
+        lists, string-keyed dicts, strings, numbers, booleans and None.
+
+    Raises:
+        TypeError: something inside cannot be written; the message names the place.
+
+    >>> encode({"shape": (2, 3), "loss": float("inf")})
+    {'shape': {'$tuple': [2, 3]}, 'loss': {'$float': 'inf'}}
+    >>> encode([1, {"x": print}], "args")
+    Traceback (most recent call last):
+    TypeError: args[1]['x']: a builtin_function_or_method cannot be written as JSON
+    """
+    kind, inside = type(value), partial(encode, depth=depth + 1, as_text=as_text)
+    if value is None or kind in (bool, str) or (kind is float and math.isfinite(value)):
+        return value
+    if kind is int:
+        return value if value.bit_length() <= 10_000 else {"$int": hex(value)}
+    if kind in (float, bytes):
+        return {f"${kind.__name__}": value.hex()}
+    if depth <= _DEPTH and kind is dict:
+        if all(type(key) is str and key[:1] != "$" for key in value):
+            return {key: inside(item, f"{place}[{key!r}]") for key, item in value.items()}
+        return {"$dict": [inside(list(pair), place) for pair in value.items()]}
+    if depth <= _DEPTH and kind in (list, tuple, set, frozenset):
+        items = [inside(item, f"{place}[{i}]") for i, item in enumerate(value)]
+        if kind in (set, frozenset):
+            items.sort(key=json.dumps)
+        return items if kind is list else {f"${kind.__name__}": items}
+    if as_text or kind is _Verbatim:
+        base = next((base for base in (int, float, str) if isinstance(value, base)), None)
+        known = base is not None and kind is not _Verbatim
+        return encode(base(value)) if known else {"$text": to_text(value)}
+    if depth > _DEPTH:
+        raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
+    raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
+
+
+def decode(tree: Any) -> Any:
+    """Give back the value that `encode` turned into `tree`.
+
+    Raises:
+        ValueError or TypeError: the tree is none that `encode` writes.
+
+    >>> decode({"$set": [1, 2]}), decode({"$dict": [[{"$tuple": [0, 1]}, "edge"]]})
+    ({1, 2}, {(0, 1): 'edge'})
+    """
+    if type(tree) is list:
+        return [decode(item) for item in tree]
+    if type(tree) is not dict:
+        return tree
+    tag = next(iter(tree), "")
+    if tag[:1] != "$":
+        return {key: decode(item) for key, item in tree.items()}
+    if tag not in _TAGS:
+        raise ValueError(f"{tag!r} is no tag of this encoding")
+    make: Any = _TAGS[tag]
+    return make(decode(tree[tag]))
+
+
+def _save(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write values to a file, whole: under another name first, then in place of the old one."""
+    import tempfile
+
+    tree = {name: encode(value, name) for name, value in values.items()}
+    text = json.dumps({"minitrace": 1, "parameters": tree}, indent=1, allow_nan=False)
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        whole = os.path.join(inside, "whole")
+        with open(whole, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(whole, path)
+
+
+def _load(path: str | os.PathLike[str]) -> Fields:
+    """Read values that `_save` wrote."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    try:
+        values = json.loads(text)["parameters"]
+        return {name: decode(value) for name, value in values.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a saved module: {error}") from None
+
+
+_FORMAT, _VERSION = "minitrace-graph", "1.0"
+_TEXTS = dict.fromkeys("name kind operator type description constraint".split(), str)
+_NODE_FIELDS = {
+    **_TEXTS, "id": (str, int), "inputs": dict, "value": object, "trainable": bool,
+    "choices": list, "bounds": list,
+}  # fmt: skip
+_OUTPUT_FIELDS = {"id": (str, int), "feedback": object, "score": (int, float)}
+_GRAPH_FIELDS = {"format": str, "version": str, "nodes": list, "operators": dict, "outputs": list}
+
+
+def _graph_form(graph: TraceGraph) -> Fields:
+    """A trace graph as strict JSON can hold it."""
+    ids, extra = graph.ids, dict(graph.extra)
+    words = dict(extra.pop("operators", {}))
+    for node in graph:
+        if graph.parents(node):
+            words.setdefault(node.op_name, node.description)
+    nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
+    outputs = []
+    for output in graph.outputs:
+        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
+        outputs.append({"id": ids[output.node], **_filled(said), **output.extra})
+    form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
+    return {**form, "outputs": outputs, **extra}
+
+
+def _node_form(
+    graph: TraceGraph, node: AnyNode, ids: Mapping[AnyNode, Any], words: Mapping[str, str]
+) -> Fields:
+    """One node of the JSON form."""
+    form: Fields = {"id": ids[node], "name": node._base, "kind": graph.kind(node)}
+    known: str | None = ""
+    if graph.parents(node):
+        known, form["operator"] = words[node.op_name], node.op_name
+        form["inputs"] = {name: ids[parent] for name, parent in node.inputs.items()}
+    form["type"] = type(graph.value(node)).__name__
+    form["description"] = None if node.description == known else node.description
+    if isinstance(node, ParameterNode):
+        form |= {"constraint": node.constraint, "trainable": True}
+        form["choices"] = node.choices and encode(node.choices, as_text=True)
+        form["bounds"] = node.bounds and encode([*node.bounds])
+    return {**_filled(form), "value": encode(graph.value(node), as_text=True)}
+
+
+def _filled(fields: Fields) -> Fields:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _beyond(spec: Fields, fields: Collection[str]) -> Fields:
+    return {key: value for key, value in spec.items() if key not in fields}
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where in a JSON form something was wrong."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise GraphError(f"{place}: {error}") from None
+
+
+def _check_fields(spec: Any, fields: Mapping[str, Any], needed: str) -> None:
+    """`TypeError` if an object of the JSON form lacks a field, or has one of another type."""
+    if not isinstance(spec, dict) or spec.get(needed) is None:
+        raise TypeError(f"it must be an object with {needed}")
+    for field, kinds in fields.items():
+        value = spec.get(field)
+        fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
+        if value is not None and kinds is not object and not fits:
+            raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON: write it as a tagged float, as chapter 9 says")
+
+
+def _read_graph(text: str) -> TraceGraph:
+    """The graph of a JSON text."""
+    with _at("not JSON"):
+        form: Any = json.loads(text, parse_constant=_no_number)
+    with _at("not a trace graph"):
+        _check_fields(form, _GRAPH_FIELDS, "nodes")
+        words = form.get("operators") or {}
+        if not all(isinstance(said, str) for said in words.values()):
+            raise TypeError("its operators are not described by texts")
+        named, version = form.get("format", _FORMAT), form.get("version", _VERSION)
+        if named != _FORMAT or not re.fullmatch(r"\d{1,9}(\.\d{1,9})*", version):
+            raise ValueError(f"format {named!r}, version {version!r}")
+        if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
+            raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
+    graph, known = TraceGraph(), dict[str, AnyNode]()
+    graph.extra = _beyond(form, _GRAPH_FIELDS.keys() - {"operators"})
+    for n, spec in enumerate(form["nodes"]):
+        with _at(f"nodes[{n}]"):
+            _check_fields(spec, _NODE_FIELDS, "id")
+        with _at(f"nodes[{n}] ({spec['id']})"):
+            node = _node_from(spec, known, words)
+        known[str(spec["id"])] = node
+        graph.specs[node] = spec
+    for node in reversed(known.values()):
+        graph.add(node)
+    for n, spec in enumerate(form.get("outputs") or ()):
+        with _at(f"outputs[{n}]"):
+            _check_fields(spec, _OUTPUT_FIELDS, "id")
+            graph.outputs.append(_output_from(spec, known))
+    return graph
+
+
+def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Mapping[str, str]) -> AnyNode:
+    """One node of the JSON form; its parents are known already."""
+    if str(spec["id"]) in known:
+        raise ValueError("the id is used twice")
+    value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
+    for parent in map(str, inputs.values()):
+        if parent not in known:
+            raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
+    base = str(spec.get("name") or spec["id"])
+    name = spec.get("operator") or base
+    description = spec.get("description", words.get(name) if inputs else None)
+    if spec.get("trainable", spec.get("kind") == "parameter"):
+        if inputs:
+            raise ValueError("a trainable node is a root and has no inputs")
+        choices, bounds = decode(spec.get("choices")), decode(spec.get("bounds"))
+        rules = {"choices": choices, "bounds": bounds and tuple(bounds)}
+        constraint = spec.get("constraint")
+        node: AnyNode = ParameterNode(value, base, description, constraint=constraint, **rules)
+    elif inputs:
+        kind = ExceptionNode if spec.get("kind") == "exception" else MessageNode
+        parents = tuple([known[str(parent)] for parent in inputs.values()])
+        op = _Op(name, description or "", tuple(inputs), None)
+        node = kind(value, op, parents, any(parent._depends for parent in parents))
+    else:
+        node = Node(value, base, description)
+    node._base, node._index = str(spec["id"]), None
+    return node
+
+
+def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
+    """One output of the JSON form."""
+    if str(spec["id"]) not in known:
+        raise ValueError(f"{to_text(spec['id'], 60)} is the id of no node")
+    score = spec.get("score")
+    float(score or 0)  # OverflowError if it is too large for one
+    feedback = decode(spec.get("feedback"))
+    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, _OUTPUT_FIELDS))
+
+
+# ---- Pickles: a graph of any depth goes to another process of Python.
+
+
+class _Pickled:
+    """A node inside a pickle. It stands after its parents and names them, so that nothing recurses,
+    and lives as long as the pickling: two outputs pickled together share what they share."""
+
+    __slots__ = ("__weakref__", "node")
+
+    def __init__(self, node: MessageNode[Any]) -> None:
+        self.node = node
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        node = self.node
+        parents = tuple(map(_in_pickle, node.parents))
+        call = node._call and node._call.map(_in_pickle)
+        return type(node), (node._data, node._op, parents, node._depends, call)
+
+
+_pickling: weakref.WeakValueDictionary[int, _Pickled] = weakref.WeakValueDictionary()
+
+
+def _in_pickle(value: Any) -> Any:
+    """What stands for a node in a pickle; roots and everything else are themselves."""
+    if not isinstance(value, MessageNode):
+        return value
+    return _pickling.setdefault(value._number, _Pickled(value))
+
+
+def _pickled_node(node: AnyNode) -> tuple[Any, ...]:
+    """How a pickle makes a node again: a callable and its arguments."""
+    root = node._data, node._base, node._description
+    if isinstance(node, ParameterNode):
+        return _accepted_parameter, (*root, {rule: getattr(node, rule) for rule in _RULES})
+    if isinstance(node, MessageNode):
+        return operator.itemgetter(-1), ([*map(_in_pickle, _ancestors([node]))],)
+    return Node, root
+
+
+def _pickled_op(op: _Op) -> tuple[Any, ...]:
+    place = (op.bundle.__module__, op.bundle.__qualname__) if op.bundle else ("", "")
+    return _find_op, (*place, op.name, op.description, op.names)
+
+
+def _find_op(module: str, qualname: str, name: str, words: str, names: tuple[str, ...]) -> _Op:
+    """An operator as it comes out of a pickle: the living one, or a description that cannot run."""
+    found = getattr(vars(operators).get(name), "op", None)
+    with suppress(AttributeError, KeyError):
+        found = operator.attrgetter(f"{qualname}.op")(sys.modules[module])
+    known = isinstance(found, _Op) and found.description == words
+    return found if known else _Op(name, words, names, None)
+
+
+# ---- 8. Command line -----------------------------------------------------------------------------
 #
-# What does it look like when it runs?  `python3 minitrace.py` tells two stories with no key, no
-# network and no package; with `--live` a language model of yours plays its part.
+# What does it look like when it runs?  `python3 minitrace.py` runs two examples of its own
+# documentation and shows them as they go, with no key, no network and no package; with `--live` a
+# language model of yours plays its part. `suggest` improves a trace graph that another program wrote
+# as JSON; `llm` asks one question.
 
 
-def _tell_of_a_number(llm: Any) -> None:
-    """The first story: a number found through words."""
+def demo(live: bool = False) -> None:
+    """Run the example at the top of this file, then this one, and show each as it goes.
 
-    @bundle("[comfort] Say how a room feels.")  # type: ignore[untyped-decorator]
-    def comfort(degrees: Any) -> Any:
-        return "too cold" if degrees < 23 else "too warm" if degrees > 23 else "just right"
+    A sales agent: two prompts and two functions that may change. A language model plays both
+    parts, the agent's and the optimizer's; here its replies are canned.
 
-    GRAPH.clear()
-    degrees = node(20, name="degrees", trainable=True, bounds=(0, 40))
-    optimizer = OptoPrime([degrees], llm=llm)
-    print("1. A number, found through words\n\nDeclare\n")
-    print('    degrees = node(20, name="degrees", trainable=True, bounds=(0, 40))\n')
-    _show(comfort.fun)
-    for step in range(1, 11):
-        feeling = comfort(degrees)
-        if step == 1:
-            print("\nForward\n")
-            _say(feeling.tree())
-            print("\nOptimize: the output is the feedback\n")
-        print(f"    {degrees.data} degrees: {feeling.data}")
-        if feeling == "just right":
-            break
-        optimizer.zero_feedback()
-        optimizer.backward(feeling, feeling.data)
-        optimizer.step()
+    >>> GRAPH.clear()
+    >>> @model
+    ... class SalesAgent:
+    ...     "Greet a customer by name, in the customer's own language."
+    ...     def __init__(self, llm):
+    ...         self.llm = llm
+    ...         self.ask_language = node("Decide the language.", name="ask_language", trainable=True)
+    ...         self.ask_name = node("Extract the name.", name="ask_name", trainable=True)
+    ...     def forward(self, message):
+    ...         reply = operators.call_llm(self.llm, self.ask_language, message)
+    ...         name = operators.call_llm(self.llm, self.ask_name, message)
+    ...         return self.greet(self.language(reply), name)
+    ...     @bundle("[language] Answer en or es.", trainable=True)
+    ...     def language(self, reply):
+    ...         return "en"
+    ...     @bundle("[greet] Write the greeting.", trainable=True)
+    ...     def greet(self, language, name):
+    ...         return f"Hello, {name}!"
+    >>> canned = [
+    ...     ("en or es only", "es"),
+    ...     ("name only", "Juan"),
+    ...     ("Decide the language", "This message is in Spanish."),
+    ...     ("Extract the name", "The name is Juan."),
+    ...     json.dumps({
+    ...         "reasoning": "language() never looks at the reply and greet() never at the language; "
+    ...         "both prompts bring back a sentence where one word is wanted.",
+    ...         "suggestion": {
+    ...             "ask_language0": "In which language is this? Answer with en or es only.",
+    ...             "ask_name0": "What is the customer's name? Answer with the name only.",
+    ...             "__code2": "def language(self, reply):\\n"
+    ...                        "    return 'es' if 'es' in reply.lower() else 'en'",
+    ...             "__code3": "def greet(self, language, name):\\n"
+    ...                        "    hello = {'en': 'Hello', 'es': 'Hola'}[language]\\n"
+    ...                        "    return f'{hello}, {name}!'"}})]
+    >>> agent = SalesAgent(Script(canned[:4]))
+    >>> optimizer = OptoPrime(agent, llm=Script(canned[4:]))
+    >>> message, wanted = "Hola, soy Juan.", "Hola, Juan!"
+    >>> for _ in range(5):
+    ...     greeting = agent(message)
+    ...     print(message, "is answered:", greeting)
+    ...     if greeting == wanted:
+    ...         break
+    ...     optimizer.zero_feedback()
+    ...     optimizer.backward(greeting, f"It should be {wanted!r}.")
+    ...     print(optimizer.graph().tree(ascii=True))
+    ...     update = optimizer.step()
+    ...     for changed, value in update.items():
+    ...         print(changed.py_name, "=", value)
+    Hola, soy Juan. is answered: Hello, The name is Juan.!
+    eval1 = 'Hello, The name is Juan.!'  <- It should be 'Hola, Juan!'.
+    |- __code3 = 'def greet(self, language, name):\\n    return f"Hello, {name}!"'  [parameter]
+    |- self1 = <SalesAgent>
+    |- eval0 = 'en'
+    |  |- __code2 = 'def language(self, reply):\\n    return "en"'  [parameter]
+    |  |- self0 = <SalesAgent>
+    |  `- call_llm0 = 'This message is in Spanish.'
+    |     |- ask_language0 = 'Decide the language.'  [parameter]
+    |     `- str0 = 'Hola, soy Juan.'
+    `- call_llm1 = 'The name is Juan.'
+       |- ask_name0 = 'Extract the name.'  [parameter]
+       `- str1 = 'Hola, soy Juan.'
+    ask_language0 = In which language is this? Answer with en or es only.
+    ask_name0 = What is the customer's name? Answer with the name only.
+    __code2 = def language(self, reply):
+        return 'es' if 'es' in reply.lower() else 'en'
+    __code3 = def greet(self, language, name):
+        hello = {'en': 'Hello', 'es': 'Hola'}[language]
+        return f'{hello}, {name}!'
+    Hola, soy Juan. is answered: Hola, Juan!
+    """
+    import doctest
+    import linecache
 
-
-def _sales_agent(llm: Any) -> Any:
-    """The program of the second story."""
-
-    @model
-    class SalesAgent:
-        """Greet a customer by name, in the customer's own language."""
-
-        def __init__(self) -> None:
-            self.ask_language = node("Decide the language.", name="ask_language", trainable=True)
-            self.ask_name = node("Extract the name.", name="ask_name", trainable=True)
-
-        def forward(self, message: str) -> Any:
-            reply = operators.call_llm(llm, self.ask_language, message)
-            name = operators.call_llm(llm, self.ask_name, message)
-            return self.greet(self.language(reply), name)
-
-        @bundle("[language] Answer en or es.", trainable=True)  # type: ignore[untyped-decorator]
-        def language(self, reply: str) -> Any:
-            return "en"
-
-        @bundle("[greet] Write the greeting.", trainable=True)  # type: ignore[untyped-decorator]
-        def greet(self, language: str, name: str) -> Any:
-            return f"Hello, {name}!"
-
-    return SalesAgent()
-
-
-_AGENT_SCRIPT = [
-    ("en or es only", "es"),
-    ("name only", "Juan"),
-    ("Decide the language", "This message is in Spanish."),
-    ("Extract the name", "The name is Juan."),
-]
-_SUGGESTION = {
-    "ask_language": "In which language is this? Answer with en or es only.",
-    "ask_name": "What is the customer's name? Answer with the name only.",
-    "language": 'def language(self, reply):\n    return "es" if "es" in reply.lower() else "en"',
-    "greet": "def greet(self, language, name):\n"
-    "    hello = {'en': 'Hello', 'es': 'Hola'}[language]\n    return f'{hello}, {name}!'",
-}
-_REASONING = """language() never looks at the reply and greet() never at the language; both \
-prompts bring back a sentence where one word is wanted."""
-
-
-def _canned(agent: Any) -> Script:
-    """What plays the optimizer's language model in the second story."""
-    names = {path: parameter.py_name for path, parameter in agent.parameters_dict().items()}
-    suggestion = {names[path]: value for path, value in _SUGGESTION.items()}
-    return Script([json.dumps({"reasoning": _REASONING, "answer": "", "suggestion": suggestion})])
-
-
-def _tell_of_an_agent(llm: Any) -> None:
-    """The second story: prompts and code improved together."""
-    GRAPH.clear()
-    agent = _sales_agent(llm or Script(_AGENT_SCRIPT))
-    optimizer = OptoPrime(agent, llm=llm or _canned(agent))
-    who = (
-        "a language model of yours answers" if llm else "every reply of a language model is canned"
-    )
-    print(f"\n2. A sales agent: two prompts and two functions that may change\n   ({who})\n")
-    _show(_sales_agent, "    @model", "    return SalesAgent()")
-    message, wanted = "Hola, soy Juan.", "Hola, Juan!"
-    for _ in range(5):
-        greeting = agent(message)
-        print(f"\nForward: {message!r} is answered {greeting.data!r}")
-        if greeting == wanted:
-            break
-        feedback = f"It should be {wanted!r}: the customer's language, and the bare name."
-        optimizer.zero_feedback()
-        optimizer.backward(greeting, feedback)
-        _tell_of_a_step(optimizer)
-
-
-def _tell_of_a_step(optimizer: Optimizer) -> None:
-    """What the optimizer sees, asks, and gets."""
-    import textwrap
-
-    prompt = optimizer.prompt()
-    print()
-    _say(optimizer.graph().tree())
-    print(f"\nOptimize: asked with {prompt.stats['characters']:,} characters, among them\n")
-    _say(_section("\n" + prompt[1]["content"], "Code").strip())
-    update = optimizer.step()
-    reasoning = cast(Proposal, optimizer.history[-1].proposal).reasoning
-    print("\nwhat came back\n")
-    _say(textwrap.fill(reasoning, 90, initial_indent="# ", subsequent_indent="# "))
-    for parameter, value in update.items():
-        _say(f"{parameter.py_name} = {value}")
-
-
-def _show(function: Any, start: str = "", end: str = "") -> None:
-    """Print the source of a function, or what stands in it from one line to another."""
-    import inspect
-    import textwrap
-
-    source = inspect.getsource(function)
-    inside = source[source.find(start) : source.find(end) if end else None]
-    _say(re.sub("  # type: ignore.*", "", textwrap.dedent(inside).strip()))
-
-
-def _say(text: str) -> None:
-    """Print a text a little to the right."""
-    for line in text.splitlines():
-        print("   ", line if len(line) <= 92 else f"{line[:89]}...")
+    sys.modules.setdefault("minitrace", sys.modules[__name__])
+    for story, text in enumerate((__doc__, demo.__doc__), 1):
+        GRAPH.clear()
+        space = {"__name__": "__main__", **globals()}
+        for example in doctest.DocTestParser().get_examples(text or ""):
+            code = example.source
+            if live and code.startswith("canned"):
+                continue
+            if live:
+                code = re.sub(r"(StubLLM|Script)\(.*?\)", "LLM()", code)
+            print(">>> " + code.rstrip().replace("\n", "\n... "))
+            name = f"<story {story}, line {example.lineno}>"
+            linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+            exec(compile(code, name, "single"), space)
 
 
 _NOT_CONFIGURED = """set MINITRACE_MODEL (such as openai/gpt-4o) and the provider's variables \
@@ -4763,16 +4847,9 @@ def _exit_with(code: int, words: str) -> int:
     return code
 
 
-def _demo(live: bool) -> int:
-    if live and not os.environ.get("MINITRACE_MODEL"):
-        return _exit_with(2, f"demo --live: {_NOT_CONFIGURED}")
-    _tell_of_a_number(LLM() if live else StubLLM())
-    _tell_of_an_agent(LLM() if live else None)
-    return 0
-
-
 def _suggest(path: str) -> int:
     """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
+    llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
     try:
         with open(0 if path == "-" else path, encoding="utf-8") as file:
             graph = TraceGraph.from_json(file.read())
@@ -4780,29 +4857,26 @@ def _suggest(path: str) -> int:
             raise GraphError("it has no trainable node, so there is nothing to suggest")
         if not graph.outputs:
             raise GraphError("it has no outputs with feedback, so there is nothing to learn from")
-        llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
         optimizer = OptoPrime(graph.parameters, llm=llm)
-    except (OSError, UnicodeDecodeError, GraphError, ValueError) as error:
+    except (OSError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return _exit_with(2, f"suggest: {place}: {' '.join(words.split())}")
+        words = getattr(error, "strerror", None) or " ".join(str(error).split())
+        return _exit_with(2, f"suggest: {place}: {words}")
     if isinstance(llm, StubLLM):
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
         print(told, _NOT_CONFIGURED, file=sys.stderr)
-    for parameter in graph.parameters:
-        parameter.feedback.append(graph)
-    ids = graph.ids
-    print(json.dumps({ids[p]: encode(v) for p, v in optimizer.propose().items()}, indent=1))
+    _store(dict.fromkeys(graph.parameters, graph))
+    found = {graph.ids[each]: encode(value) for each, value in optimizer.propose().items()}
+    print(json.dumps(found, indent=1))
     return 0
 
 
 def _try(question: str) -> int:
     """Ask the language model once, and tell who answered, how fast, and what it took."""
-    if not os.environ.get("MINITRACE_MODEL"):
-        return _exit_with(2, f"llm: {_NOT_CONFIGURED}")
     llm, began = LLM(), time.monotonic()
     reply = llm(question)
-    seconds, provider = time.monotonic() - began, cast(Any, llm._found).provider
+    seconds = time.monotonic() - began
+    provider = os.environ["MINITRACE_MODEL"].partition("/")[0]
     print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
     print(reply)
     return 0
@@ -4814,7 +4888,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns: the exit code; 0 if all went well, 1 if a language model failed, 2 for bad input.
 
     >>> main(["--version"])
-    minitrace 0.1.0
+    minitrace 0.2.0
     0
     """
     import argparse
@@ -4824,27 +4898,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command")
-    demo = commands.add_parser("demo", help="two short stories, the default")
-    demo.add_argument("--live", action="store_true", help="ask what MINITRACE_MODEL names")
+    stories = commands.add_parser("demo", help="two short stories, the default")
+    stories.add_argument("--live", action="store_true", help="ask what MINITRACE_MODEL names")
     suggest = commands.add_parser("suggest", help="better values for a trace graph, as JSON")
     suggest.add_argument("graph", help="a file, or - for standard input")
     llm = commands.add_parser("llm", help="try the language model that MINITRACE_MODEL names")
     llm.add_argument("question")
     arguments = parser.parse_args(argv)
+    if arguments.version:
+        print(f"minitrace {__version__}")
+        return 0
     try:
-        if arguments.version:
-            print(f"minitrace {__version__}")
-            return 0
-        if arguments.command == "suggest":
-            return _suggest(arguments.graph)
-        if arguments.command == "llm":
-            return _try(arguments.question)
-        return _demo(getattr(arguments, "live", False))
+        return _run_command(arguments)
     except MinitraceError as error:
         return _exit_with(1, f"minitrace: {error}")
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+
+
+def _run_command(arguments: Any) -> int:
+    if arguments.command == "suggest":
+        return _suggest(arguments.graph)
+    live = arguments.command == "llm" or getattr(arguments, "live", False)
+    if live and not os.environ.get("MINITRACE_MODEL"):
+        return _exit_with(2, f"{arguments.command}: {_NOT_CONFIGURED}")
+    if arguments.command == "llm":
+        return _try(arguments.question)
+    demo(live)
+    return 0
 
 
 _MOVED = {

@@ -1,14 +1,50 @@
-"""What every test starts from: names that count from zero, and the project's root on the path."""
+"""What every test starts from: the project on the path, names from zero, and slow tests on request.
+
+`python3 -m pytest -q` leaves out what is marked `slow`, which `--slow` runs too.
+"""
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+COMPANIONS = ROOT / "tutorial" / "companions"
+sys.path[:0] = [str(ROOT), str(COMPANIONS)]
 
 import minitrace  # noqa: E402
+
+
+def reaches(output, parameter):
+    """Does feedback on the output reach the parameter?"""
+    parameter.zero_feedback()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output.backward("feedback")
+    return len(parameter.feedback) == 1
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than about two seconds; run with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture
+def slow(request):
+    """Was `--slow` given? For tests that try more seeds then."""
+    return request.config.getoption("--slow")
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """Functions that misbehave, and the word that tells how each of them ends under limits.
 
 A row is (what it does, modules it is allowed to import, body of `def f():`, word). The word is the
-beginning (or several, divided by `|`) of a `LimitError`, the name of the exception's type for a `CodeError`, or `fine` when the
-call must simply return. Each loop here is finite or ends with the child, so that a broken limit costs
-seconds and not the machine. An underscore in `modules` stands for what the default list allows.
+beginning (or several, divided by `|`) of a `LimitError`, the name of the exception's type for a
+`CodeError`, or `fine` when the call must simply return. Each loop here is finite or ends with the
+child, so that a broken limit costs seconds and not the machine. An underscore in `modules` stands for what the default list allows.
 """
 
 from __future__ import annotations
@@ -118,6 +118,12 @@ HOSTILE: list[tuple[str, str, str, str]] = [
     ("raises KeyboardInterrupt", "_", "raise KeyboardInterrupt", "KeyboardInterrupt"),
     ("raises GeneratorExit", "_", "raise GeneratorExit", "GeneratorExit"),
     (
+        "exception that calls itself a limit",
+        "_",
+        "class LimitError(Exception): pass\n raise LimitError('time: no result')",
+        "LimitError",
+    ),
+    (
         "exception whose text raises",
         "_",
         "class E(Exception):\n  def __str__(self): raise self\n raise E()",
@@ -153,6 +159,18 @@ HOSTILE: list[tuple[str, str, str, str]] = [
         "forged exception of a wrong shape",
         ESCAPED,
         FORGE.format("b'[\"raised\", [[], {}]]'"),
+        "crashed",
+    ),
+    (
+        "forged exception with fields of other types",
+        ESCAPED,
+        FORGE.format("b'[\"raised\", [1, 2, 3, 4, 5]]'"),
+        "crashed",
+    ),
+    (
+        "forged number that is too large",
+        ESCAPED,
+        FORGE.format('b\'["result", {"$float": "0x1p99999"}]\''),
         "crashed",
     ),
     # processes and threads
@@ -192,6 +210,12 @@ HOSTILE: list[tuple[str, str, str, str]] = [
         "a module inside a module",
         "_",
         "import random\n return random._os.getcwd()",
+        "AttributeError",
+    ),
+    (
+        "a module inside a submodule",
+        "_",
+        "import json\n return str(json.decoder.re.enum.sys.modules)",
         "AttributeError",
     ),
     (

@@ -7,6 +7,7 @@ The name of the language model chooses what the server does: `ok` answers, any o
 of `MODES`. `name*2` misbehaves for the first two requests and then answers; `name#tag` keeps
 separate counts.
 `server.requests` holds every request as it came: method, path, headers (lower case) and body.
+`Server(proxying=True)` is a proxy; its tunnels lead to the port `goal`, if that is given.
 """
 
 from __future__ import annotations
@@ -408,6 +409,7 @@ MODES = {
     "no_max": refuses("max_tokens", "max_completion_tokens"),
     "no_temperature": refuses("temperature"), "no_seed": refuses("seed", style="fastapi"),
     "cool": refuses("temperature", value=True),
+    "suggests": says(text='{"suggestion": {"x0": 23}}'),
 }  # fmt: skip
 
 
@@ -495,9 +497,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address, daemon_threads, request_queue_size, block_on_close = True, True, 128, False
 
-    def __init__(self, key=KEY, proxying=False, tls=None):
+    def __init__(self, key=KEY, proxying=False, tls=None, goal=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.key, self.proxying, self.tls = key, proxying, tls
+        self.key, self.proxying, self.tls, self.goal = key, proxying, tls, goal
         self.requests, self.counts = [], Counter()
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.port = self.server_address[1]
@@ -512,8 +514,8 @@ class Server(socketserver.ThreadingTCPServer):
         """As a proxy: a tunnel for CONNECT; what comes with a whole URL is answered here."""
         if request["method"] != "CONNECT":
             return False
-        port = request["path"].rpartition(":")[2]
-        with socket.create_connection(("127.0.0.1", int(port))) as goal:  # whatever its name
+        port = self.goal or int(request["path"].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as goal:  # whatever its name
             handler.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             wires = [(handler.connection, goal), (goal, handler.connection)]
             threads = [threading.Thread(target=pump, args=pair, daemon=True) for pair in wires]

@@ -11,24 +11,26 @@ from collections import Counter
 
 import pytest
 from conftest import ROOT
+from minitrace_record import Replay
 
-from minitrace import OPRO, ExceptionNode, Replay, Script, StubLLM, backward, bundle, to_data
+from minitrace import OPRO, ExceptionNode, Script, StubLLM, backward, bundle, to_data
 
-sys.path.insert(0, str(ROOT / "tutorial"))
+sys.path.insert(0, str(ROOT / "tutorial" / "cases"))
 import battleship
 import plot
 import puzzles
 import traffic
 
-CASSETTES = [ROOT / "tutorial" / "cassettes" / f"case_{number}.jsonl" for number in (4, 5, 7)]
+CASES = ROOT / "tutorial" / "cases"
+CASSETTES = [CASES / "cassettes" / f"case_{number}.jsonl" for number in (4, 5, 7)]
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """How many answers are taken from cassettes."""
     calls = []
-    ask = Replay._ask
-    monkeypatch.setattr(Replay, "_ask", lambda *a: calls.append(a) or ask(*a))
+    ask = Replay.complete
+    monkeypatch.setattr(Replay, "complete", lambda *a: calls.append(a) or ask(*a))
     return calls
 
 
@@ -143,7 +145,9 @@ def test_the_study_of_numbers_is_on_its_cassette_and_its_picture_is_up_to_date(o
         most[text] = max(most[text], times)
     assert most.total() == len(CASSETTES[0].read_text(encoding="utf-8").splitlines())
     made = puzzles.picture({**found, **puzzles.old_methods()})
-    assert made == puzzles.PICTURE.read_text(encoding="utf-8"), "run python3 tutorial/puzzles.py"
+    assert made == puzzles.PICTURE.read_text(encoding="utf-8"), (
+        "run python3 tutorial/cases/puzzles.py"
+    )
 
 
 # ---- plot

@@ -1,7 +1,8 @@
 """Every example in the file, the README and the tutorial runs, offline, and prints what it says."""
 
 import doctest
-import re
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -9,14 +10,19 @@ from conftest import ROOT
 
 import minitrace
 
-FLAGS = doctest.NORMALIZE_WHITESPACE * 0
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorial").glob("**/*.md"))]
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 EXAMPLES = [test for test in FINDER.find(minitrace, "minitrace") if test.examples]
+A_FEW = (
+    "README.md",
+    "tutorial/01_nodes.md",
+    "tutorial/10_prompt.md",
+    "tutorial/cases/case_2_repair.md",
+)
 
 
 def run(test):
-    runner, report = doctest.DocTestRunner(optionflags=FLAGS), []
+    runner, report = doctest.DocTestRunner(), []
     runner.run(test, out=report.append)
     assert not runner.failures, "".join(report)
 
@@ -26,17 +32,25 @@ def test_docstring(test, offline):
     run(test)
 
 
-def page_test(path):
-    """A page as a doctest: the fences of its code blocks are no part of any output."""
-    text = re.sub(r"^```.*$", "", path.read_text(encoding="utf-8"), flags=re.M)
-    space = {"__name__": "__main__"}
-    return doctest.DocTestParser().get_doctest(text, space, path.name, str(path), 0)
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_page(path, offline, monkeypatch):
+    """As the standard tool reads it: what stands in a page is a doctest as it is."""
     monkeypatch.chdir(ROOT)
-    run(page_test(path))
+    text, space = path.read_text(encoding="utf-8"), {"__name__": "__main__"}
+    run(doctest.DocTestParser().get_doctest(text, space, path.name, str(path), 0))
+
+
+@pytest.mark.parametrize("page", A_FEW)
+def test_the_standard_tool_is_silent(page):
+    command = [sys.executable, "-m", "doctest", page]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_standard_tool_is_silent_about_every_page(path):
+    test_the_standard_tool_is_silent(str(path.relative_to(ROOT)))
 
 
 def first_example(text):

@@ -1,4 +1,4 @@
-"""Section 4: the prompt says what matters within its budget, and a reply changes all or nothing."""
+"""Section 5, Optimize: a prompt keeps within its budget, and a reply changes all or nothing."""
 
 import json
 import random
@@ -6,25 +6,30 @@ import re
 import string
 import threading
 import types
+import warnings
 
 import pytest
 
 import minitrace
 from minitrace import (
     OPRO,
+    Attempt,
     ExecutionError,
-    Limits,
+    LLMError,
     MinitraceError,
     Optimizer,
     OptoPrime,
     Proposal,
+    Reply,
     ReplyError,
     Script,
     StubLLM,
     TextGrad,
     TraceGraph,
     ask,
+    ask_until_usable,
     bundle,
+    nearest_calls,
     node,
     operators,
 )
@@ -106,10 +111,29 @@ def test_prompt_sizes(make, most):
     assert prompt.stats["left_out"] == 0 or "calls left out" in prompt[1]["content"]
 
 
+class Shy:
+    """A number that notes how often it is asked for its text."""
+
+    asked = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def __add__(self, other):
+        return Shy(self.value + other.value)
+
+    def __sub__(self, other):
+        return Shy(self.value - other.value)
+
+    def __repr__(self):
+        Shy.asked += 1
+        return f"{self.value}"
+
+
 @pytest.mark.parametrize("budget", [3_000, 12_000])
-def test_a_large_graph_obeys_the_budget_and_few_lines_are_written(budget, monkeypatch):
+def test_a_large_graph_obeys_the_budget_and_few_values_are_written(budget):
     rng = random.Random(1)
-    xs = [node(n, name=f"x{n}_", trainable=True) for n in range(5)]
+    xs = [node(Shy(n), name=f"x{n}_", trainable=True) for n in range(5)]
     ys = list(xs)
     for _ in range(20_000):
         ys.append(
@@ -117,17 +141,12 @@ def test_a_large_graph_obeys_the_budget_and_few_lines_are_written(budget, monkey
                 rng.choice(ys[-9:]), rng.choice(ys[-9:])
             )
         )
-    written = []
-    line = minitrace._View._line
-    monkeypatch.setattr(
-        minitrace._View, "_line", lambda view, record: written.append(1) or line(view, record)
-    )
     optimizer = OptoPrime(xs, llm=StubLLM(), max_chars=budget)
     optimizer.backward(ys[-1], "too low")
+    Shy.asked = 0
     prompt = optimizer.prompt()
-    assert prompt.stats["characters"] <= budget and len(written) < budget / 10
-    names = optimizer.graph().names
-    assert f"{names[ys[-1]._number]} = " in prompt[1]["content"]
+    assert prompt.stats["characters"] <= budget and 0 < Shy.asked < budget / 10
+    assert f"{optimizer.graph().names[ys[-1]]} = " in prompt[1]["content"]
     assert prompt.stats["nodes"] - prompt.stats["shown"] == prompt.stats["left_out"] > 10_000
     assert "for want of room" in prompt.stats["why"]
 
@@ -184,6 +203,62 @@ def test_long_inputs_stand_in_the_order_of_their_use():
     assert inputs.index("a0 = ") < inputs.index("b0 = ")
 
 
+# ---- the nearest calls
+
+
+def test_failures_come_first_then_outputs_then_first_uses_then_outwards():
+    @bundle("[fail]")
+    def fail(y):
+        raise ValueError("no")
+
+    x, other = node(1, name="x", trainable=True), node(2, name="other", trainable=True)
+    deep = -x
+    deeper = deep + 1
+    with pytest.raises(ExecutionError) as caught:
+        fail(deeper * other)
+    failure = caught.value.exception_node
+    output = deeper - 5
+    x.zero_feedback()
+    optimizer = OptoPrime([x, other], llm=StubLLM())
+    optimizer.backward([output, failure], ["low", "failed"])
+    graph = optimizer.graph()
+    calls = [*nearest_calls(graph)]
+    product = failure.parents[0]
+    assert calls == [failure, output, deep, product, deeper]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_call_is_near_once_unless_it_repeats_its_neighbours(seed):
+    rng = random.Random(seed)
+    ys = [node(1, name="x", trainable=True)]
+    for _ in range(60):
+        a, b = rng.choice(ys[-5:]), rng.choice(ys)
+        ys.append(rng.choice([lambda a, b: a + b, lambda a, b: a - b, lambda a, b: -a])(a, b))
+    ys[-1].backward("hm")
+    graph = ys[0].feedback[0]
+    calls = [each for each in graph if graph.parents(each)]
+    near = [*nearest_calls(graph)]
+    assert len(near) == len({*near}) and {*near} == {*calls}  # no run here is as long as thirteen
+    assert near[0] is ys[-1]
+
+
+@pytest.mark.parametrize("length, given", [(12, 12), (13, 8), (300, 8)])
+def test_the_middle_of_a_long_run_is_passed_over(length, given):
+    x, y = chain(length)
+    y.backward("hm")
+    graph = x.feedback[0]
+    calls = [each for each in graph if graph.parents(each)]
+    near = [*nearest_calls(graph)]
+    assert len(near) == given and {*near} == {*calls[:4], *calls[-4:], *calls * (given == 12)}
+
+
+def test_the_nearest_calls_of_nothing():
+    assert [*nearest_calls(TraceGraph())] == []
+    x = node(1, name="x", trainable=True)
+    x.backward("hm")
+    assert [*nearest_calls(x.feedback[0])] == []
+
+
 # ---- the reply
 
 
@@ -202,7 +277,7 @@ def test_refusals_end_in_an_error_or_by_choice_in_no_change():
     x = node(1, name="x", trainable=True)
     bad = reply(x0="banana")
     optimizer = problem(x, llm=Script([bad] * 3))
-    with pytest.raises(ReplyError, match="no usable reply in 3 attempts: .*banana") as caught:
+    with pytest.raises(ReplyError, match=r"no usable reply in 3 attempts: .*banana") as caught:
         optimizer.step()
     assert x.data == 1 and caught.value.replies == [bad] * 3
     optimizer = problem(x, llm=Script([bad]), retries=0, on_refusal="keep")
@@ -230,7 +305,7 @@ def test_update_by_hand_checks_all_before_it_sets_any():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_whatever_comes_back_parameters_stay_valid_and_change_together(seed):
+def test_whatever_comes_back_parameters_stay_valid_and_change_together(seed, slow):
     rng = random.Random(seed)
 
     @bundle(trainable=True)
@@ -257,9 +332,9 @@ def test_whatever_comes_back_parameters_stay_valid_and_change_together(seed):
         body = "".join(rng.choice(string.printable) for _ in range(rng.randrange(60)))
         return rng.choice([body, '{"suggestion": {' + body, "<x0>" + body, body + '"}}'])
 
-    for _ in range(1_000):
+    for _ in range(1_000 if slow else 100):
         parameters = fresh()
-        optimizer = OptoPrime(parameters, llm=lambda _: said, retries=0)
+        optimizer = OptoPrime(parameters, llm=lambda _: said, retries=0)  # noqa: B023
         before = [p.data for p in optimizer.parameters]
         names = [*optimizer.names, "nobody"]
         given = {name: rng.choice(values) for name in rng.sample(names, rng.randrange(len(names)))}
@@ -271,7 +346,7 @@ def test_whatever_comes_back_parameters_stay_valid_and_change_together(seed):
         except ReplyError:
             assert [p.data for p in optimizer.parameters] == before
             continue
-        for parameter, old in zip(optimizer.parameters, before):
+        for parameter, old in zip(optimizer.parameters, before, strict=True):
             assert parameter.checked(parameter.data) == parameter.data
             assert type(parameter.data) is type(old)
             assert parameter in update or parameter.data == old
@@ -299,7 +374,7 @@ def test_anything_else_is_an_error_that_says_so():
         problem(x, llm=lambda messages: 7).step()
 
 
-def test_arguments_of_trace_are_accepted(capsys):
+def test_an_objective_a_bound_on_tokens_and_steps_that_only_look_or_tell(capsys):
     x = node(1, name="x", trainable=True)
     seen = []
 
@@ -307,14 +382,141 @@ def test_arguments_of_trace_are_accepted(capsys):
         seen.append(max_tokens)
         return reply(x0=2)
 
-    options = dict(objective="Go up.", memory_size=2, max_tokens=99, include_example=True)
-    optimizer = problem(x, llm=llm, **options)
+    optimizer = problem(x, llm=llm, objective="Go up.", max_tokens=99)
     assert optimizer.step(bypassing=True) == {x: 2} and x.data == 1
     assert optimizer.step(verbose=True) == {x: 2} and x.data == 2
     assert "Go up." in capsys.readouterr().out and seen == [99, 99]
 
 
+def test_a_value_that_stays_as_it_is_is_no_change():
+    x, y = node(1, "x", trainable=True), node("a", "y", trainable=True)
+    answer = '{"suggestion": {"x0": "1", "y0": "b"}}'
+    optimizer = OptoPrime([x, y], llm=lambda messages: answer)
+    optimizer.backward(y + "!", "hm")
+    assert optimizer.propose() == {y: "b"}
+
+
+def test_what_is_good_in_a_reply_is_not_kept_beside_what_is_refused():
+    x, y = node(1, "x", trainable=True), node(2, "y", trainable=True, bounds=(0, 9))
+    answer = '{"suggestion": {"x0": 5, "y0": 50}}'
+    optimizer = OptoPrime([x, y], llm=lambda messages: answer, retries=0, on_refusal="keep")
+    optimizer.backward(x + y, "low")
+    assert optimizer.step() == {} and (x.data, y.data) == (1, 2)
+    assert "y0: parameter y:0 cannot take 50" in optimizer.history[-1].proposal.refused[0]
+
+
+# ---- asking until a reply can be used
+
+
+def number(text):
+    """The number in a text, and what is wrong if there is none."""
+    try:
+        return int(text), []
+    except ValueError:
+        return None, [f"{text!r} is no number.", "Write digits."]
+
+
+def test_it_is_asked_again_with_what_was_wrong_until_a_reply_can_be_used():
+    llm = Script(["four", "4"])
+    result, replies, refused = ask_until_usable(
+        llm, [{"role": "user", "content": "2 + 2?"}], number
+    )
+    assert (result, replies) == (4, ["four", "4"])
+    assert refused == [["'four' is no number.", "Write digits."]] and len(refused) < len(replies)
+    assert all(isinstance(reply, Reply) for reply in replies)
+    first, second = llm.asked
+    assert second[: len(first)] == first and second[1] == {"role": "assistant", "content": "four"}
+    assert (
+        "'four' is no number." in second[-1]["content"] and "Write digits." in second[-1]["content"]
+    )
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_in_the_end_the_last_result_comes_with_every_refusal(retries):
+    llm = Script(["four"] * 9)
+    result, replies, refused = ask_until_usable(
+        llm, [{"role": "user", "content": "2 + 2?"}], number, retries
+    )
+    assert result is None and len(replies) == len(refused) == len(llm.asked) == retries + 1
+
+
+def test_the_prompt_given_is_left_as_it_is_and_options_go_to_every_call():
+    seen, prompt = [], [{"role": "user", "content": "2 + 2?"}]
+
+    def llm(messages, temperature=None):
+        seen.append((len(messages), temperature))
+        return "4" if len(seen) > 1 else "?"
+
+    assert ask_until_usable(llm, prompt, number, temperature=0.5)[0] == 4
+    assert seen == [(1, 0.5), (3, 0.5)] and prompt == [{"role": "user", "content": "2 + 2?"}]
+
+
+def test_without_a_language_model_the_environment_decides(monkeypatch):
+    prompt = "# Variables\n(int) x0 = 3\n# Feedback\nadd0: too low"
+    messages = [{"role": "user", "content": prompt}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a stub answers
+        result, replies, _ = ask_until_usable(None, messages, lambda text: (text, []))
+    assert replies[0].model == "stub" and '"x0": 6' in result
+    monkeypatch.setenv("MINITRACE_MODEL", "openai/nobody")
+    with pytest.raises(LLMError, match="there is no key"):
+        ask_until_usable(None, messages, lambda text: (text, []))
+
+
 # ---- history
+
+
+def test_an_optimizer_without_feedback_has_an_empty_graph():
+    x = node(1, name="x", trainable=True)
+    graph = OptoPrime([x], llm=StubLLM()).graph()
+    assert isinstance(graph, TraceGraph) and len(graph) == 0 and graph.outputs == []
+
+
+def test_values_are_checked_without_being_set():
+    x = node(1, name="x", trainable=True, bounds=(0, 9))
+    optimizer = OptoPrime([x], llm=StubLLM())
+    assert optimizer.checked({"x0": 5.0}) == optimizer.checked({x: 5}) == {x: 5} and x.data == 1
+    with pytest.raises(ValueError, match="x:0 cannot take 50"):
+        optimizer.checked({x: 50})
+
+
+def test_an_attempt_of_ones_own_is_remembered_and_shown():
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x)
+    optimizer.remember(Attempt({"x0": 7}, ["too high"], 0.25))
+    optimizer.remember(Attempt({"x0": 8}, ["no"], 0.75, reason="not kept"))
+    assert "1. x0 = 7\n   feedback: too high\n   score: 0.25" in text(optimizer)
+    assert optimizer.best.values == {"x0": 7}  # what was tried and not kept is not the best
+    optimizer.restore(optimizer.best)
+    assert x.data == 7
+
+
+@pytest.mark.parametrize("size, shown", [(0, []), (1, [9]), (8, [2, 3, 4, 5, 6, 7, 8, 9])])
+def test_a_prompt_shows_as_many_past_attempts_as_memory_size_says(size, shown):
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x, memory_size=size)
+    for n in range(10):
+        optimizer.remember(Attempt({"x0": n}, ["hm"], None))
+    assert re.findall(r"^\d+\. x0 = (\d+)$", text(optimizer), re.M) == [*map(str, shown)]
+    assert OptoPrime([x]).memory_size == 8
+
+
+def test_what_was_refused_is_kept_once_each_in_order():
+    x = node(1, name="x", trainable=True, bounds=(0, 5))
+    script = Script([reply(x0=7), reply(x0=9), reply(x0=7), reply(x0=2)])
+    optimizer = problem(x, llm=script, retries=3)
+    optimizer.step()
+    seven, nine = optimizer.refused
+    assert "cannot take 7" in seven and "cannot take 9" in nine
+
+
+def test_an_update_of_nothing_is_remembered_as_no_change():
+    x = node(1, "x", trainable=True)
+    optimizer = OptoPrime([x])
+    assert optimizer.update({}) == {}
+    assert [attempt.reason for attempt in optimizer.history] == ["no change"]
+    optimizer.update({x: 2})
+    assert optimizer.history[-1].reason == ""
 
 
 def test_undo_restore_and_best():
@@ -409,6 +611,14 @@ def test_an_optimizer_of_ones_own_takes_a_method():
     assert Increment([x]).step() == {x: 2} and x.data == 2
 
 
+def test_an_optimizer_that_neither_describes_nor_proposes_says_so():
+    class Idle(Optimizer):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"Idle has neither describe\(\) nor propose\(\)"):
+        problem(node(1, name="x", trainable=True), kind=Idle).step()
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_stub_solves_random_number_problems(seed):
     rng = random.Random(seed)
@@ -450,7 +660,19 @@ def test_history_says_where_new_code_runs():
     def plain(x):
         return x
 
-    @bundle(trainable=True, limits=Limits(seconds=2))
+    class Fence:
+        def check(self, source):
+            pass
+
+        def run(self, source, name, args, kwargs):
+            space = {}
+            exec(source, space)
+            return space[name](*args, **kwargs)
+
+        def __repr__(self):
+            return "Fence(height=2)"
+
+    @bundle(trainable=True, limits=Fence())
     def limited(x):
         return x
 
@@ -463,34 +685,9 @@ def test_history_says_where_new_code_runs():
     optimizer.step()
     assert optimizer.history[-1].proposal.ran == {
         "__code0": "in this process",
-        "__code1": "in a child under Limits(seconds=2, memory_mb=256)",
+        "__code1": "in a child under Fence(height=2)",
     }
     assert plain(limited(1)).data == 4
-
-
-def test_a_failure_under_limits_is_feedback_like_any_other():
-    @bundle(trainable=True, limits=Limits(seconds=0.3))
-    def work(x):
-        return x
-
-    work.parameter.set("def work(x):\n    y = x - 1\n    return x / y")
-    with pytest.raises(ExecutionError) as caught:
-        work(1)
-    failed = caught.value.exception_node
-    assert failed.data == "(ZeroDivisionError) division by zero"
-    assert "line 3: return x / y   <-- ZeroDivisionError" in failed.create_feedback("full")
-    work.parameter.set("def work(x):\n    while True:\n        pass")
-    with pytest.raises(ExecutionError, match="time: no result within 0.3 seconds") as caught:
-        work(1)
-    failed = caught.value.exception_node
-    failed.backward(failed.create_feedback())
-    assert work.parameter.feedback[0].feedback == [
-        "(LimitError) time: no result within 0.3 seconds"
-    ]
-    work.parameter.set("def work(x):\n    return x + 1")
-    assert work(1).data == 2
-    with pytest.raises(ValueError, match="`open` is not allowed under limits"):
-        work.parameter.set("def work(x):\n    return open('/etc/passwd').read()")
 
 
 # ---- the budget, on any graph
@@ -638,7 +835,7 @@ def test_a_refusal_says_what_was_refused():
 
 def test_usage_is_summed_over_all_replies():
     x = node(1, name="x", trainable=True)
-    replies = [minitrace.Reply(text, usage={"input_tokens": 5}) for text in ("?", reply(x0=2))]
+    replies = [Reply(text, usage={"input_tokens": 5}) for text in ("?", reply(x0=2))]
     optimizer = problem(x, llm=lambda messages: replies.pop(0))
     optimizer.step()
     assert optimizer.history[-1].proposal.usage == {"input_tokens": 10}
@@ -701,9 +898,8 @@ def test_textgrad_without_feedback_says_what_to_call():
         (lambda x: OptoPrime([x], llm="openai/gpt-4o"), "takes a callable, such as LLM"),
         (lambda x: OptoPrime([x]).backward(3, "low"), "starts from a node, not 3: was it read"),
         (lambda x: OptoPrime([x]).backward(x + 1, "low", score="high"), "a score is a number"),
-        (lambda x: node(1, trainble=True), "node.. has no argument 'trainble'"),
-        (lambda x: node(1, bounds=(0, 2)), "bounds is for a parameter"),
-        (lambda x: node(1, trainable=True, bounds=5), r"bounds must be a pair \(low, high\)"),
+        (lambda x: OptoPrime(7), "7 has no parameters"),
+        (lambda x: OptoPrime([x], llm=5), "takes a callable, such as LLM"),
     ],
 )
 def test_mistakes_are_named_at_once(wrong, words):
@@ -711,10 +907,10 @@ def test_mistakes_are_named_at_once(wrong, words):
         wrong(node(1, name="x", trainable=True))
 
 
-def test_one_parameter_needs_no_list_and_what_trace_passes_beside_is_accepted():
+def test_one_parameter_needs_no_list_and_feedback_no_words():
     x = node(1, name="x", trainable=True)
     optimizer = OptoPrime(x, llm=StubLLM())
-    optimizer.backward(x + 1, "", visualize=False)
+    optimizer.backward(x + 1)
     assert "add0: (no words)" in text(optimizer)
 
 

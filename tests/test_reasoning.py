@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "tutorial"))
+sys.path.insert(0, str(ROOT / "tutorial" / "cases"))
 import reasoning
 
 MANY = [pair for seed in range(40) for pair in reasoning.questions(15, seed)]
@@ -80,7 +80,7 @@ def test_amounts_in_words(amount, item, words):
 
 
 def test_the_program_prints_questions_with_their_answers():
-    command = [sys.executable, str(ROOT / "tutorial" / "reasoning.py"), "4", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    command = [sys.executable, "tutorial/cases/reasoning.py", "4", "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     expected = [line for q, a in reasoning.questions(4, seed=1) for line in (q, "    " + a)]
     assert done.stdout.splitlines() == expected

@@ -1,4 +1,4 @@
-"""Replies of careless language models: a table of cases, then garbage, then hostile texts."""
+"""Section 5, reading replies: a table of careless ones, then their edges, garbage, hostile texts."""
 
 import json
 import pathlib
@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from minitrace import coerce_value, read_reply
+
+LONGEST, DEEPEST = 200_000, 64  # characters, and brackets in brackets; more is refused, not tried
 
 CASES = json.loads((pathlib.Path(__file__).parent / "replies.json").read_text(encoding="utf-8"))
 
@@ -43,6 +45,8 @@ def test_every_problem_is_a_sentence_that_can_be_sent():
             assert problem[0].isupper() and problem.endswith(".") and "\n" not in problem, problem
             problem.encode("utf-8")
 
+
+# ---- values
 
 TABLE = [  # value, like, result or error
     (7, 1, 7), (7.0, 1, 7), ("7", 1, 7), (" 7 ", 1, 7), ("7.0", 1, 7), ("-7", 1, -7),
@@ -86,7 +90,164 @@ def test_coerce(value, like, result):
         assert (type(made), made) == (type(result), result)
 
 
-PIECES = list("{}[]()\"'`:,<>/#\\=&\n \t") + [
+@pytest.mark.parametrize("text", ["[1]x", "[1],", "[1]]", "[1] 2"])
+def test_a_value_with_something_after_it_is_none(text):
+    with pytest.raises(ValueError, match="Expected list, not"):
+        coerce_value(text, [0])
+
+
+# ---- how much, how deep, how large
+
+
+def test_a_reply_is_read_up_to_its_last_character_and_no_further():
+    text = '{"suggestion": {"x0": 7}}'
+    assert read_reply(text.rjust(LONGEST), ["x0"]).values == {"x0": 7}
+    problem = "The reply has 200,001 characters; at most 200,000 are read."
+    assert read_reply(text.rjust(LONGEST + 1), ["x0"]) == ("", "", {}, [problem])
+
+
+def test_brackets_are_read_to_a_depth_and_no_further():
+    for depth, good in (DEEPEST - 1, True), (DEEPEST, False):
+        read = read_reply('{"x0": ' + "[" * depth + "]" * depth + "}", ["x0"])
+        assert bool(read.values) is good is not bool(read.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1234567890", "-98765432109876543210", "1e+3", "1E5", "2.5e-3", "12345678901234567890.5"],
+)
+def test_long_numbers_and_exponents(text):
+    value = read_reply('{"x0": ' + text + "}", ["x0"]).values["x0"]
+    assert repr(value) == repr(eval(text))
+    assert coerce_value(text, float(1)) == float(text)
+
+
+def test_a_number_that_is_none_is_shown_whole():
+    (problem,) = read_reply('{"suggestion": {"x0": 1.2.3}}', ["x0"]).problems
+    assert "it breaks off at '1.2.3}}'" in problem
+
+
+ESCAPES = [
+    (r"\n", "\n"), (r"\t", "\t"), (r"\r", "\r"), (r"\b", "\b"), (r"\f", "\f"), (r"\\", "\\"),
+    (r"\/", "/"), (r"\"", '"'), (r"\'", "'"), (r"\`", "`"), ("\\\n", ""), (r"\q", r"\q"),
+    (r"\x41", "A"), (r"\u0041", "A"), (r"\U0001F600", "\U0001f600"), (r"\x4", r"\x4"),
+    (r"\u41", r"\u41"), (r"\U00110000", r"\U00110000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written, meant", ESCAPES, ids=[written for written, _ in ESCAPES])
+def test_escapes(written, meant):
+    assert read_reply('{"x0": "a' + written + 'z"}', ["x0"]).values == {"x0": f"a{meant}z"}
+
+
+# ---- where an answer begins and ends
+
+
+@pytest.mark.parametrize("comment", ["// why\n", "# why\n", "/* why */ "])
+def test_an_object_may_begin_with_a_comment(comment):
+    text = "{" + comment + '"reasoning": "r", "suggestion": {"x0": 7}} or {"x0": 3}'
+    assert read_reply(text, ["x0"]) == ("r", "", {"x0": 7}, [])
+
+
+def test_nothing_inside_a_comment_without_end_counts():
+    read = read_reply('{"thoughts": 1, /* such as {"x0": 3} or', ["x0"])
+    assert (read.values, read.problems) == ({}, ["The reply cannot be read: it is cut short."])
+
+
+def test_space_before_a_colon_and_before_the_end_of_a_tag():
+    assert read_reply("{x0 : 7}", ["x0"]).values == {"x0": 7}
+    assert read_reply("<x0 >7</x0 >", ["x0"]).values == {"x0": "7"}
+
+
+def test_a_set_with_a_comment_in_front_is_no_answer():
+    (problem,) = read_reply("{# a set\n1, 2}", ["x0"]).problems
+    assert problem.startswith("No answer was found")
+
+
+@pytest.mark.parametrize("word", ["think", "thinking", "thought", "thoughts", "reflection",
+                                  "scratchpad", "Scratchpad"])  # fmt: skip
+def test_what_was_thought_first_is_no_answer(word):
+    text = f'<{word}>{{"suggestion": {{"x0": 3}}}}</{word}> '
+    assert read_reply(text, ["x0"]).values == {}
+    assert read_reply(text + '{"x0": 7}', ["x0"]).values == {"x0": 7}
+
+
+def test_only_the_attribute_name_names_a_variable():
+    assert read_reply('<variable rename="x0">7</variable>', ["x0"]).values == {}
+    assert read_reply('<variable kind="a" name="x0">7</variable>', ["x0"]).values == {"x0": "7"}
+
+
+def test_a_name_in_a_tag_of_its_own_is_told_without_its_space():
+    text = "<variable><name>\n y9 </name><value>7</value></variable>"
+    assert read_reply(text, ["x0"]).problems == ["There is no variable 'y9', only x0."]
+
+
+def test_an_answer_is_empty_where_none_is_given_and_stays_where_one_was():
+    assert read_reply('{"suggestion": {"x0": 7}}', ["x0"]) == ("", "", {"x0": 7}, [])
+    text = '{"answer": "12"} {"reasoning": "r", "suggestion": {"x0": 7}}'
+    assert read_reply(text, ["x0"]) == ("r", "12", {"x0": 7}, [])
+
+
+def test_names_beside_an_answer_are_bare_and_tags_outrank_them():
+    text = '<x0>7</x0> {"answer": "12", "x0": 3}'
+    assert read_reply(text, ["x0"]) == ("", "12", {"x0": "7"}, [])
+    assert read_reply(text[11:], ["x0"]) == ("", "12", {"x0": 3}, [])
+
+
+@pytest.mark.parametrize(
+    "name, written", [("x0", "x:0"), ("x0", " X0 "), ("X0", "x0"), ("X0", "X0")]
+)
+def test_a_bare_name_is_known_however_it_is_written(name, written):
+    assert read_reply(json.dumps({written: 7}), [name]).values == {name: 7}
+
+
+def test_a_field_is_known_however_it_is_written():
+    text = '{" Reasoning ": "r", " suggestion ": {"x0": 7}}'
+    assert read_reply(text, ["x0"]) == ("r", "", {"x0": 7}, [])
+    assert read_reply("<Reasoning>\n r \n</REASONING> <x0>7</x0>", ["x0"]).reasoning == "r"
+
+
+@pytest.mark.parametrize("broken", ['{"Reasoning": oops}', '{"x0": oops}', '{"x:0": oops}'])
+def test_after_a_broken_answer_only_a_whole_one_counts(broken):
+    for more in '{"x0": 3}', "<x0>3</x0>":
+        read = read_reply(f"{broken} {more}", ["x0"])
+        assert read.values == {} and "it breaks off at 'oops" in read.problems[0]
+    assert read_reply(broken + ' {"suggestion": {"x0": 3}}', ["x0"]).values == {"x0": 3}
+
+
+def test_no_more_than_eight_problems_are_told():
+    text = json.dumps({"suggestion": {f"y{n}": n for n in range(10)}})
+    problems = read_reply(text, ["x0"]).problems
+    assert problems == [f"There is no variable 'y{n}', only x0." for n in range(8)]
+
+
+BETWEEN_TAGS = [
+    ("```\na\n```", "a"), ("a &amp; b", "a &amp; b"), ("&lt;b&gt; &amp;", "<b> &"),
+    ("&lt; and <", "&lt; and <"), ("```\na\n ``` \nb\n```", "```\na\n ``` \nb\n```"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written, meant", BETWEEN_TAGS)
+def test_what_stands_between_tags(written, meant):
+    assert read_reply(f"<prompt0>\n{written}\n</prompt0>", ["prompt0"]).values == {"prompt0": meant}
+
+
+def test_code_that_is_no_text_is_left_to_the_check_of_values():
+    assert read_reply('{"suggestion": {"__code0": 5}}', ["__code0"]).values == {"__code0": 5}
+
+
+@pytest.mark.parametrize(
+    "form", ["<{0}>5</{0}>", '<variable name="{0}">5</variable>', '{{"{0}": "5"}}']
+)
+def test_names_that_differ_in_case_alone_are_two(form):
+    for name in "X0", "x0":
+        assert read_reply(form.format(name), ["X0", "x0"]).values == {name: "5"}
+
+
+# ---- garbage
+
+PIECES = [
+    *"{}[]()\"'`:,<>/#\\=&\n \t",
     "x0", "x:0", "X0", "prompt1", "y9", "__code0", "reasoning", "answer", "suggestion", "true",
     "None", "7", "-7.5", "1e9", "NaN", '"""', "'''", "```", "```python\n", "/*", "*/", "//",
     "<think>", "</think>", "<reasoning>", "</reasoning>", "<x0>", "</x0>", '<variable name="x0">',
@@ -206,6 +367,8 @@ SEVERAL = {
 }  # fmt: skip
 
 
+# ---- hostile texts
+
 HOSTILE = {
     "brackets": "'{\"x0\": ' + '[' * n",
     "braces": "'{\"x0\":' * n",
@@ -265,7 +428,7 @@ sys.path.insert(0, "..")
 from minitrace import coerce_value, read_reply
 read = {}
 for key, expression in json.loads(sys.argv[1]).items():
-    for size in (45_000, 180_000):
+    for size in map(int, sys.argv[2:]):
         text = eval(expression, {"n": size})[:size]
         reply = read_reply(text, ["x0", "x1", "prompt0"])
         for value in (*reply.values.values(), text, text.removeprefix('{"x0": ')):
@@ -278,18 +441,11 @@ print(json.dumps(read))
 """
 
 
-def test_hostile_texts_never_crash_the_interpreter():
+@pytest.mark.parametrize("size", [30_000, pytest.param(180_000, marks=pytest.mark.slow)])
+def test_hostile_texts_never_crash_the_interpreter(size):
     """Deep, long and repetitive texts, in a process of their own, each read in several ways."""
     here = pathlib.Path(__file__).parent
-    command = [sys.executable, "-c", PROGRAM, json.dumps(HOSTILE)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(HOSTILE), str(size)]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout).keys() == HOSTILE.keys()
-
-
-@pytest.mark.parametrize(
-    "form", ["<{0}>5</{0}>", '<variable name="{0}">5</variable>', '{{"{0}": "5"}}']
-)
-def test_names_that_differ_in_case_alone_are_two(form):
-    for name in "X0", "x0":
-        assert read_reply(form.format(name), ["X0", "x0"]).values == {name: "5"}

@@ -14,11 +14,12 @@ from html.parser import HTMLParser
 import pytest
 from browser import CHROMIUM, Browser
 from conftest import ROOT
+from minitrace_train import train
 
-from minitrace import Module, OptoPrime, Reply, bundle, node, operators, train
+from minitrace import Module, OptoPrime, Reply, bundle, node, operators
 
 sys.path.insert(0, str(ROOT / "tutorial"))
-import report  # noqa: E402
+import report
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
@@ -471,7 +472,7 @@ def test_what_got_in_all_the_same_would_not_run(page):
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read_by_day_and_by_night(page, scheme):
-    from test_looking import contrast
+    from test_pictures import contrast
 
     page.prefer(prefers_color_scheme=scheme)
     pairs = page.run("""[...document.querySelectorAll("p, td, th, h1, h2, h3, h4, h5, pre, ins, del, figcaption")].map(each => {

@@ -8,20 +8,9 @@ from collections import Counter
 
 import pytest
 from conftest import ROOT
+from minitrace_train import evaluate, train
 
-from minitrace import (
-    OPRO,
-    Module,
-    Optimizer,
-    OptoPrime,
-    Proposal,
-    Script,
-    StubLLM,
-    bundle,
-    evaluate,
-    node,
-    train,
-)
+from minitrace import OPRO, Module, Optimizer, OptoPrime, Proposal, Script, StubLLM, bundle, node
 
 sys.path.insert(0, str(ROOT / "tutorial"))
 import search
@@ -119,6 +108,12 @@ def spied(how, seed, limit=200, size=6, optimizer=None, task_seed=None, **option
     return how(task, **options), task, model, guide
 
 
+@pytest.fixture
+def seeds(slow):
+    """The seeds to try: all of them, or with less patience a few."""
+    return range(40 if slow else 5)
+
+
 def number(candidate):
     [value] = candidate.values.values()
     return value
@@ -128,29 +123,29 @@ def number(candidate):
 
 
 @pytest.mark.parametrize("how", SEARCHES)
-def test_never_worse_than_the_start_and_the_best_is_in_the_model(how):
+def test_never_worse_than_the_start_and_the_best_is_in_the_model(how, seeds):
     better = 0
-    for seed in range(40):
+    for seed in seeds:
         found, _, model, guide = spied(how, seed)
         assert found.best.mean == pytest.approx(guide.mean(model.number.data))
         assert number(found.best) == model.number.data
         assert found.best.mean >= guide.mean(0)
         assert found.best.mean == max(each.mean for each in found.tried)
         better += found.best.mean > guide.mean(0)
-    assert better > 26  # two thirds, at least
+    assert better > 0.65 * len(seeds)  # two thirds, at least
 
 
 @pytest.mark.parametrize("how", SEARCHES)
-def test_scores_are_those_of_the_program(how):
-    for seed in range(20):
+def test_scores_are_those_of_the_program(how, seeds):
+    for seed in seeds:
         found, _, _, guide = spied(how, seed)
         for each in found.tried:
             assert each.scores == tuple(guide.score(number(each), q) for q, _ in guide.dataset)
 
 
 @pytest.mark.parametrize("how", SEARCHES)
-def test_the_limit_holds_and_every_run_is_counted(how):
-    for seed in range(30):
+def test_the_limit_holds_and_every_run_is_counted(how, seeds):
+    for seed in seeds:
         limit = 12 + 7 * seed
         _, task, model, _ = spied(how, seed, limit=limit)
         assert task.runs == model.runs <= limit
@@ -164,8 +159,8 @@ def test_a_search_is_deterministic_by_its_seed(how):
 
 
 @pytest.mark.parametrize("how", SEARCHES)
-def test_no_values_are_measured_on_all_examples_twice(how):
-    for seed in range(30):
+def test_no_values_are_measured_on_all_examples_twice(how, seeds):
+    for seed in seeds:
         found, _, _, _ = spied(how, seed, limit=300)
         seen = [number(each) for each in found.tried]
         assert len(seen) == len(set(seen))
@@ -291,8 +286,8 @@ def test_other_optimizers_and_workers():
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
-def test_the_beam_keeps_its_width_and_the_best_of_all_that_was_measured(width):
-    for seed in range(20):
+def test_the_beam_keeps_its_width_and_the_best_of_all_that_was_measured(width, seeds):
+    for seed in seeds:
         found, task, _, guide = spied(beam, seed, limit=400, width=width)
         assert 1 <= len(found.kept) <= width
         assert len(found.kept) == min(width, len(found.tried))
@@ -305,8 +300,8 @@ def test_the_beam_keeps_its_width_and_the_best_of_all_that_was_measured(width):
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-def test_in_each_round_the_whole_beam_has_children(width):
-    for seed in range(20):
+def test_in_each_round_the_whole_beam_has_children(width, seeds):
+    for seed in seeds:
         _, task, _, guide = spied(beam, seed, limit=300, width=width)
         seen, parents = [0], []
         for kind, value, *_ in task.notes[1:]:
@@ -356,8 +351,8 @@ def test_the_bound_alone_finds_the_best_of_noisy_arms():
     assert hits >= 56
 
 
-def test_ucb_pulls_every_arm_once_before_any_again():
-    for seed in range(30):
+def test_ucb_pulls_every_arm_once_before_any_again(seeds):
+    for seed in seeds:
         _, task, _, _ = spied(ucb, seed, arms=99, candidates=3, batch_size=2, limit=300)
         waiting, pulled = {0}, set()
         for kind, value, _, born in task.notes:
@@ -370,8 +365,8 @@ def test_ucb_pulls_every_arm_once_before_any_again():
         assert len(pulled) > 5
 
 
-def test_ucb_drops_arms_beyond_its_number():
-    for seed in range(20):
+def test_ucb_drops_arms_beyond_its_number(seeds):
+    for seed in seeds:
         found, task, _, _ = spied(ucb, seed, arms=4, candidates=2)
         assert len(found.kept) <= 4
         assert len({note[1] for note in task.notes}) > 4
@@ -441,8 +436,8 @@ def test_wins_against_brute_force():
         assert wins([Candidate({}, row) for row in rows]) == counted and sum(counted) >= 5
 
 
-def test_the_pareto_search_goes_on_from_winners_of_its_front_only():
-    for seed in range(30):
+def test_the_pareto_search_goes_on_from_winners_of_its_front_only(seeds):
+    for seed in seeds:
         found, task, _, guide = spied(pareto, seed, limit=300)
         assert found.kept == front(found.tried)
         assert not any(search.dominates(a, b) for a in found.kept for b in found.kept)
@@ -457,9 +452,9 @@ def test_the_pareto_search_goes_on_from_winners_of_its_front_only():
                 assert chosen and wins(kept)[chosen[0]] > 0
 
 
-def test_a_child_is_measured_only_if_it_does_better_on_the_batch():
+def test_a_child_is_measured_only_if_it_does_better_on_the_batch(seeds):
     measured = skipped = 0
-    for seed in range(20):
+    for seed in seeds:
         notes = spied(pareto, seed, limit=300, batch_size=3)[1].notes
         for before, now, after in zip(notes, notes[1:], [*notes[2:], ("end",)], strict=False):
             if now[0] == "visited":
@@ -469,7 +464,7 @@ def test_a_child_is_measured_only_if_it_does_better_on_the_batch():
                     measured + (after[0] == "measured"),
                     skipped + (after[0] != "measured"),
                 )
-    assert measured > 10 and skipped > 10
+    assert measured > len(seeds) / 2 and skipped > len(seeds) / 2
 
 
 def test_who_alone_solves_an_example_lives():

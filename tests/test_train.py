@@ -1,10 +1,12 @@
-"""Training: batches side by side, the gate, the journal, and what a killed run comes to."""
+"""Training: batches side by side, the gate, the journal, and what a stopped run comes to."""
 
 import asyncio
 import contextlib
 import gc
+import hashlib
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,33 +15,39 @@ import threading
 import time
 import tracemalloc
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
+import minitrace_train
 import pytest
 import train_program
+from conftest import COMPANIONS, ROOT
+from minitrace_limits import CodeError, LimitError
+from minitrace_record import Budget, BudgetError, Replay
+from minitrace_train import Guide, Judge, evaluate, train
 
 import minitrace
 from minitrace import (
     OPRO,
-    Budget,
-    BudgetError,
-    Guide,
-    Judge,
+    LanguageModel,
+    LLMError,
     MinitraceError,
     Module,
     Optimizer,
     OptoPrime,
     Proposal,
+    Reply,
     ReplyError,
     Script,
     StubLLM,
     TextGrad,
     bundle,
-    evaluate,
     node,
     operators,
-    train,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -81,7 +89,16 @@ class Steps(Optimizer):
 
 
 def records(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line]
+
+
+def calls(path):
+    return [record for record in records(path) if record["event"] == "call"]
+
+
+def timeless(path):
+    found = [{k: v for k, v in r.items() if k not in ("time", "seconds")} for r in records(path)]
+    return sorted(json.dumps(record, sort_keys=True) for record in found)
 
 
 # ---- What a run does
@@ -100,8 +117,8 @@ def test_a_dataset_may_be_an_iterator_or_the_mapping_of_trace():
         assert shift.offset.data == 7
 
 
-def test_the_default_optimizer_is_an_optoprime_of_the_model(monkeypatch):
-    monkeypatch.setattr(minitrace, "_default_llm", StubLLM)
+@pytest.mark.filterwarnings("ignore:no language model is configured")
+def test_the_default_optimizer_is_an_optoprime_of_the_model():
     shift = Shift()
     train(shift, DATASET, near, epochs=10, batch_size=4)
     assert shift.offset.data == 7
@@ -221,7 +238,7 @@ def test_a_judge_asks_again_and_says_what_was_wrong():
         Judge(llm=Script(['{"feedback": "x"}'] * 3))(1, 2, 3)
 
 
-# ---- Failures
+# ---- What a failure is
 
 
 def test_a_failing_program_is_an_example_with_its_error_as_feedback(tmp_path):
@@ -326,6 +343,20 @@ def test_counts_that_are_none(name, value):
         train(Shift(), DATASET, near, **{name: value})
 
 
+def test_a_number_of_workers_that_is_none():
+    with pytest.raises(ValueError, match="workers= takes a whole number from 1, not 0"):
+        evaluate(Shift(), DATASET, near, workers=0)
+
+
+def test_a_companion_without_minitrace_says_which_file_to_copy(tmp_path):
+    path = tmp_path / "minitrace_train.py"
+    path.write_bytes((COMPANIONS / path.name).read_bytes())
+    command = [sys.executable, "-c", "import minitrace_train"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    words = "minitrace_train.py needs minitrace.py: copy it beside this file"
+    assert done.stderr.splitlines()[-1] == f"ImportError: {words}"
+
+
 def test_a_crash_is_no_better_than_the_worst_that_was_judged():
     class Times(Module):
         def __init__(self):
@@ -370,7 +401,62 @@ def test_arguments_that_are_none(options, words):
         train(**{"model": Shift(), "dataset": DATASET, **options})
 
 
-# ---- Candidates and the gate
+def failing(error):
+    @bundle()
+    def fail(x):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("kind", ["refused", "filtered", "empty", "cut off"])
+def test_what_a_language_model_would_not_say_is_feedback(kind):
+    def llm(messages):
+        raise LLMError("I would rather not", kind=kind)
+
+    found = evaluate(
+        lambda x: operators.call_llm(llm, "Answer.", "x"), DATASET[:1], near, failed_score=-3.0
+    )
+    assert found.scores == [-3.0] and "I would rather not" in found.failures[0]
+
+
+@pytest.mark.parametrize("kind", ["setup", "network", "timeout", "status", "unreadable", "miss"])
+def test_what_a_network_would_not_carry_ends_the_run(kind):
+    def llm(messages):
+        raise LLMError("no", kind=kind)
+
+    with pytest.raises(LLMError, match="no"):
+        evaluate(lambda x: operators.call_llm(llm, "Answer.", "x"), DATASET[:1], near)
+
+
+def test_what_limits_stop_is_feedback():
+    for error in LimitError("too slow"), CodeError("ValueError", "bad", 1, "x", ""):
+        assert evaluate(failing(error), DATASET[:1], near).failures[0]
+
+
+def test_the_source_of_what_failed_is_in_the_feedback():
+    @bundle()
+    def divide(x):
+        return x / 0
+
+    (words,) = evaluate(divide, DATASET[:1], near).feedback
+    assert "return x / 0   <-- ZeroDivisionError" in words
+
+
+def test_failing_examples_of_a_validation_count_by_their_score():
+    class Divide(Shift):
+        def forward(self, x):
+            return x / self.offset
+
+    divide = Divide(1)
+    run = train(
+        divide, [(8, 4)], lambda q, r, i: float(r == i), Steps(divide, [0, 2]), epochs=2,
+        validation=[(2, 1), (4, 2)], failed_score=-1.0,
+    )  # fmt: skip
+    assert divide.offset.data == 2 and run.score == 1 and run.scores == [0, 0]
+
+
+# ---- Candidates, the gate, and how it ends
 
 
 def test_the_best_of_several_candidates_is_kept():
@@ -480,15 +566,273 @@ def test_other_optimizers(kind):
     word = node("stiff", name="word", trainable=True)
 
     def llm(messages, **options):
-        asked = messages[-1]["content"]
-        return (
-            '{"suggestion": {"%s": "warm"}}' % word.py_name
-            if "# Instruction" in asked
-            else "Warmer."
-        )
+        if "# Instruction" in messages[-1]["content"]:
+            return json.dumps({"suggestion": {word.py_name: "warm"}})
+        return "Warmer."
 
     run = train(lambda x: word + x, [("!", "warm!")], exact, kind([word], llm=llm), candidates=2)
     assert word.data == "warm" and run.score == 1
+
+
+def test_patience_counts_in_steps_and_not_in_candidates():
+    shift = Shift(5)
+    values = [6, 4, 1, 2, 6, 0, 3, 4, 7, 7]
+    run = train(
+        shift, DATASET, near, Steps(shift, values), epochs=9, batch_size=4, candidates=2, patience=3
+    )
+    assert (run.reason, run.steps, shift.offset.data) == ("patience", 4, 6)
+
+
+def test_the_step_that_found_the_best_is_told(tmp_path):
+    shift, path = Shift(0), tmp_path / "run"
+    train(shift, DATASET, near, Steps(shift, [1, 5, 2, None]), epochs=4, batch_size=4, journal=path)
+    steps = [record for record in records(path) if record["event"] == "step"]
+    told = [(s["accepted"], s["reason"], s["best"]["step"], s["best"]["score"]) for s in steps]
+    assert told == [
+        (1, "better", 1, -6.0),
+        (1, "better", 2, -2.0),
+        (0, "worse", 2, -2.0),
+        (0, "no change", 2, -2.0),
+    ]
+    assert [step["epoch"] for step in steps] == [1, 2, 3, 4]
+    assert records(path)[-1]["best"] == {"step": 2, "score": -2.0}
+
+
+def test_of_what_was_tried_in_vain_the_whole_setting_and_four_words_are_remembered():
+    model = Module()
+    model.a, model.b = (node(n, name=name, trainable=True) for n, name in ((5, "a"), (3, "b")))
+    model.forward = lambda x: model.a + model.b + x
+
+    class Low(Optimizer):
+        def propose(self, n=None):
+            return [Proposal({model.a: 0}), Proposal({model.a: 1})]
+
+    def guide(query, response, info):
+        return response, f"words {query}"
+
+    optimizer = Low(model)
+    train(model, [(n, 0) for n in range(6)], guide, optimizer, batch_size=6, candidates=2)
+    assert [attempt.values for attempt in optimizer.history] == [
+        {"a0": 0, "b0": 3},
+        {"a0": 1, "b0": 3},
+    ]
+    assert optimizer.history[0].feedback == [f"words {n}" for n in range(4)]
+    assert optimizer.history[1].score == 6.5
+
+
+def test_a_projection_is_tried_as_it_will_be_set():
+    rate = node(3.0, name="rate", trainable=True, projections=[lambda value: round(value)])
+    seen = []
+
+    def look(x):
+        seen.append(rate.data)
+        return rate + x
+
+    train(look, [(0, 0)], lambda q, r, i: float(r), Steps([rate], [4.4]))
+    assert seen == [3.0, 4.0] and rate.data == 4.0
+
+
+def test_code_of_a_bundle_that_fails_is_not_kept():
+    @bundle(trainable=True)
+    def double(x):
+        return x
+
+    bodies = ["return x +", "return nothing", "return 1 / 0", "return 2 * x"]
+    replies = [json.dumps({"suggestion": {"__code0": f"def double(x):\n    {b}"}}) for b in bodies]
+    run = train(
+        double, [(2, 4)], lambda q, r, i: r == i,
+        OptoPrime(double, llm=Script(replies), retries=0), epochs=4, failed_score=-1.0,
+    )  # fmt: skip
+    assert run.score == 1 and double(5).data == 10 and run.scores == [0.0] * 4
+
+
+def test_many_runs_at_once_do_not_meet(tmp_path):
+    ends = {}
+
+    def one(goal):
+        shift = Shift()
+        optimizer = OptoPrime(shift, llm=StubLLM())
+        data = [(n, n + goal) for n in range(4)]
+        train(
+            shift, data, near, optimizer, epochs=8, batch_size=4, workers=2, candidates=2,
+            journal=tmp_path / str(goal),
+        )  # fmt: skip
+        ends[goal] = shift.offset.data
+
+    threads = [threading.Thread(target=one, args=(goal,)) for goal in range(2, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends == {goal: goal for goal in range(2, 8)}
+
+
+def test_a_run_inside_a_guide_leaves_the_one_around_it_alone():
+    shift, learned = Shift(), []
+
+    def guide(query, response, info):
+        inner = Shift()
+        optimizer = OptoPrime(inner, llm=StubLLM())
+        train(inner, [(0, 2)], near, optimizer, epochs=6)
+        learned.append(inner.offset.data)
+        return near(query, response, info)
+
+    with Budget() as around:
+        run = train(
+            shift, DATASET, guide, Steps(shift, [5, 6, 7]), epochs=3, batch_size=4, workers=2,
+            gate=False,
+        )  # fmt: skip
+    assert run.scores == [-7, -2, -1] and learned == [2] * 12
+    assert around.spent["calls"] == run.spent["calls"] == 6 * 12
+
+
+def test_the_line_of_progress_is_written_over_and_ended_once(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen, shift = Terminal(), Shift()
+    monkeypatch.setattr(sys, "stderr", screen)
+    train(shift, DATASET, near, Steps(shift, [1] * 9), batch_size=2, epochs=2)
+    assert screen.getvalue().count("\n") == 1 and screen.getvalue().count("\r") == 4
+    screen.truncate(0)
+    train(shift, DATASET, near, Steps(shift, [1] * 9), progress=False)
+    assert screen.getvalue().strip("\x00") == ""
+
+
+def test_ten_thousand_examples_are_no_matter():
+    shift = Shift()
+    data = [(n, n + 7) for n in range(10_000)]
+    assert evaluate(shift, data, near, workers=4).mean == -7
+    optimizer = Steps(shift, [7])
+    run = train(shift, data[:2_000], near, optimizer, batch_size=2_000, workers=4)
+    assert run.score == 0 and len(shift.offset.feedback) == 1
+
+
+def test_what_was_refused_before_an_interruption_is_forgotten_with_it(tmp_path):
+    shift, asked = Shift(), []
+
+    def llm(messages, **options):
+        asked.append(messages)
+        value = '"x"' if len(messages) == 2 else len(asked)
+        return f'{{"suggestion": {{"offset0": {value}}}}}'
+
+    optimizer = OptoPrime(shift, llm=llm, memory_size=2)
+
+    def run(stop):
+        left = iter(range(stop))
+
+        def guide(query, response, info):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return near(query, response, info)
+
+        train(shift, DATASET, guide, optimizer, epochs=3, batch_size=4, journal=tmp_path / "run")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(18)
+    assert len(asked) == 4
+    run(10**6)
+    assert len(asked) == 6 == len(calls(tmp_path / "run"))
+
+
+def test_values_that_json_lacks_are_put_back(tmp_path):
+    for start, then in ((1, 2), (3, 4)), ({1, 2}, {3}), ({1: "a"}, {2: "b"}), (b"a", b"b"):
+        minitrace.GRAPH.clear()
+        value = node(start, name="value", trainable=True)
+        for _ in range(2):
+            run = train(
+                value, [(0, then)], lambda q, r, i: r == i, Steps([value], [then]),
+                journal=tmp_path / str(start),
+            )  # fmt: skip
+            assert value.data == then and run.scores == [0] and run.score == 1
+
+
+def test_every_output_has_its_own_score_in_the_prompt():
+    shift = Shift()
+    script = Script(['{"suggestion": {}}'])
+    data = [(1, 8), (2, 3)]
+    train(shift, data, near, OptoPrime(shift, llm=script), batch_size=2)
+    prompt = script.asked[0][-1]["content"]
+    assert prompt.count("(score: -7)") == prompt.count("(score: -1)") == 1
+
+
+def test_a_large_graph_is_left_out_of_the_journal(tmp_path):
+    for kind, held in (Shift, True), (Deep, False):
+        model = kind()
+        data = DATASET[:2]
+        train(model, data, near, Steps(model, [1]), batch_size=2, journal=tmp_path / kind.__name__)
+        (step,) = [r for r in records(tmp_path / kind.__name__) if r["event"] == "step"]
+        assert (step["graph"] is not None) is held
+        minitrace.GRAPH.clear()
+
+
+def test_of_candidates_without_a_gate_the_best_is_kept():
+    shift = Shift()
+    train(shift, DATASET, near, Steps(shift, [1, 3, 2]), batch_size=4, gate=False, candidates=3)
+    assert shift.offset.data == 3
+
+
+def test_what_is_as_good_is_kept_too_and_told_apart(tmp_path):
+    shift = Shift(6)
+    run = train(
+        shift, DATASET, near, Steps(shift, [8, 6, 8]), epochs=3, batch_size=4,
+        journal=tmp_path / "run",
+    )  # fmt: skip
+    steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
+    assert shift.offset.data == 8 and run.score == -1
+    assert [(step["accepted"], step["reason"]) for step in steps] == [(1, "as good")] * 3
+
+
+def test_only_what_was_not_kept_is_remembered_as_that():
+    shift = Shift()
+    optimizer = Steps(shift, [3, 5, None])
+    train(shift, DATASET, near, optimizer, batch_size=4, candidates=3)
+    assert [(attempt.values, attempt.reason) for attempt in optimizer.history] == [
+        ({"offset0": 3}, "not kept"),
+        ({"offset0": 0}, ""),
+    ]
+
+
+def test_validation_compares_with_the_values_that_were_kept_last():
+    shift = Shift()
+    steps, held_out = Steps(shift, [5, 3, 4]), [(1, 9), (2, 10)]
+    run = train(shift, [(1, 8)], near, steps, epochs=3, validation=held_out)
+    assert shift.offset.data == 5 and run.score == -3 and run.scores == [-7, -2, -2]
+
+
+def test_a_harder_batch_does_not_undo_what_was_learned():
+    shift = Shift()
+    train(shift, [(0, 5), (0, 90)], near, Steps(shift, [5, 6]))
+    assert shift.offset.data == 6
+
+
+def test_the_time_left_is_that_of_the_steps_left(monkeypatch):
+    clock, states, shift = [100.0], [], Shift()
+    monkeypatch.setattr(minitrace_train.time, "monotonic", lambda: clock[0])
+
+    def guide(query, response, info):
+        clock[0] += 10
+        return near(query, response, info)
+
+    train(shift, DATASET, guide, Steps(shift, [None] * 4), progress=states.append)
+    assert [(state["step"], state["seconds_left"]) for state in states] == [
+        (1, 30), (2, 20), (3, 10), (4, 0),
+    ]  # fmt: skip
+
+
+def test_after_a_failure_no_other_example_is_begun():
+    begun, ended = [], threading.Event()
+
+    def model(x):
+        begun.append(x)
+        if x == 0:
+            raise KeyError("mine")
+        ended.wait(0.05)
+
+    with pytest.raises(KeyError, match="mine"):
+        evaluate(model, range(60), workers=2)
+    assert len(begun) < 30
 
 
 # ---- Order: shuffling, workers, executors
@@ -574,6 +918,13 @@ def later(x):
 LATER = later
 
 
+def test_processes_want_the_parameters_that_are_optimized_in_the_model():
+    stray, shift = node(1, name="stray", trainable=True), Shift()
+    words = "stray:0: no parameter of the model, so no other process would see it"
+    with ProcessPoolExecutor(1) as pool, pytest.raises(ValueError, match=words):
+        train(shift, DATASET, near, Steps([shift.offset, stray], [1]), executor=pool)
+
+
 def test_processes_want_a_model_that_carries_its_parameters_and_can_be_pickled():
     with ProcessPoolExecutor(1) as pool:
         with pytest.raises(TypeError, match="make it a module or a bundle"):
@@ -595,7 +946,208 @@ def test_a_cluster_of_dask_on_the_loopback():
     assert shift.offset.data == 7 and run.score == 0
 
 
-# ---- Evaluation
+def test_the_examples_of_a_shuffled_batch_run_in_its_order():
+    seen, shift = [], Shift()
+
+    def look(x):
+        seen.append(x)
+        return shift(x)
+
+    train(
+        look, DATASET, lambda *_: "ok", Steps(shift, [None] * 9), batch_size=4, epochs=3,
+        shuffle=True, gate=False,
+    )  # fmt: skip
+    epochs = [seen[:4], seen[4:8], seen[8:]]
+    assert all(sorted(each) == [1, 2, 3, 4] for each in epochs)
+    assert [1, 2, 3, 4] not in epochs and len({tuple(each) for each in epochs}) > 1
+
+
+def test_the_prompt_is_the_same_however_the_threads_run():
+    def prompts(workers):
+        minitrace.GRAPH.clear()
+        shift, turn = Shift(), threading.Barrier(4, timeout=20)
+
+        class Crossed(Shift):
+            def forward(self, x):
+                first = shift.offset * x
+                if workers > 1:
+                    turn.wait()
+                return first + operators.format("{}", x).call("__len__") + shift.offset
+
+        script = Script(['{"suggestion": {}}'])
+        optimizer = OptoPrime(shift, llm=script)
+        train(Crossed(), DATASET, near, optimizer, batch_size=4, workers=workers)
+        return script.asked
+
+    assert prompts(1) == prompts(4) == prompts(4)
+
+
+def test_a_node_that_examples_share_stands_before_all_of_them():
+    class Shares(Shift):
+        def forward(self, x):
+            if x == 1:
+                self.shared = self.offset * 2
+            return self.shared + x
+
+    shares = Shares()
+    script = Script(['{"suggestion": {"offset0": 3}}'])
+    run = train(shares, DATASET, near, OptoPrime(shares, llm=script), batch_size=4)
+    code = script.asked[0][-1]["content"]
+    assert run.score == -1 and code.count("offset0 * 2") == 1
+
+
+def test_nodes_from_before_the_run_keep_their_order():
+    class Kept(Shift):
+        def __init__(self):
+            super().__init__()
+            self.first = self.offset * 2
+            self.second = self.first + 1
+
+        def forward(self, x):
+            return (self.second if x % 2 else self.first) + x
+
+    kept = Kept()
+    run = train(kept, DATASET, near, Steps(kept, [None] * 9), batch_size=1, epochs=2)
+    names = [each.name for each in minitrace.TraceGraph.of(kept.first, kept.second)]
+    assert run.reason == "epochs" and names.index(kept.first.name) < names.index(kept.second.name)
+
+
+class Inline(Executor):
+    """The simplest executor there is."""
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+class Divide(Shift):
+    def forward(self, x):
+        return x / self.offset
+
+
+class Deep(Shift):
+    def forward(self, x):
+        total = self.offset + x
+        for _ in range(300):
+            total = total + 1
+        return total
+
+
+class Later(Shift):
+    async def forward(self, x):
+        await asyncio.sleep(0)
+        return x + self.offset
+
+
+class Words(Module):
+    def __init__(self):
+        self.word = node("dry", name="word", trainable=True)
+
+    def forward(self, x):
+        return [self.word + str(x), {"again": self.word}]
+
+
+def critic(messages, **options):
+    asked = "# Instruction" in messages[-1]["content"]
+    return '{"suggestion": {"word0": "warm"}}' if asked else "Warmer."
+
+
+def told(query, response, info):
+    return float("warm" in response[0]), "be warm"
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("kind", [Shift, Divide, Deep, Later, Words])
+def test_every_executor_gives_the_same_run(kind, processes):
+    def run(executor):
+        minitrace.GRAPH.clear()
+        model = kind()
+        words = kind is Words
+        optimizer = TextGrad(model, llm=critic) if words else OptoPrime(model, llm=StubLLM())
+        found = train(
+            model, DATASET, told if words else near, optimizer, batch_size=3, epochs=2,
+            candidates=2, executor=executor, validation=DATASET[:2],
+        )  # fmt: skip
+        return found.values, found.score, found.scores, found.reason
+
+    with ThreadPoolExecutor(3) as threads:
+        assert run(None) == run(Inline()) == run(threads) == run(processes)
+
+
+class Quits(Shift):
+    def forward(self, x):
+        if self.offset.data:
+            os._exit(3)
+        return super().forward(x)
+
+
+def test_a_worker_process_that_dies_ends_the_run_and_the_best_stays():
+    shift = Quits()
+    with (
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+        pytest.raises(Exception, match="terminated abruptly"),
+    ):
+        train(shift, DATASET, near, Steps(shift, [1]), executor=pool, batch_size=4)
+    assert shift.offset.data == 0
+
+
+class Asking(Module):
+    """Notes on a file every call that reaches its language model."""
+
+    def __init__(self, path):
+        self.word, self.path = node("a", name="word", trainable=True), path
+
+    def llm(self, messages):
+        with open(self.path, "a") as file:
+            file.write("asked\n")
+        return f"reply {len(messages)}"
+
+    def forward(self, x):
+        return operators.call_llm(self.llm, self.word, x)
+
+
+def length(query, response, info):
+    return len(response), response
+
+
+def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes):
+    path, served = tmp_path / "run", tmp_path / "served"
+    for _ in range(2):
+        minitrace.GRAPH.clear()
+        model = Asking(str(served))
+        train(
+            model, [("b", 1), ("c", 1)], length, Steps(model, ["d"]), batch_size=2,
+            executor=processes, journal=path,
+        )  # fmt: skip
+        assert len(served.read_text().splitlines()) == len(calls(path)) == 4
+
+
+def scolds(query, response, info):
+    raise ReplyError("no", ["said"], ["wrong"])
+
+
+def gives_up(query, response, info):
+    raise LLMError("down", kind="status", status=500)
+
+
+def test_exceptions_come_back_from_another_process_as_they_were(processes):
+    found = evaluate(Shift(), DATASET, scolds, executor=processes)
+    assert found.mean is None and found.feedback == ["(not judged: no)"] * 4
+    with pytest.raises(LLMError, match="down") as caught:
+        evaluate(Shift(), DATASET, gives_up, executor=processes)
+    assert (caught.value.kind, caught.value.status) == ("status", 500)
+
+
+# ---- Evaluation: scores, words, judges
 
 
 def test_evaluate_changes_nothing_and_traces_nothing():
@@ -607,7 +1159,96 @@ def test_evaluate_changes_nothing_and_traces_nothing():
     assert evaluate(shift, [5, 6]).responses == [8, 9]
 
 
-# ---- Stopping: budgets, Ctrl-C
+@pytest.mark.parametrize(
+    "said, score",
+    [
+        (Fraction(1, 4), 0.25),
+        (Decimal("0.5"), 0.5),
+        ((Fraction(1, 4), ["a list", {"of": "things"}]), 0.25),
+        (node(0.5), 0.5),
+        ((node(1), node("words")), 1.0),
+        (True, 1.0),
+    ],
+)
+def test_scores_of_other_types_are_floats(said, score):
+    found = evaluate(lambda x: x, [(1, 2)], lambda *_: said)
+    assert found.scores == [score] and type(found.scores[0]) is float
+    assert not isinstance(found.feedback[0], minitrace.Node)
+
+
+@pytest.mark.parametrize("said", [Decimal("NaN"), 1j, b"bytes", range(2), object(), [1, 2, 3]])
+def test_scores_that_are_none(said):
+    with pytest.raises(TypeError, match="a guide gives"):
+        evaluate(lambda x: x, [(1, 2)], lambda *_: said)
+
+
+def test_scores_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    for said in numpy.float32(0.5), numpy.float64(0.5), numpy.array(0.5), (numpy.float64(0.5), ""):
+        assert evaluate(lambda x: x, [(1, 2)], lambda *_, said=said: said).scores == [0.5]
+    assert evaluate(lambda x: x, [(1, 2)], lambda *_: numpy.bool_(True)).scores == [1.0]
+    with pytest.raises(TypeError, match="a guide gives"):
+        evaluate(lambda x: x, [(1, 2)], lambda *_: numpy.zeros(2))
+
+
+def test_arrays_are_parameters_and_data(tmp_path):
+    numpy = pytest.importorskip("numpy")
+
+    def guide(query, response, info):
+        return -float(abs(response - info).sum()), "no"
+
+    for _ in range(2):  # the second time the run is read from the journal
+        minitrace.GRAPH.clear()
+        weights = node(numpy.zeros(3), name="weights", trainable=True)
+        run = train(
+            lambda x, weights=weights: weights + x, [(numpy.ones(3), numpy.ones(3) * 3)], guide,
+            Steps([weights], [numpy.ones(3), numpy.ones(3) * 2, numpy.ones(3)]),
+            epochs=3, journal=tmp_path / "run",
+        )  # fmt: skip
+        assert weights.data.tolist() == [2, 2, 2] and run.score == 0
+    assert len([r for r in records(tmp_path / "run") if r["event"] == "step"]) == 3
+
+
+def test_a_judge_takes_the_whole_range_and_shows_what_was_refused():
+    for score in 0, 0.5, 1, "0.25":
+        script = Script([json.dumps({"score": score, "feedback": "x"})])
+        assert Judge(llm=script)(1, 2, None) == (float(score), "x")
+        assert "# Expected" not in script.asked[0][1]["content"]
+    script = Script(['{"score": -0.1}', '{"score": 1.1}', '{"score": 0.5, "feedback": ["a"]}'])
+    assert Judge(llm=script)(1, 2, 3) == (0.5, "['a']")
+    roles = [message["role"] for message in script.asked[-1]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert script.asked[-1][2]["content"] == '{"score": -0.1}'
+    with pytest.raises(ReplyError):
+        Judge(llm=Script(["?"]), retries=0)(1, 2, 3)
+    long = Script(["x" * 30_000, '{"score": 1}'])
+    assert Judge(llm=long)(1, 2, 3) == (1.0, "")
+    assert len(long.asked[1][2]["content"]) <= 12_000
+
+
+def test_an_evaluation_records_no_graph():
+    shift, found = Shift(3), []
+
+    def look(x):
+        found.append(shift(x))
+        return found[-1]
+
+    evaluate(look, DATASET, near)
+    assert [output.parents for output in found] == [()] * 4
+
+
+def test_inputs_and_infos_must_be_as_many():
+    with pytest.raises(TypeError, match="2 inputs and 1 infos"):
+        train(Shift(), {"inputs": [1, 2], "infos": [1]}, near)
+
+
+def test_the_mean_leaves_out_words_without_scores():
+    said = iter([(1, "a"), "words", (0, "b"), "words"])
+    found = evaluate(lambda x: x, DATASET, lambda *_: next(said))
+    assert found.mean == 0.5 and found.scores == [1, None, 0, None] and found.failures == {}
+
+
+# ---- Stopped by budgets and by Ctrl-C, at every call and anywhere else
 
 
 def test_a_spent_budget_ends_the_run_with_the_best_values():
@@ -618,6 +1259,81 @@ def test_a_spent_budget_ends_the_run_with_the_best_values():
     )
     assert run.reason.startswith("budget: this call would pass 3 calls") and run.spent["calls"] == 3
     assert run.steps == 4 and shift.offset.data == run.values["offset0"] > 0
+
+
+class Allowance:
+    """A budget of one's own: it lets so many calls pass."""
+
+    def __init__(self, calls):
+        self.spent = {"calls": calls, "left": calls}
+
+    def __enter__(self):
+        self.block = minitrace.around_calls(self.count)
+        self.block.__enter__()
+
+    def __exit__(self, *error):
+        self.block.__exit__(*error)
+
+    def count(self, llm, messages, options, ask):
+        if not self.spent["left"]:
+            error = MinitraceError("nothing is left")
+            error.kind = "budget"
+            raise error
+        self.spent["left"] -= 1
+        return ask()
+
+
+def test_whatever_counts_calls_is_a_budget():
+    shift = Shift()
+    optimizer = OptoPrime(shift, llm=StubLLM())
+    run = train(shift, DATASET, near, optimizer, epochs=9, batch_size=4, budget=Allowance(2))
+    assert run.reason == "budget: nothing is left" and run.steps == 3
+    assert run.spent == {"calls": 2, "left": 0} and shift.offset.data == run.values["offset0"] > 0
+
+
+def test_a_budget_around_the_run_ends_it_too():
+    shift = Shift()
+    with Budget(calls=2) as budget:
+        run = train(shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4)
+    assert run.reason.startswith("budget: this call would pass 2 calls") and run.steps == 3
+    assert run.spent["calls"] == budget.spent["calls"] == 2
+
+
+def test_an_error_that_is_not_of_a_budget_is_raised():
+    class Odd(MinitraceError):
+        kind = "odd"
+
+    def llm(messages):
+        raise Odd("no")
+
+    shift = Shift(3)
+    with pytest.raises(Odd, match="no"):
+        train(shift, DATASET, near, OptoPrime(shift, llm=llm), batch_size=4)
+    assert shift.offset.data == 3
+
+
+def test_calls_and_tokens_are_counted_as_they_are_told_or_else_by_length():
+    def spent(**usage):
+        minitrace.GRAPH.clear()
+        live, shift = Live(**usage), Shift()
+        guide = lambda *_: (1, live("a" * 400))  # noqa: E731
+        return train(shift, DATASET, guide, Steps(shift, [None]), batch_size=4, workers=2).spent
+
+    assert spent(usage={"input_tokens": 9, "output_tokens": 2}) == {"calls": 4, "tokens": 44}
+    assert 400 < spent()["tokens"] < 600
+
+
+def test_a_guide_that_fails_to_score_what_was_held_out_ends_nothing():
+    shift = Shift(5)
+
+    def guide(query, response, info):
+        return "no score" if response == 17 else near(query, response, info)
+
+    optimizer = Steps(shift, [7, 6])
+    run = train(shift, [(1, 9)], guide, optimizer, epochs=2, validation=[(10, 15)])
+    assert shift.offset.data == 5 and run.score == 0
+    assert optimizer.history[0].feedback == ["too low"]
+    assert optimizer.history[1].feedback == ["too low", "on other examples -1, not 0 as before"]
 
 
 def test_ctrl_c_leaves_the_best_and_says_how_to_go_on(tmp_path):
@@ -643,10 +1359,10 @@ def test_ctrl_c_leaves_the_best_and_says_how_to_go_on(tmp_path):
         return str(caught.value)
 
     assert interrupted(None) == (
-        "stopped in step 3; the best values so far are in the model; with journal= a run can be gone on with"
+        "stopped in step 3; the best values so far are in the model; with journal= it could be resumed"
     )
     path = tmp_path / "run.jsonl"
-    assert interrupted(path).endswith(f"the same call goes on from {path}")
+    assert interrupted(path).endswith(f"the same call resumes it from {path}")
 
 
 def test_a_run_interrupted_in_a_notebook_goes_on_with_the_same_objects(tmp_path):
@@ -675,6 +1391,174 @@ def test_a_run_interrupted_in_a_notebook_goes_on_with_the_same_objects(tmp_path)
     assert len(lines) == sum(r["event"] == "call" for r in found)
 
 
+class Stop(BaseException):
+    """What stops a run, as a signal would."""
+
+
+class Pure:
+    """A language model that is a pure function of the prompt; `tick` may stop a call."""
+
+    def __init__(self, tick, served):
+        self.tick, self.served = tick, served
+
+    def __call__(self, messages, **options):
+        self.tick()
+        text = json.dumps(messages)
+        self.served.append(text)
+        rng = random.Random(hashlib.sha256(text.encode()).hexdigest())
+        if '"score": from 0' in text.replace("\\", ""):
+            return json.dumps({"score": rng.random(), "feedback": f"make it {rng.choice('abc')}"})
+        if "# Instruction" not in text:
+            return f"said {rng.randint(0, 99)}"
+        if rng.random() < 0.2:
+            return "I refuse."
+        values = {"tone0": rng.choice(["dry", "warm", "odd"]), "mark0": rng.choice("!?.")}
+        return json.dumps({"suggestion": values})
+
+
+class Asks(Module):
+    def __init__(self, llm):
+        self.llm = llm
+        self.tone = node("loud", name="tone", trainable=True)
+        self.mark = node("-", name="mark", trainable=True)
+
+    def forward(self, question):
+        return operators.call_llm(self.llm, self.tone, question) + self.mark
+
+
+class AsksLater(Asks):
+    async def forward(self, question):
+        await asyncio.sleep(0)
+        return super().forward(question)
+
+
+@pytest.mark.parametrize(
+    "kind, optimizer, judged, options",
+    [
+        (Asks, OptoPrime, False, {"workers": 4, "candidates": 2, "shuffle": True}),
+        (Asks, TextGrad, True, {"workers": 3}),
+        (AsksLater, OPRO, True, {"gate": False, "patience": 2}),
+    ],
+    ids=["optoprime", "textgrad", "opro"],
+)
+def test_a_run_stopped_at_any_call_goes_on_to_the_same_end(
+    tmp_path, kind, optimizer, judged, options, slow
+):
+    def run(path, tick, served):
+        minitrace.GRAPH.clear()
+        llm = Pure(tick, served)
+        model = kind(llm)
+
+        def length(query, response, info):
+            tick()
+            return len(response) % 3, f"length {len(response)}"
+
+        done = train(
+            model, [(f"q{n}", None) for n in range(4)], Judge("good", llm) if judged else length,
+            optimizer(model, llm=llm, memory_size=2), batch_size=2, epochs=2,
+            validation=[("v", None)], journal=path, **options,
+        )  # fmt: skip
+        return done.values, done.score, done.scores, done.reason
+
+    ticks = []
+    whole = run(tmp_path / "whole", lambda: ticks.append(1), [])
+    wanted = timeless(tmp_path / "whole")
+    for stop in range(1, len(ticks) + 1, 6 if slow else 13):
+        path, served, left = tmp_path / str(stop), [], iter(range(stop - 1))
+
+        def tick(left=left):
+            if next(left, None) is None:
+                raise Stop
+
+        with pytest.raises(Stop):
+            run(path, tick, served)
+        assert run(path, lambda: None, served) == whole
+        assert timeless(path) == wanted
+        assert len(served) == len(calls(path)), "a recorded reply was paid for twice"
+
+
+PLACES = [
+    "model",
+    "guide",
+    "held_out",
+    "llm",
+    "propose",
+    "backward",
+    "update",
+    "progress",
+    "redact",
+]
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_exception_anywhere_leaves_the_best_and_the_run_goes_on(tmp_path, place, gate, slow):
+    class Boom(Exception):
+        pass
+
+    def run(path, stop, workers=1):
+        minitrace.GRAPH.clear()
+        left = iter(range(stop))
+
+        def tick(here):
+            if here == place and next(left, None) is None:
+                raise Boom(here)
+
+        class Model(Shift):
+            def forward(self, x):
+                tick("model")
+                return super().forward(x)
+
+        class Told(OptoPrime):
+            def propose(self, n=None):
+                tick("propose")
+                return super().propose(n)
+
+            def backward(self, *args, **kwargs):
+                tick("backward")
+                super().backward(*args, **kwargs)
+
+            def update(self, update):
+                tick("update")
+                return super().update(update)
+
+        def llm(messages, **options):
+            tick("llm")
+            return str(StubLLM()(messages))
+
+        def guide(query, response, info):
+            tick("guide" if query < 100 else "held_out")
+            return near(query, response, info)
+
+        def redact(record):
+            if record["event"] in ("proposal", "step"):
+                tick("redact")
+            return record
+
+        model = Model()
+        optimizer = Told(model, llm=llm)
+        error = None
+        try:
+            train(
+                model, DATASET, guide, optimizer, epochs=5, batch_size=2, candidates=2, gate=gate,
+                validation=[(100, 107)], workers=workers, journal=path, redact=redact,
+                progress=lambda state: tick("progress"),
+            )  # fmt: skip
+        except (Boom, MinitraceError) as caught:
+            error = caught.__cause__ or caught
+        assert optimizer.on_refusal == "raise"
+        return model.offset.data, error
+
+    for stop, workers in ((0, 1), (1, 3), (2, 1), (4, 3)) if slow else ((0, 1), (4, 3)):
+        path = tmp_path / str(stop)
+        value, error = run(path, stop, workers)
+        assert isinstance(error, Boom)
+        steps = [record for record in records(path) if record["event"] == "step"]
+        if gate and place != "redact":
+            assert value == (steps[-1]["values"]["offset0"] if steps else 0)
+        assert run(path, 10**6) == (7, None)
+
+
 # ---- The journal
 
 
@@ -683,13 +1567,13 @@ def start(path, served, workers=3):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path):
+def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path, slow):
     began = time.monotonic()
     whole, error = start(tmp_path / "whole", tmp_path / "served").communicate()
     seconds, rng = time.monotonic() - began, random.Random(11)
     assert whole and not error
     plain = records(tmp_path / "whole")
-    for number in range(20):
+    for number in range(20 if slow else 2):
         path, served, kills = tmp_path / f"run{number}", tmp_path / f"served{number}", 0
         for _ in range(rng.choice([1, 1, 2, 3])):
             process = start(path, served)
@@ -866,7 +1750,7 @@ def test_a_run_that_goes_another_way_than_its_journal_says_so(tmp_path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train(shift, [(1, 2)], guide, Steps(shift, [1]), journal=tmp_path / "j")
-    assert len(caught) == 1 and "the run goes another way than before" in str(caught[0].message)
+    assert len(caught) == 1 and "the run differs from the one on record" in str(caught[0].message)
 
 
 def test_redact_sees_copies_and_keeps_the_first_record(tmp_path):
@@ -885,9 +1769,324 @@ def test_redact_sees_copies_and_keeps_the_first_record(tmp_path):
             train(Shift(), [(1, 8)], near, Steps(Shift(), [1]), journal=tmp_path / "b", redact=bad)
 
 
-# ---- Growth
+def journaled(path, **options):
+    """A small run in which each reply is another, for the same prompt too; the texts that came."""
+    minitrace.GRAPH.clear()
+    word, seen, count = node("a", name="word", trainable=True), [], options.pop("count")
+
+    def llm(messages, **kwargs):
+        count.append(messages)
+        return f"reply {len(count)}"
+
+    def ask(question):
+        again = [operators.call_llm(llm, "Answer.", text) for text in (question, "b", question)]
+        return operators.format("{} {} {} {}", word, *again)
+
+    def guide(query, response, info):
+        seen.append(response)
+        return len(seen) % 3, response
+
+    run = train(
+        ask, [("x", 1), ("y", 1)], guide, Steps([word], ["b", "c", "d", "e"]), epochs=2,
+        batch_size=2, candidates=2, validation=[("x", 1), ("y", 1)], journal=path, **options,
+    )  # fmt: skip
+    return seen, run.values, run.score, run.scores
 
 
+def test_a_call_is_found_by_its_words_its_turn_and_its_place(tmp_path):
+    count = []
+    first = journaled(tmp_path / "run", count=count)
+    assert len(count) == len(calls(tmp_path / "run")) == 3 * len(first[0])
+    text = (tmp_path / "run").read_bytes()
+    assert journaled(tmp_path / "run", count=count) == first
+    assert len(count) == 3 * len(first[0]) and (tmp_path / "run").read_bytes() == text
+
+
+class Live(LanguageModel):
+    """A language model that says something else at each call."""
+
+    def __init__(self, **facts):
+        self.facts, self.asked = facts, []
+
+    def complete(self, messages, options):
+        self.asked.append(options)
+        return Reply(f"{len(self.asked)}: {sorted(options)}", **self.facts)
+
+
+def test_words_and_options_tell_calls_apart_in_whatever_order_they_come(tmp_path):
+    path, live = tmp_path / "run", Live()
+    questions = [(text, {"top_p": 1}) for text in ("Good?", "Bad?")]
+    questions += [("Good?", {"max_tokens": 5, "top_p": 1})]
+
+    def once(turned):
+        minitrace.GRAPH.clear()
+        word, seen = node("a", name="word", trainable=True), []
+
+        def guide(query, response, info):
+            said = {}
+            for text, options in questions[::-1] if turned else questions:
+                given = dict(reversed(options.items())) if turned else options
+                said[text, len(options)] = live(text, **given)
+            seen.append(said)
+            return 1
+
+        train(lambda x: word + x, [("b", 1)], guide, Steps([word], ["c"]), journal=path)
+        return seen
+
+    assert once(False) == once(True) and len(live.asked) == 6
+
+
+def test_a_language_model_inside_another_is_recorded_once(tmp_path):
+    word = node("a", name="word", trainable=True)
+    replay = Replay(tmp_path / "cassette", live=Script(["one", "two"]))
+    train(
+        lambda x: operators.call_llm(replay, word, x), [("b", 1)], lambda *_: 1,
+        Steps([word], ["c"]), journal=tmp_path / "run",
+    )  # fmt: skip
+    assert [call["reply"] for call in calls(tmp_path / "run")] == ["one", "two"]
+
+
+def test_what_is_known_of_a_reply_comes_back_with_it(tmp_path):
+    usage, seen = {"input_tokens": 900, "output_tokens": 90}, []
+    live = Live(usage=usage, model="m", finish_reason="length")
+
+    def once():
+        minitrace.GRAPH.clear()
+        word = node("a", name="word", trainable=True)
+
+        def guide(query, response, info):
+            reply = live("Is it good?")
+            seen.append((reply.usage, reply.model, reply.finish_reason))
+            return 1
+
+        with Budget() as budget:
+            train(
+                lambda x: word + x, [("b", 1)], guide,
+                OptoPrime([word], llm=Script(['{"suggestion": {"word0": "c"}}'] * 2)),
+                journal=tmp_path / "run",
+            )  # fmt: skip
+        return budget.spent["calls"], budget.spent["tokens"]
+
+    first = once()
+    assert once() == first and first[0] == 3 and first[1] > 2 * 990  # replayed calls count too
+    assert len(live.asked) == 2 and seen == [(usage, "m", "length")] * 4
+    known = [(c["usage"], c["model"], c["finish_reason"]) for c in calls(tmp_path / "run")]
+    assert known.count((usage, "m", "length")) == 2
+
+
+def test_answers_of_other_clients_are_recorded_as_text(tmp_path):
+    class Completion:
+        def __init__(self, text):
+            self.choices = [SimpleNamespace(message=SimpleNamespace(content=text))]
+            self.usage, self.model = SimpleNamespace(total_tokens=7, details=object()), object()
+
+    def once(llm):
+        minitrace.GRAPH.clear()
+        word = node("a", name="word", trainable=True)
+        run = train(
+            lambda x: operators.call_llm(llm, word, x), [("b", 1)], lambda q, r, i: (r == "d", r),
+            OptoPrime([word], llm=llm), journal=tmp_path / "run",
+        )  # fmt: skip
+        return run.values, run.score
+
+    def llm(messages):
+        asked = "# Instruction" in messages[-1]["content"]
+        return Completion('{"suggestion": {"word0": "c"}}' if asked else "d")
+
+    def nobody(messages):
+        raise AssertionError("this reply was recorded")
+
+    assert once(llm) == once(nobody)
+    assert " at 0x" not in (tmp_path / "run").read_text()
+    assert calls(tmp_path / "run")[0]["usage"] == {"total_tokens": 7}
+
+
+def test_a_reply_is_on_the_disk_before_anything_else_happens(tmp_path):
+    path = tmp_path / "run"
+    word = node("a", name="word", trainable=True)
+
+    def guide(query, response, info):
+        assert calls(path)[-1]["reply"] == response
+        return 1
+
+    script = Script(["one", "two"])
+    train(
+        lambda x: operators.call_llm(script, word, x), [("b", 1)], guide,
+        Steps([word], ["c"]), journal=path,
+    )  # fmt: skip
+
+
+def test_long_texts_are_cut_and_odd_ones_kept(tmp_path):
+    word = node("a", name="word", trainable=True)
+    train(
+        lambda x: word * 50_000, [("q" * 50_000, 1)], lambda *_: (1, "f" * 50_000 + "\udfff"),
+        Steps([word], ["b"]), journal=tmp_path / "run", gate=False,
+    )  # fmt: skip
+    (example,) = [r for r in records(tmp_path / "run") if r["event"] == "example"]
+    assert 1900 < len(example["query"]) <= 2050 and 1900 < len(example["response"]) <= 2050
+    assert 7900 < len(example["feedback"]) <= 8050 and example["feedback"].endswith("\udfff")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [line[:-1] + b"\r\n" for line in lines],
+        lambda lines: [b"\xef\xbb\xbf" + lines[0], *lines[1:]],
+        lambda lines: [lines[0], *reversed(lines[1:])],
+        lambda lines: [*lines, *lines[1:]],
+        lambda lines: [*lines[:-1], lines[-1][:-1]],
+        lambda lines: [*lines, b"\x00" * 512],
+        lambda lines: [*lines, lines[5][:60]],
+        lambda lines: [line.replace(b'"event"', b' "note": [1],  "event"', 1) for line in lines],
+    ],
+    ids=["crlf", "bom", "reversed", "doubled", "unended", "nul", "torn", "spaced"],
+)
+@pytest.mark.filterwarnings("ignore:.*the run differs")
+def test_a_journal_that_an_editor_or_a_crash_has_changed_is_still_read(tmp_path, change):
+    path, count = tmp_path / "run", []
+    first = journaled(path, count=count)
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(True))))
+    paid = len(count)
+    assert journaled(path, count=count) == first and len(count) == paid
+    assert path.read_bytes().endswith(b"\n") and b"\x00" not in path.read_bytes()
+
+
+def test_a_call_whose_line_was_whole_but_for_its_end_is_kept(tmp_path):
+    path, count = tmp_path / "run", []
+    first = journaled(path, count=count)
+    lines, paid = path.read_bytes().splitlines(True), len(count)
+    place = max(n for n, line in enumerate(lines) if b'"event": "call"' in line)
+    path.write_bytes(b"".join(lines[: place + 1])[:-1])
+    assert journaled(path, count=count) == first and len(count) == paid
+    assert len(path.read_bytes().splitlines()) == len(lines)
+
+
+def test_lines_that_were_taken_out_are_asked_for_again_and_no_others(tmp_path):
+    path, served = tmp_path / "run", []
+
+    def run():
+        minitrace.GRAPH.clear()
+        model = Asks(Pure(lambda: None, served))
+        return train(
+            model, [("q0", 1), ("q1", 2)], lambda q, r, i: (len(r) % 3, r),
+            OptoPrime(model, llm=model.llm), epochs=3, batch_size=2, journal=path,
+        )[:4]  # fmt: skip
+
+    first, lines = run(), path.read_bytes().splitlines(True)
+    rng = random.Random(3)
+    for _ in range(5):
+        kept = lines[:1] + [line for line in lines[1:] if rng.random() < 0.6]
+        path.write_bytes(b"".join(kept))
+        gone = sum(b'"event": "call"' in line for line in lines if line not in kept)
+        paid = len(served)
+        assert run() == first and len(served) == paid + gone
+        assert len(path.read_bytes().splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize("place", [1, 5])
+@pytest.mark.parametrize("line", [b"\n", b'{"event": "call", "st\n', b'{"event": []}\n', b"7\n"])
+def test_a_line_that_is_none_is_named_and_nothing_is_lost(tmp_path, place, line):
+    path, count = tmp_path / "run", []
+    first = journaled(path, count=count)
+    lines, paid = path.read_bytes().splitlines(True), len(count)
+    broken = b"".join([*lines[:place], line, *lines[place:]])
+    path.write_bytes(broken)
+    with pytest.raises(MinitraceError, match=f"line {place + 1}: not a record") as caught:
+        journaled(path, count=count)
+    assert path.read_bytes() == broken
+    path.write_bytes(b"".join(lines))  # while the error lives, nothing of it holds the file
+    assert journaled(path, count=count) == first and len(count) == paid and caught
+
+
+def test_a_finished_run_without_a_gate_is_read_again_in_the_same_program(tmp_path):
+    shift, path = Shift(), tmp_path / "run"
+    for _ in range(2):
+        run = train(
+            shift, DATASET, near, Steps(shift, [5, 1, 2]), epochs=3, batch_size=4, gate=False,
+            validation=DATASET, journal=path,
+        )  # fmt: skip
+        assert shift.offset.data == 5 and run.score == -2 and run.scores == [-7, -2, -6]
+    assert sum(record["event"] == "step" for record in records(path)) == 3
+
+
+def test_what_differs_is_told_for_everything_that_counts(tmp_path):
+    path = tmp_path / "run"
+    usual = {"epochs": 2, "batch_size": 4, "candidates": 1, "patience": 3, "seed": 1}
+    usual |= {"validation": [(1, 8)], "gate": True, "shuffle": False}
+
+    def run(kind=Steps, **changes):
+        minitrace.GRAPH.clear()
+        shift = Shift()
+        train(shift, DATASET, near, kind(shift, [1] * 9), journal=path, **{**usual, **changes})
+
+    run()
+    text = path.read_bytes()
+    changes = {"epochs": 3, "batch_size": 2, "candidates": 2, "patience": None, "seed": 2}
+    changes |= {"validation": [(1, 9)], "gate": False, "shuffle": True}
+    for name, value in changes.items():
+        with pytest.raises(MinitraceError, match=f"run is the journal of another run: {name} was"):
+            run(**{name: value})
+    with pytest.raises(MinitraceError, match="optimizer was 'Steps', now 'Others'"):
+        run(kind=type("Others", (Steps,), {}))
+    run(workers=4, progress=lambda state: None, redact=lambda record: record)  # these do not count
+    assert path.read_bytes() == text
+
+
+def test_a_killed_writer_gives_the_journal_free(tmp_path):
+    path = tmp_path / "run"
+    code = (
+        "import sys, time; sys.path[:0] = sys.argv[1].split()\n"
+        "from minitrace import *; from minitrace_train import *\n"
+        "def guide(query, response, info):\n"
+        "    print('here', flush=True); time.sleep(60)\n"
+        "train(node(0, name='offset', trainable=True), [(1, 8)], guide, journal=sys.argv[2])\n"
+    )
+    folders = f"{ROOT} {COMPANIONS}"
+    command = [sys.executable, "-W", "ignore", "-c", code, folders, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        offset = node(0, name="offset", trainable=True)
+        optimizer = OptoPrime([offset], llm=StubLLM())
+        with pytest.raises(MinitraceError, match="is being written by another run"):
+            train(offset, [(1, 8)], lambda *_: 1, optimizer, journal=path)
+        process.send_signal(signal.SIGKILL)
+    train(offset, [(1, 8)], lambda *_: 1, optimizer, journal=path)
+    assert records(path)[-1]["event"] == "end"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are of Unix")
+def test_a_full_disk_ends_the_run_with_the_system_s_words(tmp_path):
+    code = (
+        "import resource, signal, sys; sys.path[:0] = sys.argv[1].split()\n"
+        "from minitrace import *; from minitrace_train import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "size = int(sys.argv[3])\n"
+        "if size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "word = node('a', name='word', trainable=True)\n"
+        "class Next(Optimizer):\n"
+        "    def propose(self, n=None): return Proposal({word: word.data + 'a'})\n"
+        "try: train(word, [('x', 1)] * 4, lambda q, r, i: len(r), Next([word]), journal=sys.argv[2])\n"
+        "except (OSError, MinitraceError) as error: print('File too large' in str(error), end=' ')\n"
+        "print(word.data)\n"
+    )
+    folders = f"{ROOT} {COMPANIONS}"
+
+    def run(name, size):
+        command = [sys.executable, "-c", code, folders, str(tmp_path / name), str(size)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    whole = run("whole", 0)
+    size = (tmp_path / "whole").stat().st_size
+    for part in 0.2, 0.7:
+        assert run(str(part), int(size * part)).startswith("True a")
+        assert run(str(part), 0) == whole
+        assert timeless(tmp_path / str(part)) == timeless(tmp_path / "whole")
+
+
+# ---- Growth and progress
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_over_a_thousand_steps(tmp_path):
     shift, sizes = Shift(), []
 
@@ -910,9 +2109,6 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path):
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 600 * 2000  # history keeps a light record of an old attempt
     assert len(records(tmp_path / "run.jsonl")) > 3000
-
-
-# ---- Progress
 
 
 def test_progress_goes_to_a_function_a_terminal_or_nowhere(monkeypatch):

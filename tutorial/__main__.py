@@ -37,7 +37,7 @@ def chapters():
     """The file of each chapter by its name, such as "6", "case_4" or "a", in reading order."""
     found = {}
     for form in r"0*(\d+)_", r"(case_\d+)_", r"([a-z])_":
-        for path in sorted(HERE.glob("*.md")):
+        for path in sorted([*HERE.glob("*.md"), *HERE.glob("cases/*.md")]):
             if name := re.match(form, path.name):
                 found[name[1]] = path
     return found
@@ -85,9 +85,10 @@ class Left(Exception):
 class Reader(doctest.DocTestRunner):
     """Runs a chapter as one doctest; shows prose and code before each block, its output after."""
 
-    def __init__(self, text):
+    def __init__(self, path):
         super().__init__()
-        self.lines, self.shown, self.differing = text.splitlines(), 0, 0
+        self.path, self.text = path, path.read_text(encoding="utf-8")
+        self.lines, self.shown, self.differing = self.text.splitlines(), 0, 0
 
     def report_start(self, out, test, example):
         """At the first example of a block: show what leads to it, its code, and wait."""
@@ -132,12 +133,13 @@ class Reader(doctest.DocTestRunner):
         text = "\n".join(self.lines[self.shown : end])
         for part in re.split(r"(?ms)(^```.*?^```$)|\n\n+", text):
             if part and part.strip():
-                out(f"\n{laid_out(part.strip())}\n")
+                out(f"\n{laid_out(part.strip(), self.path.parent)}\n")
 
 
-def laid_out(part):
-    """A paragraph of Markdown for a terminal."""
-    part = re.sub(r"!\[([^]]*)\]\(([^)]*)\)", r"(picture: \1, tutorial/\2)", part)
+def laid_out(part, folder):
+    """A paragraph of Markdown for a terminal, from a page in a folder."""
+    place = folder.relative_to(HERE.parent).as_posix()
+    part = re.sub(r"!\[([^]]*)\]\(([^)]*)\)", rf"(picture: \1, {place}/\2)", part)
     part = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", part)
     if part.startswith("#"):
         return paint(part.lstrip("# "), BOLD)
@@ -149,13 +151,12 @@ def laid_out(part):
 
 def read(name, path):
     """Show and run a chapter; 0 if it printed what is written there."""
-    text, end = path.read_text(encoding="utf-8"), ""
+    reader, space, end = Reader(path), {"__name__": "__main__"}, ""
     os.chdir(HERE.parent)
     os.environ.pop("MINITRACE_MODEL", None)  # a chapter spends nothing
-    code, space = re.sub(r"^```.*$", "", text, flags=re.M), {"__name__": "__main__"}
-    reader = Reader(text)
     try:
-        reader.run(doctest.DocTestParser().get_doctest(code, space, path.name, str(path), 0))
+        parser = doctest.DocTestParser()
+        reader.run(parser.get_doctest(reader.text, space, path.name, str(path), 0))
     except Left:
         return 0
     reader.prose(sys.stdout.write, len(reader.lines))

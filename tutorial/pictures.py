@@ -1,4 +1,4 @@
-"""The pictures of graphs in the README and in the chapters, as `TraceGraph.to_svg` draws them.
+"""The pictures of graphs in the README and in the chapters, as `minitrace_pictures` draws them.
 
     python3 tutorial/pictures.py            writes all of them into tutorial/pictures/
     python3 tutorial/pictures.py diamond    prints one
@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tutorial" / "companions")]
+
+from minitrace_pictures import to_svg  # noqa: E402
 
 from minitrace import (  # noqa: E402
     GRAPH,
@@ -123,8 +125,7 @@ FOLDER = ROOT / "tutorial" / "pictures"
 def draw(name):
     """A picture, whatever was made before."""
     GRAPH.clear()
-    graph = GRAPHS[name]()
-    return graph.to_svg() + "\n"
+    return to_svg(GRAPHS[name]()) + "\n"
 
 
 def main(names):

@@ -21,8 +21,11 @@ from collections import defaultdict
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent / "companions"))
 
-from minitrace import GraphError, TraceGraph  # noqa: E402
+from minitrace_pictures import to_svg
+
+from minitrace import GraphError, TraceGraph
 
 # ---- The journal: JSON lines, the first of which says how the run was configured
 
@@ -138,8 +141,10 @@ def change(old, new):
 def changes(before, values):
     """What becomes of each parameter that gets another value."""
     new = [name for name, value in values.items() if value != before.get(name)]
-    told = [[el("h5", name), change(before.get(name), values[name])] for name in new]
-    return el("div", *sum(told, []) or [el("p", "Nothing changes.")])
+    told = []
+    for name in new:
+        told += [el("h5", name), change(before.get(name), values[name])]
+    return el("div", *told or [el("p", "Nothing changes.")])
 
 
 # ---- The parts of a step
@@ -150,7 +155,7 @@ def picture(step):
     if not step.get("graph"):
         return el("p", "No graph was kept.")
     try:
-        svg = TraceGraph.from_json(json.dumps(step["graph"])).to_svg()
+        svg = to_svg(TraceGraph.from_json(json.dumps(step["graph"])))
     except GraphError as error:
         return el("p", f"The graph cannot be read: {error}")
     return wide(Html(re.sub("<style>.*?</style>", "", svg, flags=re.S)), "Trace graph")
@@ -181,9 +186,11 @@ def dialogue(call):
     """One call to a language model, open to a click."""
     messages = [each for each in call.get("messages", ()) if isinstance(each, dict)]
     messages += [{"role": f"reply {text(call.get('model'))}", "content": call.get("reply")}]
-    told = [[el("h5", m.get("role")), el("pre", m.get("content"), dir="auto")] for m in messages]
+    told = []
+    for message in messages:
+        told += [el("h5", message.get("role")), el("pre", message.get("content"), dir="auto")]
     title = f"{text(call.get('part'))} {text(call.get('example'))}".strip()
-    return el("details", el("summary", f"{title}: {spent([call])}"), *sum(told, []))
+    return el("details", el("summary", f"{title}: {spent([call])}"), *told)
 
 
 def section(n, step, before, prices):
@@ -363,7 +370,7 @@ def page(data, prices=()):
     known = {"steps": max(steps, default=0), "best": number(best.get("score"))}
     known |= {"at step": best.get("step"), "ended": ending.get("reason")}
     known |= {"from": records[0].get("time"), "to": records[-1].get("time") or ending.get("time")}
-    drawing = re.search("<style>(.*?)</style>", TraceGraph().to_svg(), re.S)[1]
+    drawing = re.search("<style>(.*?)</style>", to_svg(TraceGraph()), re.S)[1]
     rules, viewport = policy(STYLE + drawing, SCRIPT), "width=device-width"
     head = [f'<meta charset="utf-8"><meta name="viewport" content="{viewport}">']
     head += [f'<meta http-equiv="Content-Security-Policy" content="{rules}">']

@@ -1,4 +1,4 @@
-"""Three searches on the public names of minitrace: a beam, a bandit, and a Pareto front.
+"""Three searches on public names of minitrace and minitrace_train: a beam, a bandit, a Pareto front.
 
 `train` goes on from one set of values. These keep several, and differ in which of them they go on
 from. Each takes a `Task` and leaves the best values that it measured in the model, never worse ones
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent / "companions"))
 
-from minitrace import ExecutionError, evaluate, operators
+from minitrace_train import evaluate
+
+from minitrace import ExecutionError, operators
 
 WORDS_ONLY = "a search compares scores, and the guide gave words only"
 

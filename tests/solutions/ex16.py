@@ -1,6 +1,8 @@
 """Exercise 16: code from a stranger. Write a body, then `python3 tutorial check 16`."""
 
-from minitrace import CodeError, LimitError, Limits, check_code
+from minitrace_limits import CodeError, LimitError, Limits
+
+from minitrace import check_code
 
 
 def trial(source, argument, wanted):

@@ -1,73 +1,90 @@
-"""Limits: code that a language model wrote. RAW: cut out of the old file, to be rewritten."""
+"""Limits: run code that a language model wrote in a child process that is short of everything.
 
-# Code by a language model: may it be accepted (`check_code`), and what if it runs (`Limits`)?
-#
-#     caller ── request, one line of JSON ──▶ child process: the same check, fewer built-ins,
-#     caller ◀── reply, one line of JSON ───  resource limits, no network, no environment
-#
-# One warm child serves many calls. A child that reaches a limit is killed with everything it
-# started, and the next call gets a new one. A seat belt, not a wall: `Limits` says what it leaves.
+A companion of `minitrace.py`: copy both files into one folder.
 
-_LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
-_CROSSING, _PRINTED = 4_000_000, 20_000  # characters that cross at once; that one call prints
+>>> from minitrace import ExecutionError, bundle
+>>> @bundle(trainable=True, limits=Limits(seconds=0.5))
+... def half(x):
+...     return x / 2
+>>> half(3).data
+1.5
+>>> half.parameter.set("def half(x):\\n    while x: pass")
+>>> try:
+...     half(3)
+... except ExecutionError as error:
+...     print(error.exception_node.data)
+(LimitError) time: no result within 0.5 seconds
+
+How it works: a child process loads minitrace.py and this file, gives up what it can, and waits.
+
+    caller ── request, one line of JSON ──▶ child: checks the code, runs it with fewer built-ins
+    caller ◀── reply, one line of JSON ───  under resource limits, no network, no environment
+
+One warm child serves many calls. A child that reaches a limit is killed with everything it started,
+and the next call gets a new one. The first half of this file runs in the caller, the second in the
+child.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import builtins
+import contextlib
+import functools
+import io
+import itertools
+import json
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from subprocess import PIPE, Popen, TimeoutExpired
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, NoReturn
+
+try:
+    from minitrace import MinitraceError, check_code, decode, encode
+except ModuleNotFoundError as error:
+    raise ImportError("minitrace_limits.py needs minitrace.py: copy it beside this file") from error
+
+__all__ = ["CodeError", "LimitError", "Limits"]
+
+_CROSSING = 4_000_000  # characters that cross at once
+_DEEPEST = 300  # brackets in brackets of a reply; `encode` never writes as many
+_PRINTED = 20_000  # characters that one call may print
 _IDLE = 8  # warm children kept for each memory limit
+_OUT_OF_TIME = (-24, 152)  # exit statuses of a process that used up its processor time
 _PURE = str.split("""abc array base64 bisect calendar cmath collections copy csv dataclasses
     datetime decimal difflib enum fractions functools hashlib heapq html itertools json math numbers
     operator random re statistics string struct textwrap typing unicodedata""")
-_CALM = str.split("bool bytes complex dict float frozenset int list range re.compile set str tuple")
 _BARRED = str.split("""__import__ __loader__ __spec__ breakpoint compile copyright credits delattr
     dir eval exec exit getattr globals hasattr help input license locals open quit setattr vars""")
-_STATEMENTS = str.split("Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr")
-_NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
-_INNER = r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)"
-_HIDDEN = r"(?:^|[.\[])__\w+__"
-_LAST_WORDS = {"LimitError": "", "MemoryError": "memory: used up", "SystemExit": "exit: "}
-_STATUS = {152: "time", -24: "time"}  # the signal for too much processor time
+_INNER = re.compile(r"__\w+__|(gi|cr|ag|tb)_(frame|code)|f_(back|builtins|code|globals|locals)")
+_INNER_IN_TEXT = re.compile(r"(?:^|[.\[])(__\w+__)")  # as in "{0.__class__}".format(x)
 
 
-def _nesting(source: str) -> int:
-    """At most how deep the expressions of some code nest: operators in one without a comma."""
-    import tokenize
-
-    deepest = depth = 0
-    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # the parser will stop there too
-        for kind, text, *_ in tokenize.generate_tokens(io.StringIO(source).readline):
-            if kind == tokenize.NEWLINE or text in (",", ";"):
-                depth = 0
-def _out_of_reach(tree: ast.Module, imports: Sequence[str]) -> Iterator[str]:
-    """The imports, built-ins and inner attributes of some code that lead out of it."""
-    import ast
-
-    parts: list[Any] = list(ast.walk(tree))
-    own = {p.id for p in parts if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store)}
-    own |= {getattr(p, "arg", getattr(p, "name", "")) for p in parts}
-    for part in parts:
-        kind = type(part).__name__
-        lists = [v if type(v) is list else [v] for v in vars(part).values()]
-        words = [word for word in itertools.chain(*lists) if isinstance(word, str)]
-        if kind in ("Import", "ImportFrom"):
-            words = words or [alias.name if kind == "Import" else "." for alias in part.names]
-            yield from (word for word in words if not _allows(imports, word))
-        elif not kind.endswith("FunctionDef"):
-            inner = re.compile(_HIDDEN if kind == "Constant" else rf"^({_INNER})$")
-            barred = set(_BARRED) - own if kind == "Name" else ()
-            yield from (word for word in words if inner.search(word) or word in barred)
-
-
-def _allows(imports: Iterable[str], module: str) -> bool:
-    return any(f"{module}.".startswith(f"{name}.") for name in (*imports, "__future__"))
+# ---- In the caller -------------------------------------------------------------------------------
 
 
 class LimitError(MinitraceError):
     """Code under limits did not end as a function should; the message begins with the word for how.
 
-    `time`, `memory`, `output` (too much printed or returned), `exit`, `crashed`, `refused` (by
-    `check_code`), or `cannot cross` (an argument or result that JSON cannot hold, with its place).
+    `time`, `memory`, `output` (too much printed), `exit`, `crashed`, `refused` (by `check_code`),
+    or `cannot cross` (an argument or result that JSON cannot hold, with its place).
 
     >>> raise LimitError("time: no result within 2 seconds")
     Traceback (most recent call last):
-    minitrace.LimitError: time: no result within 2 seconds
+    minitrace_limits.LimitError: time: no result within 2 seconds
     """
+
+    @property
+    def failure(self) -> tuple[str, str]:
+        """What the node of a failed call says, and what "full" feedback adds to it."""
+        return f"(LimitError) {self}", ""
 
 
 class CodeError(MinitraceError):
@@ -88,9 +105,22 @@ class CodeError(MinitraceError):
     """
 
     def __init__(self, kind: str, message: str, line: int, text: str, output: str) -> None:
-        super().__init__(f"{kind}: {message}" + (f" (line {line}: {text})" if line else ""))
-        self.kind, self.message, self.line = str(kind), str(message), line
-        self.text, self.output = text, output
+        super().__init__(kind, message, line, text, output)  # all of them, so that it pickles
+        self.kind = kind
+        self.message = message
+        self.line = line
+        self.text = text
+        self.output = output
+
+    def __str__(self) -> str:
+        where = f" (line {self.line}: {self.text})" if self.line else ""
+        return f"{self.kind}: {self.message}{where}"
+
+    @property
+    def failure(self) -> tuple[str, str]:
+        """What the node of a failed call says, and the marked line that "full" feedback adds."""
+        marked = f"\nline {self.line}: {self.text}   <-- {self.kind}" if self.line else ""
+        return f"({self.kind}) {self.message}".rstrip(), marked
 
 
 class Limits:
@@ -100,7 +130,7 @@ class Limits:
     up, a working directory that no longer exists, and bounds on time, memory, open files, file
     size, processes and output. Arguments, results and errors cross as JSON; the child's word is
     never evaluated, and its loops, floods and crashes end as a `LimitError`. One warm child serves
-    many calls, dies with its parent and is replaced when it reached a limit.
+    many calls, dies with its parent, and is replaced when it reaches a limit.
 
     This is a seat belt, not a wall: it catches accidents and most tricks. Code that gets around the
     restricted built-ins runs as the same user. It can read that user's files and delete them or
@@ -117,38 +147,69 @@ class Limits:
     >>> limits = Limits(seconds=2)
     >>> limits.run("def f(x, k):\\n    return {x: x * k}", "f", [(1, 2)], {"k": 2})
     {(1, 2): (1, 2, 1, 2)}
-    >>> limits.run("def f():\\n    import os", "f")
-    Traceback (most recent call last):
-    minitrace.LimitError: refused: `os` is not allowed under limits, nor any import but \
-Limits.imports
     """
 
     def __init__(
         self, seconds: float = 2, memory_mb: int = 256, imports: Iterable[str] = _PURE
     ) -> None:
-        self.seconds, self.memory_mb, self.imports = seconds, memory_mb, tuple(imports)
+        self.seconds = seconds
+        self.memory_mb = memory_mb
+        self.imports = tuple(imports)
         if not (0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
             raise ValueError(f"{seconds=} must be above 0 and {memory_mb=} at least 16")
 
     def __repr__(self) -> str:
         return f"Limits(seconds={self.seconds}, memory_mb={self.memory_mb})"
 
-    def run(self, source: str, name: str, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+    def check(self, source: str) -> None:
+        """Say why some code may not run under these limits, or return in silence.
+
+        The code imports only what `imports` lists, and names no `open`, `exec`, `getattr` and their
+        like, no attribute such as `__class__` or `gi_frame`, and no text such as
+        `"{0.__class__}"`. Not caught: such names put together at run time. `check_code` asks this
+        of its `limits`, and bundles ask `check_code`.
+
+        Raises:
+            ValueError: a reason in one sentence, written to be sent back to the language model.
+
+        >>> Limits().check("import os")
+        Traceback (most recent call last):
+        ValueError: `os` is not allowed under limits, nor any import but Limits.imports
+        """
+        try:
+            check_code(source, "")  # bounds and parses it; then it finds no function of no name
+        except ValueError as error:
+            if "must define" not in str(error):
+                raise
+        word = next(_out_of_reach(ast.parse(source), self.imports), "")
+        if word:
+            good = "nor any import but Limits.imports"
+            raise ValueError(f"`{word}` is not allowed under limits, {good}")
+
+    def run(
+        self,
+        source: str,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Call the function `name` of some code in a child process, and return its result.
 
-        The code is loaded afresh for each call, so that nothing it keeps lasts. Safe in threads. An
-        `async def` is run to its end.
+        The code is checked there and loaded afresh for each call, so that nothing it keeps lasts.
+        An `async def` is run to its end. Safe in threads.
 
         Raises:
             LimitError: the call ended otherwise; see there for the words.
             CodeError: the code itself raised.
+
+        >>> Limits().run("def f():\\n    return open('/etc/passwd')", "f")
+        Traceback (most recent call last):
+        minitrace_limits.LimitError: refused: `open` is not allowed under limits, nor any import \
+but Limits.imports
         """
         head = json.dumps([source, name, self.imports, self.seconds])
-        line = f"[{head}, {_pack(list(args), 'args')}, {_pack(dict(kwargs or {}), 'kwargs')}]"
-        with _child(self.memory_mb) as child:
-            answer = _ask_child(child, line, self.seconds)
-            if isinstance(answer, CodeError) and answer.kind in _LAST_WORDS:
-                raise LimitError(f"{_LAST_WORDS[answer.kind]}{answer.message}")
+        values = f"{_pack(list(args), 'args')}, {_pack(dict(kwargs or {}), 'kwargs')}"
+        answer = _ask(self.memory_mb, f"[{head}, {values}]", self.seconds)
         if isinstance(answer, CodeError):
             raise answer
         return answer
@@ -159,10 +220,44 @@ Limits.imports
         >>> Limits().report()["time"]
         True
         """
-        with _child(self.memory_mb) as child:
-            holds = _ask_child(child, "[]", 30)
+        held = _ask(self.memory_mb, "[]", 30)
         words = "time output environment network memory cpu files descriptors processes core"
-        return {word: word in holds for word in words.split()}
+        return {word: word in held for word in words.split()}
+
+
+def _out_of_reach(tree: ast.Module, imports: Iterable[str]) -> Iterator[str]:
+    """The imports, built-ins and inner attributes of some code that lead out of it."""
+    parts = list(ast.walk(tree))
+    own = {part.id for part in parts if isinstance(part, ast.Name) and type(part.ctx) is ast.Store}
+    own |= {getattr(part, "arg", getattr(part, "name", "")) for part in parts}
+    barred = set(_BARRED) - own
+    for part in parts:
+        match part:
+            case ast.Import(names):
+                yield from (alias.name for alias in names if not _allows(imports, alias.name))
+            case ast.ImportFrom(module, _, level):
+                name = "." * level + (module or "")
+                if not _allows(imports, name):
+                    yield name
+            case ast.Constant(str(text)):
+                yield from _INNER_IN_TEXT.findall(text)
+            case ast.Name(name) if name in barred:
+                yield name
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                pass  # a class may define what Python itself calls, such as `__add__`
+            case _:
+                yield from filter(_INNER.fullmatch, _words(part))
+
+
+def _allows(imports: Iterable[str], module: str) -> bool:
+    return any(f"{module}.".startswith(f"{name}.") for name in (*imports, "__future__"))
+
+
+def _words(part: ast.AST) -> Iterator[str]:
+    """The names that a part of some code itself holds."""
+    for field in vars(part).values():
+        words = field if isinstance(field, list) else [field]
+        yield from (word for word in words if isinstance(word, str))
 
 
 def _pack(value: Any, place: str) -> str:
@@ -176,113 +271,160 @@ def _pack(value: Any, place: str) -> str:
     return text
 
 
-def _unpack(line: bytes) -> Any:
-    """What a child replied, be it an exception. Nesting is bounded before the parser sees it."""
-    plain = line.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = re.sub(rb'"[^"]*"?|[^][{}"]+', b"", plain)
-    depths = itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets)
-    try:
-        word, answer = json.loads(line if max(depths) < 3 * _DEPTH else b"0")
-        return CodeError(*answer) if word == "raised" else decode(answer)
-    except (ValueError, TypeError, RecursionError):
-        raise LimitError("crashed: what came back is no reply") from None
+_idle: dict[int, list[_Child]] = {}
 
 
-_idle: dict[int, list[subprocess.Popen[bytes]]] = {}
+def _ask(memory_mb: int, request: str, seconds: float) -> Any:
+    """A child's answer to a request; the child stays warm for the next, unless enough do."""
+    idle = _idle.setdefault(memory_mb, [])
+    child = _take(idle) or _Child(memory_mb)
+    answer = child.ask(request, seconds)
+    if len(idle) < _IDLE:
+        idle.append(child)
+    else:
+        child.end()
+    return answer
 
 
-@contextlib.contextmanager
-def _child(memory_mb: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Lend a child to one thread: a warm one, or else a new one.
+def _take(idle: list[_Child]) -> _Child | None:
+    """A warm child that is alive, if there is one.
 
     After a fork, `poll` takes the children of another process for dead; so no two share one.
     """
-    idle = _idle.setdefault(memory_mb, [])
+    with contextlib.suppress(IndexError):  # of a list that is empty, be it through another thread
+        while True:
+            child = idle.pop()
+            if child.poll() is None:
+                return child
+            child.close()
+    return None
+
+
+@atexit.register
+def _end_idle() -> None:
+    """End the warm children with the program."""
+    for idle in list(_idle.values()):
+        while child := _take(idle):
+            child.end()
+
+
+class _Child(Popen[bytes]):
+    """A child process that answers one request at a time; whatever goes wrong is its end."""
+
+    def __init__(self, memory_mb: int) -> None:
+        import inspect
+
+        files = map(os.path.abspath, [inspect.getfile(MinitraceError), __file__])
+        command = [sys.executable, "-ISBc", _BOOT, *files, str(memory_mb)]
+        env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
+        self.in_use = threading.Lock()  # its pipes
+        with TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
+            super().__init__(
+                command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True
+            )
+        self.ask("[]", 30)  # its start is no part of anybody's call
+
+    def ask(self, request: str, seconds: float) -> Any:
+        """Its answer to one request; what carries another mark than the request is no answer.
+
+        A thread of its own waits on the pipe, which works everywhere.
+        """
+        mark = os.urandom(8).hex().encode()
+        replies: list[bytes] = []
+
+        def exchange() -> None:
+            assert self.stdin and self.stdout
+            with self.in_use, contextlib.suppress(OSError, ValueError):  # it may be dead by now
+                self.stdin.write(mark + request.encode() + b"\n")
+                self.stdin.flush()
+                while not replies and (reply := self.stdout.readline(_CROSSING + 100)):
+                    if reply.startswith(mark):
+                        replies.append(reply[16:])
+
+        thread = threading.Thread(target=exchange, daemon=True)
+        try:
+            thread.start()
+            thread.join(seconds)
+            if thread.is_alive():
+                raise LimitError(f"time: no result within {seconds:g} seconds")
+            return _read(replies[0]) if replies else self._stopped()
+        except BaseException:
+            self.end()
+            raise
+
+    def _stopped(self) -> NoReturn:
+        """Say how it ended, when it did not answer."""
+        with contextlib.suppress(TimeoutExpired):
+            self.wait(1)
+        status = self.returncode or 0
+        word = "exit" if 0 <= status < 128 else "time" if status in _OUT_OF_TIME else "crashed"
+        raise LimitError(f"{word}: the child process ended with status {status}")
+
+    def end(self) -> None:
+        """Kill it with everything in its process group, and close its pipes."""
+        with contextlib.suppress(OSError):  # it may have ended by itself
+            getattr(os, "killpg", os.kill)(self.pid, 9)
+        self.wait()
+        if self.in_use.acquire(timeout=1):  # in vain where something else still holds a pipe open
+            self.close()
+
+    def close(self) -> None:
+        """Close the pipes of a dead child, as `with` does for any process."""
+        with contextlib.suppress(OSError), self:
+            pass
+
+
+def _read(reply: bytes) -> Any:
+    """What a reply says: a result, or the `CodeError` that the code raised. It is not trusted."""
     try:
-        child = next(child for child in iter(idle.pop, None) if child.poll() is None)
-    except IndexError:
-        child = _start(memory_mb)
-    try:
-        yield child
-    except BaseException:
-        _kill(child)
-        raise
-    idle.append(child) if len(idle) < _IDLE else _kill(child)
+        kind, content = json.loads(reply if _depth(reply) < _DEEPEST else b"")
+        if kind == "raised" and [*map(type, content)] != [str, str, int, str, str]:
+            raise TypeError("that is no CodeError")
+        answer = CodeError(*content) if kind == "raised" else decode(content)
+    except Exception:
+        raise LimitError("crashed: what came back is no reply") from None
+    if kind == "ended":
+        raise LimitError(answer)
+    return answer
 
 
-def _start(memory_mb: int) -> subprocess.Popen[bytes]:
-    """Start a child: this very file, in isolated mode, with no environment and nowhere to be."""
-    import tempfile
-    from subprocess import PIPE, Popen
-
-    boot = """import sys; from importlib import util
-s = util.spec_from_file_location("minitrace", sys.argv[1])
-m = sys.modules["minitrace"] = util.module_from_spec(s); s.loader.exec_module(m); m._serve()"""
-    command = [sys.executable, "-ISBc", boot, os.path.abspath(__file__), str(memory_mb)]
-    env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
-        child = Popen(command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True)
-    _ask_child(child, "[]", 30)  # its start is no part of anybody's call
-    return child
+def _depth(line: bytes) -> int:
+    """How deep the brackets of some JSON nest: too deep, and the parser would crash."""
+    plain = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = re.sub(rb'"[^"]*"?|[^][{}"]+', b"", plain)
+    return max(itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets))
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a child with everything in its process group."""
-    with contextlib.suppress(OSError):  # it may have ended by itself
-        os.killpg(child.pid, 9) if hasattr(os, "killpg") else child.kill()
-    child.wait()
+# ---- In the child --------------------------------------------------------------------------------
+
+_BOOT = """
+import sys
+from importlib import util
+for name, path in zip(["minitrace", "minitrace_limits"], sys.argv[1:]):
+    spec = util.spec_from_file_location(name, path)
+    sys.modules[name] = module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+module._serve(int(sys.argv[3]))
+"""
 
 
-def _ask_child(child: Any, line: str, seconds: float) -> Any:
-    """A child's answer to one request; what carries another mark than the request is no answer.
-
-    A thread of its own waits on the pipe, which works everywhere.
-    """
-    mark = os.urandom(8).hex().encode()
-    replies: list[bytes] = []
-
-    def exchange() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            child.stdin.write(mark + line.encode() + b"\n")
-            child.stdin.flush()
-            while not replies and (reply := child.stdout.readline(_CROSSING + 100)):
-                replies.extend([reply[16:]] * reply.startswith(mark))
-
-    thread = threading.Thread(target=exchange, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise LimitError(f"time: no result within {seconds:g} seconds")
-    if replies:
-        return _unpack(replies[0])
-    with contextlib.suppress(Exception):
-        child.wait(1)
-    status = child.returncode or 0
-    word = _STATUS.get(status, "exit" if 0 <= status < 128 else "crashed")
-    raise LimitError(f"{word}: the child process ended with status {status}")
-
-
-# What follows runs in the child.
-
-
-def _serve() -> None:
+def _serve(memory_mb: int) -> None:
     """Give up what can be given up, then answer requests until the pipe closes."""
-    import queue
-
     received, sent = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
-        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
-    holds = ["time", "output", "environment"]
+        os.dup2(nowhere, stream)
+    held = ["time", "output", "environment"]
     admin = getattr(os, "getuid", int)() == 0  # who may start processes all the same
     with contextlib.suppress(ImportError, AttributeError, OSError):
-        holds += _unshare()
+        held += _unshare()
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_watch, args=(received, requests.put), daemon=True).start()
     with contextlib.suppress(ImportError):
-        holds += [word for word in _tighten(int(sys.argv[2])) if word != "processes" or not admin]
+        held += [word for word in _tighten(memory_mb) if word != "processes" or not admin]
     while line := requests.get():
         request = json.loads(line[16:])
-        answer = _answer(*request) if request else json.dumps(["holds", holds])
+        answer = _answer(*request) if request else json.dumps(["held", held])
         sent.write(line[:16] + answer.encode() + b"\n")
         sent.flush()
 
@@ -314,8 +456,13 @@ def _tighten(memory_mb: int) -> list[str]:
     used = 0  # pages that the interpreter itself takes
     with contextlib.suppress(OSError), open("/proc/self/statm") as file:
         used = int(file.read().split()[0])
-    bounds = {"files FSIZE": 0, "descriptors NOFILE": 32, "processes NPROC": 0, "core CORE": 0}
-    bounds["memory AS"] = used * resource.getpagesize() + (memory_mb << 20)
+    bounds = {
+        "memory AS": used * resource.getpagesize() + (memory_mb << 20),
+        "files FSIZE": 0,
+        "descriptors NOFILE": 32,
+        "processes NPROC": 0,
+        "core CORE": 0,
+    }
     held = ["cpu"]
     for names, bound in bounds.items():
         word, limit = names.split()
@@ -335,39 +482,40 @@ class _Printed(io.StringIO):
 
 
 def _answer(head: list[Any], args: Any, kwargs: Any) -> str:
-    """Run one request: its result, or what it raised and where."""
-    import traceback
-
+    """The reply to one request: its result, how it ended, or what it raised and where."""
     sys.stdout = sys.stderr = printed = _Printed()
     try:
-        return f'["result", {_pack(_result(head, decode(args), decode(kwargs)), "the result")}]'
+        result = _pack(_result(head, decode(args), decode(kwargs)), "the result")
+        return f'["result", {result}]'
+    except LimitError as error:
+        ended = str(error)
+    except MemoryError:
+        ended = "memory: used up"
+    except SystemExit as error:
+        ended = f"exit: {error}"
     except BaseException as error:
-        trace = traceback.walk_tb(error.__traceback__)
-        line = max([0, *(n for frame, n in trace if frame.f_code.co_filename == "the code")][-1:])
-        text = head[0].splitlines()[line - 1].strip() if line else ""
-        told = [type(error).__name__, str(error)[:2000], line, text, printed.getvalue()]
+        kind, message = type(error).__name__, str(error)[:2000]
+        told = [kind, message, *_failed_line(error, head[0]), printed.getvalue()]
         return json.dumps(["raised", told])
+    return json.dumps(["ended", ended[:2000]])
 
 
-@functools.lru_cache(64)
-def _loaded(source: str, name: str, imports: tuple[str, ...]) -> Any:
-    """Check and compile some code, once."""
-    try:
-        check_code(source, name, limits=Limits(imports=imports))
-    except ValueError as error:
-        raise LimitError(f"refused: {error}") from None
-    return compile(source, "the code", "exec")
+def _failed_line(error: BaseException, source: str) -> tuple[int, str]:
+    """The number and the text of the innermost line of the code in a traceback."""
+    import traceback
+
+    places = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in places if frame.f_code.co_filename == "the code"]
+    if not lines:
+        return 0, ""
+    return lines[-1], re.split(r"\r\n?|\n", source)[lines[-1] - 1].strip()
 
 
 def _result(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Load the code afresh and call its function."""
     source, name, imports, seconds = head
-    code = _loaded(source, name, tuple(imports))
-    with contextlib.suppress(ImportError, ValueError):
-        import resource
-
-        spent = int(sum(os.times()[:2]) + seconds) + 2  # this limit counts all calls of the child
-        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    code = _compiled(source, name, tuple(imports))
+    _allow_processor(seconds)
     known = {key: item for key, item in vars(builtins).items() if key not in _BARRED}
     known["__import__"] = functools.partial(_import, imports)
     namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": known}
@@ -380,26 +528,39 @@ def _result(head: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     return result
 
 
+@functools.lru_cache(64)
+def _compiled(source: str, name: str, imports: tuple[str, ...]) -> Any:
+    """Check and compile some code, once."""
+    try:
+        check_code(source, name, limits=Limits(imports=imports))
+    except ValueError as error:
+        raise LimitError(f"refused: {error}") from None
+    return compile(source, "the code", "exec")
+
+
+def _allow_processor(seconds: float) -> None:
+    """Move the limit on processor time, which counts all calls of this child."""
+    with contextlib.suppress(ImportError, ValueError):
+        import resource
+
+        most = int(sum(os.times()[:2]) + seconds) + 2
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def _import(imports: Any, name: str, _g: Any, _l: Any, wanted: Any, level: int) -> ModuleType:
-    """The `__import__` of code under limits: a copy of a listed module without its own imports."""
+    """The `__import__` of code under limits: of modules on the list, a face."""
     if level or not _allows(imports, name):
         raise ImportError(f"importing {name} is not allowed under limits")
-    module = __import__(name, fromlist=wanted)
+    return _face(__import__(name, fromlist=wanted))
+
+
+def _face(module: ModuleType) -> ModuleType:
+    """A copy of a module and its submodules without what they import themselves."""
     face = ModuleType(module.__name__)
+    public = getattr(module, "__all__", ())
     for key, item in vars(module).items():
-        inner = isinstance(item, ModuleType) and f"{face.__name__}.{key}" not in sys.modules
-        if key in getattr(module, "__all__", ()) or not (inner or key[:1] == "_"):
-            vars(face)[key] = item
+        is_module = isinstance(item, ModuleType)
+        imported = is_module and f"{module.__name__}.{key}" not in sys.modules
+        if key in public or not (imported or key.startswith("_")):
+            vars(face)[key] = _face(item) if is_module else item
     return face
-
-
-# ---- 3. Backward ---------------------------------------------------------------------------------
-#
-# How does feedback reach what may change?  From the output to the parents, the last made first.
-#
-#       x:0 ──┐                           output.backward("too small")
-#             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then x:0 and y:0,
-#       y:0 ──┘                           each once, after all that it fed
-#
-# A propagator says how feedback starts, how several merge, and what each parent receives. With sums
-# it is a gradient; with one growing TraceGraph it is Trace. The graph is never changed by the walk.

@@ -1,255 +1,334 @@
-"""Pictures. RAW: cut out of the old file, to be rewritten."""
-# ---- Pictures: boxes that Mermaid and Graphviz place themselves, and that the SVG below places.
+"""Pictures of trace graphs: SVG drawn here, or text that Mermaid and Graphviz draw.
 
-# fmt: off
-_LOOKS = {  # of each kind: fill, line, most lines of text, Mermaid's brackets, Graphviz's style
-    "parameter": ("#fde68a", "#b45309", 4, "([", "])", "rounded,bold"),
-    "input":     ("#f1f5f9", "#94a3b8", 2, "(", ")", "rounded"),
-    "operator":  ("#dbeafe", "#3b82f6", 2, "[", "]", "solid"),
-    "exception": ("#fecaca", "#dc2626", 4, "{{", "}}", "dashed"),
-    "output":    ("#bbf7d0", "#15803d", 4, "[[", "]]", "bold"),
-    "feedback":  ("#ffffff", "#7c3aed", 6, ">", "]", "rounded,dashed"),
-    "omitted":   ("#ffffff", "#94a3b8", 3, "[", "]", "dashed"),
+A companion of `minitrace.py`: copy both files into one folder. Once this one is imported,
+notebooks show nodes and trace graphs as pictures.
+
+>>> from minitrace import node
+>>> x = node(3, name="x", trainable=True)
+>>> (x + 1).backward("too small")
+>>> picture = to_svg(x.feedback[0])
+>>> [word in picture for word in ("x0", "parameter", "add0", "too small")]
+[True, True, True, True]
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import itertools
+import math
+import operator
+import re
+import textwrap
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+try:
+    from minitrace import Node, TraceGraph, nearest_calls, to_text
+except ImportError as error:
+    raise ImportError(
+        "minitrace_pictures.py needs minitrace.py: copy it beside this file"
+    ) from error
+
+__all__ = ["to_dot", "to_mermaid", "to_svg"]
+
+
+# ---- Boxes: what a picture shows, whoever draws it.
+
+
+class _Look(NamedTuple):
+    """How the boxes of a kind look, and how many lines of text they hold."""
+
+    fill: str
+    line: str
+    most: int
+    left: str  # Mermaid's brackets
+    right: str
+    style: str  # in the words of Graphviz
+
+
+_LOOKS = {
+    "parameter": _Look("#fde68a", "#b45309", 4, "([", "])", "rounded,bold"),
+    "input": _Look("#f1f5f9", "#94a3b8", 2, "(", ")", "rounded"),
+    "operator": _Look("#dbeafe", "#3b82f6", 2, "[", "]", "solid"),
+    "exception": _Look("#fecaca", "#dc2626", 4, "{{", "}}", "dashed"),
+    "output": _Look("#bbf7d0", "#15803d", 4, "[[", "]]", "bold"),
+    "feedback": _Look("#ffffff", "#7c3aed", 6, ">", "]", "rounded,dashed"),
+    "omitted": _Look("#ffffff", "#94a3b8", 3, "[", "]", "dashed"),
 }
-# fmt: on
 _NOTED = "parameter", "input", "exception", "output"  # the kinds that a box names
+_COLUMN, _LINE, _GAP = 7.3, 17, 26  # of a character, of a line of text, around boxes: pixels
 
 
-class _Box(NamedTuple):
-    """What a picture shows of a node, of feedback, or of a run of calls that is left out."""
+@dataclass(eq=False)
+class _Box:
+    """What a picture shows of a node, of feedback, or of a run of calls that is left out.
+
+    A point, where an edge passes a row of boxes, is a box of no size.
+    """
 
     kind: str
-    name: str
-    lines: list[str]
-    tip: str
-    parents: list[int]  # their places in the list of boxes
+    name: str = ""
+    text: str = ""
+    tip: str = ""
+    parents: list[_Box] = field(default_factory=list)
+    row: int = 0
+    floor: int = 0
+    x: float = 0  # of its middle
+    wanted: float = 0  # where x would be if it were alone
+    start: float = 0  # where x would be if all of the row stood side by side
+    above: list[_Box] = field(default_factory=list)
+    below: list[_Box] = field(default_factory=list)
+
+    @property
+    def look(self) -> _Look:
+        return _LOOKS[self.kind]
+
+    @functools.cached_property
+    def lines(self) -> list[str]:
+        """The first lines of the text, as wide as a box; dots say that there is more."""
+        rows: list[str] = []
+        for line in map(_clean, self.text[:4000].splitlines()):
+            room = 34 * len(line) // max(_columns(line), 1)
+            rows += textwrap.wrap(line, max(room, 17)) or [""]
+        last = self.look.most - 1
+        if len(rows) > last + 1:
+            rows[last:] = ["  ".join(rows[last:])]
+        return [_trimmed(row, 34) for row in rows]
+
+    @property
+    def label(self) -> str:
+        return "\n".join([self.name, *self.lines])
+
+    @functools.cached_property
+    def width(self) -> float:
+        if self.kind == "point":
+            return 4
+        note = len(self.kind) + 1 if self.kind in _NOTED else 0
+        columns = map(_columns, self.lines)
+        return _COLUMN * max(6, _columns(self.name) + note, *columns) + 20
+
+    @property
+    def height(self) -> int:
+        return 0 if self.kind == "point" else 30 + _LINE * len(self.lines)
+
+    @property
+    def weight(self) -> int:
+        """How much it counts for others: calls make straight lines, roots make way."""
+        return 16 if self.above else 1
 
 
-def _boxes(graph: TraceGraph, calls: int) -> list[_Box]:
+def _boxes(graph: TraceGraph, most: int) -> list[_Box]:
     """The boxes, parents first, and after them what was said of the outputs.
 
-    The calls nearest to outputs, parameters and failures, which are those that a prompt shows
-    first, have a box each; each run of others shares one.
+    The nearest calls have a box each; each run of others shares one.
     """
-    view = _View(graph, 0)
-    near = {record.number for record in itertools.islice(view._by_nearness(), calls)}
-    groups: list[list[int]] = []
-    for omitted, run in itertools.groupby(view.calls, lambda call: call.number not in near):
-        numbers = [record.number for record in run]
-        groups += [numbers] if omitted else [[number] for number in numbers]
-    shown = {number for group in groups if len(group) == 1 for number in graph[group[0]].parents}
-    shown.update(view.outputs, (r.number for r in graph if r.kind == "parameter"))
-    groups[:0] = [[r.number] for r in graph if r.number in shown and not r.parents]
-    place = {number: n for n, group in enumerate(groups) for number in group}
-    boxes: list[_Box] = []
+    said, boxes = _verdicts(graph), dict[Node[Any], _Box]()
+    for group in _groups(graph, most):
+        made = (boxes.get(parent) for node in group for parent in graph.parents(node))
+        parents = [box for box in made if box]
+        if len(group) > 1:
+            box = _run_box(graph, group, [*dict.fromkeys(parents)])
+        else:
+            box = _node_box(graph, group[0], parents, group[0] in said)
+        boxes.update(dict.fromkeys(group, box))
+    judged = [
+        _Box("feedback", "feedback", words, _cut(words, 2000), [boxes[node]])
+        for node, words in said.items()
+        if words and boxes[node].kind != "omitted"
+    ]
+    return [*dict.fromkeys(boxes.values()), *judged]
+
+
+def _groups(graph: TraceGraph, most: int) -> list[list[Node[Any]]]:
+    """The nodes that are drawn, each alone, and the runs of calls that are not."""
+    near = set(itertools.islice(nearest_calls(graph), most))
+    calls = [node for node in graph if graph.parents(node)]
+    groups: list[list[Node[Any]]] = []
+    for alone, run in itertools.groupby(calls, near.__contains__):
+        row = [*run]
+        groups += [[call] for call in row] if alone else [row]
+    used = set(graph.parameters).union(output.node for output in graph.outputs)
     for group in groups:
-        parents = [place[p] for number in group for p in graph[number].parents if p in place]
-        boxes.append(_box(view, group, [parent for parent in parents if parent < len(boxes)]))
-    for number, words in _verdicts(graph).items():
-        if words and len(groups[place[number]]) == 1:
-            tip, lines = _cut(words, 2000), _box_lines(words, 6)
-            boxes.append(_Box("feedback", "feedback", lines, tip, [place[number]]))
-    return boxes
+        if len(group) == 1:
+            used.update(graph.parents(group[0]))
+    return [[node] for node in graph if node in used and not graph.parents(node)] + groups
 
 
-def _box(view: _View, numbers: list[int], parents: list[int]) -> _Box:
-    """The box of a node, or of a run of calls."""
-    record = view.graph[numbers[0]]
-    if len(numbers) > 1:
-        words = view._gap(numbers)[2:]
-        return _Box("omitted", "...", _box_lines(words, 3), words, [*dict.fromkeys(parents)])
-    kind, data = record.kind if record.kind in _NOTED else "operator", record.data
-    name = _trimmed(view.names[record.number], 24)
-    if record.number in view.outputs and kind == "operator":
+def _verdicts(graph: TraceGraph) -> dict[Node[Any], str]:
+    """What was said of each output: the words and the score."""
+    said: dict[Node[Any], str] = {}
+    for output in graph.outputs:
+        words, score = output.feedback, output.score
+        if not isinstance(words, str):
+            words = "" if words is None else to_text(words)
+        judged = "" if score is None else f"(score: {to_text(score, 24)})"
+        parts = said.get(output.node, ""), words, judged
+        said[output.node] = " ".join(filter(None, parts))
+    return said
+
+
+def _node_box(graph: TraceGraph, node: Node[Any], parents: list[_Box], output: bool) -> _Box:
+    """The box of a node."""
+    kind, text = graph.kind(node), graph.value(node)
+    if not (isinstance(text, str) and ("\n" in text or kind == "exception")):
+        text = to_text(text, 2000)
+    if output and kind == "operator":
         kind = "output"
-    whole = isinstance(data, str) and ("\n" in data or kind == "exception")
-    text = data if whole else _text(data, 2000)
-    tip = f"{name} = {_cut(text, 2000)}\n{_cut(record.description, 1000)}"
-    return _Box(kind, name, _box_lines(text, _LOOKS[kind][2]), tip, parents)
+    name = _trimmed(graph.names[node], 24)
+    tip = f"{name} = {_cut(text, 2000)}\n{_cut(node.description, 1000)}"
+    return _Box(kind, name, text, tip, parents)
 
 
-def _box_lines(text: str, most: int) -> list[str]:
-    """The first lines of a text, as wide as a box; dots say that there is more."""
-    import textwrap
-
-    rows: list[str] = []
-    for line in map(_clean, text[:4000].splitlines()):
-        room = 34 * len(line) // max(_columns(line), 1)
-        rows += textwrap.wrap(line, max(room, 17)) or [""]
-    if len(rows) > most:
-        rows[most - 1 :] = ["  ".join(rows[most - 1 :])]
-    return [_trimmed(row, 34) for row in rows]
+def _run_box(graph: TraceGraph, calls: list[Node[Any]], parents: list[_Box]) -> _Box:
+    """The box of calls that are left out: how many, from where to where, and which."""
+    counts = Counter(call.op_name for call in calls).most_common(5)
+    kinds = ", ".join(f"{count} {name}" for name, count in counts)
+    first, last = graph.names[calls[0]], graph.names[calls[-1]]
+    words = _cut(f"{len(calls)} calls left out, {first} to {last}: {kinds}", 118)
+    return _Box("omitted", "...", words, words, parents)
 
 
-def _mermaid(graph: TraceGraph, calls: int) -> str:
-    """A flowchart; what Mermaid could read as anything but text stands there by its number."""
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _clean(text: str) -> str:
+    """The text with what nobody can see, such as control characters, as escapes."""
+    return "".join(map(_visible, text.expandtabs(4)))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character == "\u200d":
+        return character
+    return repr(character)[1:-1]
+
+
+def _columns(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    """The columns of a character: an accent takes none, a wide character two."""
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _trimmed(text: str, room: int) -> str:
+    """The text, its end cut off if it is wider than so many columns."""
+    if _columns(text) <= room:
+        return text
+    ends = itertools.accumulate(map(_width, text))
+    return text[: sum(end <= room - 3 for end in ends)] + "..."
+
+
+# ---- Mermaid and Graphviz: text that others place.
+
+
+def to_mermaid(graph: TraceGraph, calls: int = 100) -> str:
+    """The graph as a Mermaid flowchart, which many pages draw from its text.
+
+    Where there are more than about so many calls, those nearest to outputs, parameters and failures
+    stay, as in a prompt.
+
+    >>> from minitrace import GRAPH, node
+    >>> GRAPH.clear()
+    >>> x = node(3, name="x", trainable=True)
+    >>> (x + 1).backward("too small")
+    >>> print("\\n".join(to_mermaid(x.feedback[0]).splitlines()[:7]))
+    flowchart TD
+        n0(["x0\\n3"]):::parameter
+        n1("int0\\n1"):::input
+        n2[["add0\\n4"]]:::output
+        n0 --> n2
+        n1 --> n2
+        n3>"feedback\\ntoo small"]:::feedback
+    """
     rows = ["flowchart TD"]
-    for n, box in enumerate(_boxes(graph, calls)):
-        *_, left, right, _ = _LOOKS[box.kind]
-        text = "\n".join([box.name, *box.lines]).replace("  ", "\u00a0 ")
-        text = re.sub(r"[^\w\n ,:=']", lambda c: f"#{ord(c[0])};", text).replace("\n", "\\n")
-        rows.append(f'    n{n}{left}"{text}"{right}:::{box.kind}')
+    numbers = {box: n for n, box in enumerate(_boxes(graph, calls))}
+    for box, n in numbers.items():
+        # What Mermaid could read as anything but text stands there by its number.
+        text = box.label.replace("  ", "\u00a0 ")
+        text = re.sub(r"[^\w\n ,:=']", lambda found: f"#{ord(found[0])};", text)
+        text = text.replace("\n", "\\n")
+        rows.append(f'    n{n}{box.look.left}"{text}"{box.look.right}:::{box.kind}')
         arrow = "-.-" if box.kind == "feedback" else "-->"
-        rows += [f"    n{parent} {arrow} n{n}" for parent in box.parents]
-    for kind, (fill, line, *_) in _LOOKS.items():
-        rows.append(f"    classDef {kind} fill:{fill},stroke:{line},color:#111827")
+        rows += [f"    n{numbers[parent]} {arrow} n{n}" for parent in box.parents]
+    for kind, look in _LOOKS.items():
+        rows.append(f"    classDef {kind} fill:{look.fill},stroke:{look.line},color:#111827")
     return "\n".join(rows)
 
 
-def _dot(graph: TraceGraph, calls: int) -> str:
-    """A directed graph in the language of Graphviz."""
+def to_dot(graph: TraceGraph, calls: int = 100) -> str:
+    """The graph in the language of Graphviz, with about so many calls: see `to_mermaid`.
 
-    def quoted(*lines: str) -> str:
-        text = _escape("\n".join(lines)).replace("\\", r"\\").replace("\n", r"\n")
-        return f'"{text}"'
-
+    >>> from minitrace import node
+    >>> x = node(3, name="x", trainable=True)
+    >>> (x + 1).backward("too small")
+    >>> [line.strip() for line in to_dot(x.feedback[0]).splitlines() if "->" in line]
+    ['n0 -> n2', 'n1 -> n2', 'n2 -> n3 [style=dashed dir=none]']
+    """
     rows = ["digraph {", '    node [shape=box fontname="monospace" fontsize=10]']
-    for n, box in enumerate(_boxes(graph, calls)):
-        fill, line, *_, style = _LOOKS[box.kind]
-        label, tip = quoted(box.name, *box.lines), quoted(*box.tip.splitlines())
-        look = f'style="filled,{style}" fillcolor="{fill}" color="{line}"'
-        rows.append(f"    n{n} [label={label} tooltip={tip} {look}]")
-        look = " [style=dashed dir=none]" if box.kind == "feedback" else ""
-        rows += [f"    n{parent} -> n{n}{look}" for parent in box.parents]
+    numbers = {box: n for n, box in enumerate(_boxes(graph, calls))}
+    for box, n in numbers.items():
+        look, label, tip = box.look, _quoted(box.label), _quoted(box.tip)
+        style = f'style="filled,{look.style}" fillcolor="{look.fill}" color="{look.line}"'
+        rows.append(f"    n{n} [label={label} tooltip={tip} {style}]")
+        style = " [style=dashed dir=none]" if box.kind == "feedback" else ""
+        rows += [f"    n{numbers[parent]} -> n{n}{style}" for parent in box.parents]
     return "\n".join([*rows, "}"])
 
 
-# ---- SVG: rows of boxes, each below all that it was made from, drawn with nothing but this file.
-
-_COLUMN, _LINE, _GAP = 7.3, 17, 26  # of a character, of a line of text, between boxes: pixels
-
-
-class _Layout:
-    """Where the boxes stand: in which row, in which order, at which place.
-
-    An edge over several rows passes a point in each, so that it runs beside the boxes; one from far
-    above starts at a copy of the name. All of these are vertices, and have a row, a width and an x:
-    boxes are counted first, then the copies, then the points.
-    """
-
-    def __init__(self, boxes: list[_Box]) -> None:
-        self.boxes, self.row = [*boxes], _rows(boxes)
-        edges = [(parent, n) for n, box in enumerate(boxes) for parent in box.parents]
-        self.copies: dict[tuple[int, int], int] = {}
-        edges = [(self._start(*edge), edge[1]) for edge in edges]
-        self.width = [_box_width(box) for box in self.boxes]
-        self.beside: tuple[Any, Any] = defaultdict(list), defaultdict(list)  # above, and below
-        self.paths = [self._path(*edge) for edge in edges]
-        self.layers: list[list[int]] = [[] for _ in range(max(self.row, default=-1) + 1)]
-        for vertex, row in enumerate(self.row):
-            self.layers[row].append(vertex)
-        self.x = self._places()
-        heights = (max(map(self.height, layer)) + 44 for layer in self.layers)
-        self.floor = [height - 44 + _GAP for height in itertools.accumulate(heights)]
-
-    def _start(self, parent: int, child: int) -> int:
-        """Where an edge starts: its parent, or if that stands far above, a copy, one for a row."""
-        row = self.row[child] - 1
-        if row - self.row[parent] < 5:
-            return parent
-        if (parent, row) not in self.copies:
-            self.copies[parent, row] = len(self.boxes)
-            box = self.boxes[parent]
-            self.boxes.append(_Box("omitted", f"{box.name} (see above)", [], box.tip, []))
-            self.row.append(row)
-        return self.copies[parent, row]
-
-    def _path(self, parent: int, child: int) -> list[int]:
-        """The way of an edge: its parent, a new point in each row between, its child."""
-        between = [*range(self.row[parent] + 1, self.row[child])]
-        points = [*range(len(self.row), len(self.row) + len(between))]
-        self.row += between
-        self.width += [4] * len(between)
-        path = [parent, *points, child]
-        for high, low in itertools.pairwise(path):
-            self.beside[0][low] += [high] * self._weight(high)
-            self.beside[1][high] += [low] * self._weight(high)
-        return path
-
-    def _places(self) -> list[float]:
-        """The middle of each vertex.
-
-        Rows are sorted and moved to be near the one before, then near the one after, which leaves
-        few crossings; at last near both, which makes edges straight.
-        """
-        x, last = [0.0] * len(self.row), len(self.boxes)
-        for sweep in range(25):
-            sides = self.beside if sweep > 11 else self.beside[sweep % 2 : sweep % 2 + 1]
-            for layer in self.layers[:: -1 if sweep % 2 else 1]:
-                wanted: dict[int, float] = {}
-                for v in layer:
-                    near = [x[u] for side in sides[: 1 + (v < last)] for u in side[v]] or [x[v]]
-                    wanted[v] = sum(near) / len(near)
-                layer.sort(key=wanted.__getitem__)
-                sizes = [(wanted[v], self.width[v], self._weight(v)) for v in layer]
-                for v, middle in zip(layer, _apart(sizes), strict=True):
-                    x[v] = middle
-        left = min((x[v] - self.width[v] / 2 for v in range(len(x))), default=0.0)
-        return [middle - left + _GAP for middle in x]
-
-    def _weight(self, v: int) -> int:
-        """How much a vertex counts for others: calls make straight lines, roots make way."""
-        return 16 if self.beside[0][v] else 1
-
-    def height(self, v: int) -> int:
-        return 30 + _LINE * len(self.boxes[v].lines) if v < len(self.boxes) else 0
-
-
-def _rows(boxes: list[_Box]) -> list[int]:
-    """The row of each box: one below its parents; of a root, one above its first child."""
-    rows: list[int] = []
-    first: dict[int, int] = {}
-    for n, box in enumerate(boxes):
-        rows.append(max((rows[parent] + 1 for parent in box.parents), default=0))
-        for parent in box.parents:
-            first[parent] = min(first.get(parent, rows[n]), rows[n])
-    return [rows[n] if box.parents else first.get(n, 1) - 1 for n, box in enumerate(boxes)]
-
-
-def _apart(sizes: list[tuple[float, float, int]]) -> list[float]:
-    """The middles nearest to those wanted, in least squares, at which boxes do not overlap.
-
-    Each box is given as the middle that is wanted, its width and its weight.
-
-    Source: isotonic regression by pooling adjacent violators, Ayer et al., 1955.
-    """
-    steps = (a[1] / 2 + b[1] / 2 + _GAP for a, b in itertools.pairwise(sizes))
-    starts = [*itertools.accumulate(steps, initial=0.0)]
-    pools: list[tuple[float, int, int]] = []  # of boxes that touch: moves, weights, how many
-    for (middle, _, weight), start in zip(sizes, starts, strict=True):
-        pool = (middle - start) * weight, weight, 1
-        while pools and pools[-1][0] * pool[1] > pool[0] * pools[-1][1]:
-            last = pools.pop()
-            pool = pool[0] + last[0], pool[1] + last[1], pool[2] + last[2]
-        pools.append(pool)
-    moves = [moved / weight for moved, weight, count in pools for _ in range(count)]
-    return [*map(operator.add, starts, moves)]
-
-
-def _box_width(box: _Box) -> float:
-    head = len(box.name) and _columns(box.name) + (len(box.kind) + 1) * (box.kind in _NOTED)
-    return _COLUMN * max(6, head, *map(_columns, box.lines)) + 20
-
-
-def _svg(graph: TraceGraph, calls: int) -> str:
-    """The picture as SVG: a style sheet, the edges, then the boxes."""
-    layout = _Layout(_boxes(graph, calls))
-    names = ", ".join(graph.names[output.node] for output in graph.outputs[:9])
-    label = _escape(f"Trace graph of {_trimmed(names, 60)}: {len(graph)} nodes")
-    ends = (x + width / 2 for x, width in zip(layout.x, layout.width, strict=True))
-    size = [round(max(ends, default=0)) + _GAP, max(layout.floor, default=0) + _GAP]
-    head = '<svg xmlns="http://www.w3.org/2000/svg" class="minitrace" role="img" '
-    head += 'width="{0}" height="{1}" viewBox="0 0 {0} {1}" '.format(*size)
-    head += f'aria-label="{label}" xml:space="preserve">\n<style>\n{_STYLE}\n</style>'
-    paper = '<rect width="100%" height="100%" rx="8" fill="#ffffff"/>'
-    boxes = [_svg_box(layout, n) for n in range(len(layout.boxes))]
-    return "\n".join([head, paper, *_svg_edges(layout), *boxes, "</svg>"])
+def _quoted(text: str) -> str:
+    text = _escape(text).replace("\\", r"\\").replace("\n", r"\n")
+    return f'"{text}"'
 
 
 def _escape(text: str) -> str:
-    import html
+    """The text as XML and Graphviz read it."""
+    text = "\n".join(map(_clean, text.splitlines()))
+    return html.escape(text, quote=False).replace('"', "&quot;")
 
-    return html.escape("\n".join(map(_clean, text.splitlines())), False).replace('"', "&quot;")
+
+# ---- SVG: rows of boxes, each below all that it was made from.
+
+
+def to_svg(graph: TraceGraph, calls: int = 100) -> str:
+    """The graph as a picture, with about so many calls: see `to_mermaid`.
+
+    It stands alone, has no script, and turns dark with the reader's system.
+
+    >>> from minitrace import node
+    >>> x = node("<b>", name="x", trainable=True)
+    >>> (x + "!").backward("too loud")
+    >>> picture = to_svg(x.feedback[0])
+    >>> picture[:4], "too loud" in picture, "<b>" in picture
+    ('<svg', True, False)
+    """
+    boxes = _boxes(graph, calls)
+    _find_rows(boxes)
+    paths = _paths(boxes)
+    places = [*dict.fromkeys(itertools.chain(boxes, *paths))] or [_Box("point")]
+    _arrange(places)
+    names = ", ".join(graph.names[output.node] for output in graph.outputs[:9])
+    label = _escape(f"Trace graph of {_trimmed(names, 60)}: {len(graph)} nodes")
+    width = _GAP + round(max(box.x + box.width / 2 for box in places))
+    height = _GAP + max(box.floor for box in places)
+    rows = [
+        '<svg xmlns="http://www.w3.org/2000/svg" class="minitrace" role="img" '
+        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'aria-label="{label}" xml:space="preserve">',
+        f"<style>\n{_STYLE}\n</style>",
+        '<rect width="100%" height="100%" rx="8" fill="#ffffff"/>',
+    ]
+    rows += _svg_edges(paths)
+    rows += [_svg_box(box) for box in places if box.kind != "point"]
+    return "\n".join([*rows, "</svg>"])
 
 
 _STYLE = """\
@@ -263,52 +342,149 @@ _STYLE = """\
 @media (prefers-color-scheme: dark) { .minitrace { filter: invert(0.92) hue-rotate(180deg) } }"""
 
 
-def _svg_edges(layout: _Layout) -> Iterator[str]:
+def _find_rows(boxes: list[_Box]) -> None:
+    """Put each box one row below its parents, and a root one above its first child."""
+    for box in boxes:
+        box.row = max((parent.row + 1 for parent in box.parents), default=0)
+    for box in sorted(boxes, key=lambda box: -box.row):
+        for parent in box.parents:
+            if not parent.parents:
+                parent.row = box.row - 1
+
+
+def _paths(boxes: list[_Box]) -> list[list[_Box]]:
+    """The way of each edge: its parent, a point in each row between, its child.
+
+    So it runs beside the boxes of a row. An edge from far above starts at a copy of the name.
+    """
+    paths: list[list[_Box]] = []
+    copies: dict[tuple[_Box, int], _Box] = {}
+    for box in boxes:
+        for parent in box.parents:
+            start, row = parent, box.row - 1
+            if row - parent.row >= 5:
+                copy = _Box("omitted", f"{parent.name} (see above)", tip=parent.tip, row=row)
+                start = copies.setdefault((parent, row), copy)
+            points = [_Box("point", row=row) for row in range(start.row + 1, box.row)]
+            paths.append([start, *points, box])
+    for path in paths:
+        for upper, lower in itertools.pairwise(path):
+            upper.below.append(lower)
+            lower.above.append(upper)
+    return paths
+
+
+def _arrange(places: list[_Box]) -> None:
+    """Sort each row, and move its boxes to where they are wanted.
+
+    That is near the row before, then near the row after, which leaves few crossings; at last near
+    both, which makes edges straight.
+    """
+    in_row = operator.attrgetter("row")
+    rows = [[*row] for _, row in itertools.groupby(sorted(places, key=in_row), in_row)]
+    for sweep in range(25):
+        for row in rows[::-1] if sweep % 2 else rows:
+            for box in row:
+                near = box.below if sweep % 2 else box.above
+                if sweep > 11:  # an edge goes straight down as long as it can
+                    near = box.above if box.kind == "point" else box.above + box.below
+                box.wanted = _middle(near or [box])
+            row.sort(key=lambda box: box.wanted)
+            _spread(row)
+    left = min(box.x - box.width / 2 for box in places)
+    floor = 0
+    for row in rows:
+        floor += max(box.height for box in row)
+        for box in row:
+            box.x += _GAP - left
+            box.floor = floor + _GAP
+        floor += 44
+
+
+def _middle(boxes: list[_Box]) -> float:
+    """Their mean; `sum` would differ in the last digit from one version of Python to the next."""
+    total = sum(box.weight for box in boxes)
+    return math.fsum(box.weight * box.x for box in boxes) / total
+
+
+def _spread(row: list[_Box]) -> None:
+    """Put boxes in order where they do not overlap, nearest to where they are wanted.
+
+    Source: isotonic regression by pooling adjacent violators, Ayer et al., 1955.
+    """
+    pools: list[tuple[float, int, int]] = []  # of boxes that touch: moves, weights, how many
+    left = 0.0
+    for box in row:
+        box.start = left + box.width / 2
+        left += box.width + _GAP
+        moves, weight, count = (box.wanted - box.start) * box.weight, box.weight, 1
+        while pools and pools[-1][0] / pools[-1][1] > moves / weight:
+            pool = pools.pop()
+            moves += pool[0]
+            weight += pool[1]
+            count += pool[2]
+        pools.append((moves, weight, count))
+    boxes = iter(row)
+    for moves, weight, count in pools:
+        for box in itertools.islice(boxes, count):
+            box.x = box.start + moves / weight
+
+
+def _svg_edges(paths: list[list[_Box]]) -> Iterator[str]:
     """The edges, each to a place of its own on top of a box."""
-    arriving: dict[int, list[list[int]]] = defaultdict(list)
-    for path in sorted(layout.paths, key=lambda path: layout.x[path[-2]]):
+    arriving: dict[_Box, list[list[_Box]]] = defaultdict(list)
+    for path in sorted(paths, key=lambda path: path[-2].x):
         arriving[path[-1]].append(path)
-    for child, paths in arriving.items():
-        step = min(16, (layout.width[child] - 24) / len(paths))
-        left = layout.x[child] - step * (len(paths) - 1) / 2
-        for n, path in enumerate(paths):
-            yield _svg_edge(layout, path, left + step * n)
+    for box, group in arriving.items():
+        step = min(16, (box.width - 24) / len(group))
+        x = box.x - step * (len(group) - 1) / 2
+        for path in group:
+            yield _svg_edge(path, x)
+            x += step
 
 
-def _svg_edge(layout: _Layout, path: list[int], end: float) -> str:
+def _svg_edge(path: list[_Box], end: float) -> str:
     """An edge: in a curve from row to row, and straight past the boxes of a row."""
-    said = layout.boxes[path[-1]].kind == "feedback"
-    turns = [*map(layout.x.__getitem__, path[:-1]), end]
-    way = f"M{turns[0]:.0f} {layout.floor[layout.row[path[0]]]}"
-    for row, (high, low) in enumerate(itertools.pairwise(turns), layout.row[path[0]]):
-        floor = layout.floor[row]
-        way += f"V{floor}C{high:.0f} {floor + 25} {low:.0f} {floor + 19} {low:.0f} {floor + 44}"
-    way += f"V{layout.floor[layout.row[path[-1]]] - layout.height(path[-1])}"
-    head = "" if said else "m-4 -7l4 7l4 -7"
-    return f'<path class="{"said" if said else "edge"}" d="{way}{head}"/>'
+    last = path[-1]
+    way = f"M{path[0].x:.0f} {path[0].floor}"
+    for upper, lower in itertools.pairwise(path):
+        y, x = upper.floor, end if lower is last else lower.x
+        way += f"V{y}C{upper.x:.0f} {y + 25} {x:.0f} {y + 19} {x:.0f} {y + 44}"
+    way += f"V{last.floor - last.height}"
+    if last.kind == "feedback":
+        return f'<path class="said" d="{way}"/>'
+    return f'<path class="edge" d="{way}m-4 -7l4 7l4 -7"/>'
 
 
-def _svg_box(layout: _Layout, n: int) -> str:
+def _svg_box(box: _Box) -> str:
     """A box, with a tooltip and its lines of text."""
-    box, width, height = layout.boxes[n], layout.width[n], layout.height(n)
-    fill, line, *_, style = _LOOKS[box.kind]
-    left, top = layout.x[n] - width / 2, layout.floor[layout.row[n]] - height
-    place = f'x="{left:.0f}" y="{top}" width="{width:.0f}" height="{height}"'
-    look = f'rx="{12 if "rounded" in style else 3}" fill="{fill}" stroke="{line}"'
+    left, top = box.x - box.width / 2, box.floor - box.height
+    corner = 12 if "rounded" in box.look.style else 3
+    rect = f'<rect x="{left:.0f}" y="{top}" width="{box.width:.0f}" height="{box.height}"'
+    rect += f' rx="{corner}" fill="{box.look.fill}" stroke="{box.look.line}"/>'
     y = top + 20
-    texts = [_svg_text("name", box.name, left + 10, y)]
-    texts += [_svg_text("", each, left + 10, y + _LINE * k) for k, each in enumerate(box.lines, 1)]
+    texts = _svg_text("name", box.name, left + 10, y)
+    for n, line in enumerate(box.lines, 1):
+        texts += _svg_text("", line, left + 10, y + _LINE * n)
     if box.kind in _NOTED:
-        texts.append(_svg_text("note", box.kind, left + width - 10, y))
-    tip = f"<title>{_escape(box.tip)}</title>"
-    return f'<g class="{box.kind}">{tip}<rect {place} {look}/>{"".join(texts)}</g>'
+        texts += _svg_text("note", box.kind, left + box.width - 10, y)
+    return f'<g class="{box.kind}"><title>{_escape(box.tip)}</title>{rect}{texts}</g>'
 
 
-def _svg_text(kind: str, text: str, x: float, y: float) -> str:
+def _svg_text(kind: str, text: str, x: float, y: int) -> str:
     """A line of text; what is not ASCII is told how wide it has to be, whatever the font."""
-    width = f' textLength="{_columns(text) * _COLUMN:.0f}" lengthAdjust="spacingAndGlyphs"'
-    width = "" if text.isascii() else width
+    width = ""
+    if not text.isascii():
+        width = f' textLength="{_columns(text) * _COLUMN:.0f}" lengthAdjust="spacingAndGlyphs"'
     return f'<text class="{kind}" x="{x:.0f}" y="{y}"{width}>{_escape(text)}</text>'
 
 
-# ---- 7. Demo and command line --------------------------------------------------------------------
+# ---- Notebooks look for a method of this name.
+
+
+def _draw(node: Node[Any]) -> str:
+    return to_svg(TraceGraph.of(node))
+
+
+setattr(Node, "_repr_svg_", _draw)
+setattr(TraceGraph, "_repr_svg_", to_svg)

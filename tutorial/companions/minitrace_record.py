@@ -1,27 +1,65 @@
-"""Replay and Budget. RAW: cut out of the old file, to be rewritten."""
+"""What can stand around a language model: a budget that stops it, a cassette that replays it.
+
+A companion of `minitrace.py`: copy both files into one folder.
+
+>>> from minitrace import Script
+>>> with Budget(calls=9) as budget:
+...     replies = Script(["Paris.", "Rome."]).map(["Capital of France?", "Capital of Italy?"])
+>>> print(budget.report())
+2 calls of 9, 14 tokens
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+try:
+    from minitrace import LanguageModel, LLMError, MinitraceError, Reply, around_calls
+except ImportError as error:
+    raise ImportError("minitrace_record.py needs minitrace.py: copy it beside this file") from error
+
+__all__ = ["Budget", "BudgetError", "Replay"]
+
+_Messages = list[dict[str, Any]]
+_Amounts = dict[str, float]
+
+
+# ---- Budget: a call reserves what it may cost, and settles when it is known what it did cost.
+
+
 class BudgetError(MinitraceError):
     """A call was stopped before it was made, because it would pass a limit of a `Budget`.
 
+    >>> from minitrace import Script
     >>> with Budget(calls=2):
     ...     Script(["yes"] * 3).map(["a", "b", "c"], workers=1)
     Traceback (most recent call last):
         ...
-    minitrace.BudgetError: this call would pass 2 calls; spent so far: 2 calls of 2, 4 tokens
+    minitrace_record.BudgetError: this call would pass 2 calls; spent so far: 2 calls of 2, 4 tokens
     """
 
+    kind = "budget"
 
-def _dig(data: Any, *path: str | int) -> Any:
-# ---- Budgets: a call reserves what it may cost, and settles when it is known what it did cost.
 
-_budgets: contextvars.ContextVar[tuple[Budget, ...]] = contextvars.ContextVar("budgets", default=())
-_ledger = threading.Lock()
+_FORMS = {"calls": "{:,} calls", "tokens": "{:,} tokens", "usd": "${:.4f}", "seconds": "{:.1f} s"}
+_ledger = threading.Lock()  # one for all budgets: each lets a call pass, or none counts it
+_entered: ContextVar[tuple[Budget, ...] | None] = ContextVar("minitrace_budgets", default=None)
+_open: list[Budget] = []  # whoever entered them
 
 
 class Budget:
     """A `with` block that stops the call that would pass a limit, before it is made.
 
-    Every call to a language model of ours counts once in each budget around it, in threads and
-    tasks too, live, replayed or scripted; a `Replay` that asks a live one is one call.
+    Every call of a language model counts once in each budget around it, in threads and tasks too,
+    live, replayed or scripted; a `Replay` that asks a live one is one call.
     Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
     length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they pass a
     limit by the calls in flight at most. A call that the server refused costs no tokens; one that
@@ -34,6 +72,7 @@ class Budget:
     Raises:
         BudgetError: from the call that would pass a limit, or has no price under a limit in `usd`.
 
+    >>> from minitrace import Script
     >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
     ...     replies = Script(["Paris."] * 9).map(["Capital of France?"] * 2)
     >>> print(budget.report())
@@ -52,28 +91,44 @@ class Budget:
         prices: Mapping[str, tuple[float, float]] = {},
     ) -> None:
         self.limits = {"calls": calls, "tokens": tokens, "usd": usd, "seconds": seconds}
-        self.prices, self._started = prices, 0.0
-        self.spent: dict[str, float] = dict.fromkeys(self.limits, 0)
+        self.prices = prices
+        self.spent: _Amounts = dict.fromkeys(self.limits, 0)
+        self._started = 0.0
+        self._blocks: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Budget:
         self._started = self._started or time.monotonic()
-        _budgets.set((*_budgets.get(), self))
+        block = around_calls(_count)
+        block.__enter__()
+        self._blocks.append(block)
+        _entered.set((*(_entered.get() or ()), self))
+        _open.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _budgets.set(_budgets.get()[:-1])
+        _open.remove(self)
+        budgets = list(_entered.get() or ())
+        budgets.remove(self)
+        _entered.set(tuple(budgets))
+        self._blocks.pop().__exit__(None, None, None)
 
     def report(self) -> str:
-        """What was spent, of which limits, in one line; calls in flight count by their estimate."""
-        self.spent["seconds"] = time.monotonic() - self._started if self._started else 0
-        forms = ("{:,} calls", "{:,} tokens", "${:.4f}", "{:.1f} s")
-        return ", ".join(
-            form.format(self.spent[kind]) + ("" if limit is None else f" of {limit:,}")
-            for (kind, limit), form in zip(self.limits.items(), forms, strict=True)
-            if limit is not None or kind in ("calls", "tokens") or (kind == "usd" and self.prices)
-        )
+        """What was spent, of which limits, in one line; calls in flight count by their estimate.
 
-    def _cost(self, model: str, tokens_in: int, tokens_out: int) -> dict[str, float]:
+        >>> Budget(calls=1000, usd=2.5).report()
+        '0 calls of 1,000, 0 tokens, $0.0000 of 2.5'
+        """
+        self.spent["seconds"] = time.monotonic() - self._started if self._started else 0
+        words = []
+        for kind, limit in self.limits.items():
+            spent = _FORMS[kind].format(self.spent[kind])
+            if limit is not None:
+                words.append(f"{spent} of {limit:,}")
+            elif kind in ("calls", "tokens") or (kind == "usd" and self.prices):
+                words.append(spent)
+        return ", ".join(words)
+
+    def _cost(self, model: str, tokens_in: int, tokens_out: int) -> _Amounts:
         price = self.prices.get(model, self.prices.get("*"))
         if price is None and self.limits["usd"] is not None:
             raise BudgetError(f"no price for {model!r}: add it, or '*' for any, to prices=")
@@ -81,45 +136,73 @@ class Budget:
         usd = (tokens_in * rate_in + tokens_out * rate_out) / 1e6
         return {"calls": 1, "tokens": tokens_in + tokens_out, "usd": usd}
 
-    def _check(self, cost: dict[str, float]) -> dict[str, float]:
+    def _check(self, cost: _Amounts) -> None:
         report = self.report()
         for kind, limit in self.limits.items():
             if limit is not None and self.spent[kind] + cost.get(kind, 0) > limit + 1e-12:
                 raise BudgetError(f"this call would pass {limit:,} {kind}; spent so far: {report}")
-        return cost
 
-    def _add(self, cost: dict[str, float], instead_of: Mapping[str, float] = {}) -> None:
+    def _add(self, cost: _Amounts, sign: int = 1) -> None:
         for kind, amount in cost.items():
-            self.spent[kind] += amount - instead_of.get(kind, 0)
+            self.spent[kind] += sign * amount
 
 
-def _counted(llm: _LanguageModel, messages: _Messages, options: dict[str, Any]) -> Reply:
-    """Make one call, counted in every budget around it, with the calls that it makes in turn."""
-    name, budgets = llm.model or os.environ.get("MINITRACE_MODEL", ""), {*_budgets.get()}
+def _count(
+    llm: LanguageModel, messages: _Messages, options: dict[str, Any], ask: Callable[[], Reply]
+) -> Reply:
+    """Make one call, counted in every budget around it.
+
+    All budgets share this hook: it runs once for a call, and sees all of them at the same time.
+    """
+    around = _entered.get()
+    budgets = tuple(_open) if around is None else around  # all, if nobody knows what is around
+    name = llm.model or os.environ.get("MINITRACE_MODEL", "")
     guess = _tokens(_prompt(messages)), min(500, options.get("max_tokens", 500))
-    with _ledger:  # one lock for all budgets: each of them lets a call pass, or none counts it
-        costs = [(budget, budget._check(budget._cost(name, *guess))) for budget in budgets]
-        for budget, cost in costs:
+    with _ledger:
+        costs = {budget: budget._cost(name, *guess) for budget in budgets}
+        for budget, cost in costs.items():
+            budget._check(cost)
+        for budget, cost in costs.items():
             budget._add(cost)
-    used, scope = guess, _budgets.set(())
+    used = guess
     try:
-        tape, ask = _tape.get(), functools.partial(llm._ask, messages, options)
-        reply = cast(Reply, tape(messages, options, ask) if tape else ask())
+        reply = ask()
         usage = reply.usage or {}
         used = usage.get("input_tokens", guess[0]), usage.get("output_tokens", _tokens(reply))
         return reply
     except LLMError as error:
-        used = (0, 0) if error.status >= 400 else guess
+        if error.status >= 400:
+            used = 0, 0
         raise
     finally:
-        _budgets.reset(scope)
         with _ledger:
-            for budget, cost in costs:
-                budget._add(budget._cost(name, *used), instead_of=cost)
+            for budget, cost in costs.items():
+                budget._add(cost, -1)
+                budget._add(budget._cost(name, *used))
 
 
-class _Foreign(_LanguageModel):
-class Replay(_LanguageModel):
+def _prompt(messages: _Messages) -> str:
+    """The text of a conversation; pictures and the like are left out."""
+    texts = []
+    for message in messages:
+        content = message["content"]
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts += [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]
+    return "\n".join(texts)
+
+
+def _tokens(text: str) -> int:
+    """Tokens in a text, roughly: four bytes each."""
+    return len(text.encode("utf-8", "replace")) // 4 + 1
+
+
+# ---- Replay: a file of JSON lines, read at the first call and appended to after it.
+
+
+_cassettes = threading.Lock()
+
+
+class Replay(LanguageModel):
     """A cassette: replies in a file, one JSON line each, that a person can read and commit.
 
     A reply is found by the messages and the options of the call; the n-th time the same is asked,
@@ -135,6 +218,7 @@ class Replay(_LanguageModel):
         LLMError: nothing recorded (`kind` is `miss`), or a line that is no record.
 
     >>> import os, tempfile
+    >>> from minitrace import Script
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "lesson.jsonl")
     ...     first = Replay(path, live=Script(["Paris.", "Still Paris."]))
@@ -151,13 +235,15 @@ class Replay(_LanguageModel):
         self._records: dict[str, list[Reply]] | None = None
         self._turns = Counter[str]()
 
-    def _ask(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+    def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
+        """The reply recorded for this call, or a new one of `live`, which is recorded."""
         key = _call_key(messages, options)
         with _cassettes:
             if self._records is None:
                 self._records = _read_cassette(self.path)
             self._turns[key] += 1
-            turn, recorded = self._turns[key], self._records.get(key, [])
+            turn = self._turns[key]
+        recorded = self._records.get(key, [])
         if turn <= len(recorded):
             return recorded[turn - 1]
         if self.live is None:
@@ -172,29 +258,49 @@ class Replay(_LanguageModel):
         return reply
 
 
-_cassettes = threading.Lock()
+def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
+    """What tells calls apart, and shows how they differ."""
+    return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
 
 
 def _read_cassette(path: str) -> dict[str, list[Reply]]:
     """The replies of a cassette, by what was asked; no file is an empty one."""
-    data, replies = b"", defaultdict[str, list[Reply]](list)
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    data = b""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
         data = file.read()
-    for number, line in enumerate(_whole_lines(data), 1):
+    replies: dict[str, list[Reply]] = defaultdict(list)
+    for number, line in enumerate(_whole(data).splitlines(), 1):
         try:
             record = json.loads(line)
-            replies[_call_key(record["messages"], record["options"])].append(_reply_in(record))
+            facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
+            reply = Reply(record["reply"], **facts)
+            replies[_call_key(record["messages"], record["options"])].append(reply)
         except (ValueError, LookupError, TypeError, AttributeError):
             raise LLMError(f"{path}, line {number}: not the record of a call") from None
     return replies
+
+
+def _whole(data: bytes) -> bytes:
+    """What is in a file, each line with its end; a record that a crash cut short is left out."""
+    start = data.rfind(b"\n") + 1
+    last = data[start:]
+    if last[:1] in (b"", b"{", b"\0"):  # anything else is no record, and is not ours to cut off
+        try:
+            json.loads(last)
+        except ValueError:
+            return data[:start]
+    return data + b"\n"
 
 
 def _append(path: str, record: dict[str, Any]) -> None:
     """Add a line of JSON to a file, in one write, after cutting off a line torn by a crash."""
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
     with _cassettes, open(path, "a+b", buffering=0) as file:
-        _mend(file)
-        file.write(line)
+        file.seek(0)
+        data = file.read()
+        whole = _whole(data)
+        file.truncate(min(len(whole), len(data)))
+        file.write(whole[len(data) :] + line)
 
 
 def _closest(key: str, keys: Iterable[str]) -> str:
@@ -207,6 +313,3 @@ def _closest(key: str, keys: Iterable[str]) -> str:
     old, new = (text.replace("\\n", "\n").splitlines() for text in (likest, key))
     lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
     return "\n".join(lines[:40]) or "the same, recorded fewer times"
-
-
-class Script(_LanguageModel):

@@ -25,9 +25,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "companions")]
+
+import minitrace_limits  # noqa: E402
+import minitrace_record  # noqa: E402
+import minitrace_train  # noqa: E402
 
 import minitrace  # noqa: E402
+
+LIBRARY = minitrace, minitrace_limits, minitrace_record, minitrace_train
 
 SECONDS, MEGABYTES, PRINTED = 10, 2000, 1000
 EXERCISES = {}
@@ -81,7 +87,7 @@ EXERCISES[2] = """
 numbers = node([2, 4, 9], name="numbers", trainable=True)
 name, price = node("tea", name="name", trainable=True), node(3, name="price", trainable=True)
 def operators_in(result):
-    return sorted({record.operator for record in TraceGraph.of(result)} - {""})
+    return sorted({each.op_name for each in TraceGraph.of(result) if each.parents})
 def parameters_of(result):
     return sorted(each.py_name for each in TraceGraph.of(result).parameters)
 
@@ -812,7 +818,7 @@ hint: Limits(seconds=1) stops it
 """
 
 
-# ---- What the calls above use beside the exercise and the names of minitrace ----
+# ---- What the calls above use beside the exercise and the library's names ----
 
 
 @minitrace.bundle()
@@ -925,7 +931,7 @@ def came_of(action):
 def judge(number, path, begin=lambda place: None):
     """Grade a file in this process; `begin` hears the place of each call before it is made."""
     prepared, calls = rows(number)
-    names = {name: getattr(minitrace, name) for name in minitrace.__all__}
+    names = {name: getattr(module, name) for module in LIBRARY for name in module.__all__}
     names |= {"inf": float("inf"), "json": json}
     names |= {each.__name__: each for each in SUPPORT}
     minitrace.GRAPH.clear()

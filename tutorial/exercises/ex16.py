@@ -1,6 +1,8 @@
 """Exercise 16: code from a stranger. Write a body, then `python3 tutorial check 16`."""
 
-from minitrace import CodeError, LimitError, Limits, check_code  # noqa: F401  (you will need them)
+from minitrace_limits import CodeError, LimitError, Limits  # noqa: F401  (you will need them)
+
+from minitrace import check_code  # noqa: F401
 
 
 def trial(source, argument, wanted):

@@ -1,10 +1,12 @@
-"""Language models over HTTP, cassettes, scripts, budgets, and a server that misbehaves."""
+"""Section 6, Language models: hooks around every call, HTTP and its misfortunes, scripts, the stub."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
+import http.client
 import json
 import os
 import pickle
@@ -20,19 +22,25 @@ import warnings
 from itertools import count
 
 import pytest
+from conftest import ROOT
+from llm_server import KEY, MODES, Server, answer_anthropic, answer_openai
 
 import minitrace
-from llm_server import KEY, MODES, Server, answer_anthropic, answer_openai
 from minitrace import (
     LLM,
     PROTOCOLS,
     PROVIDERS,
-    Budget,
-    BudgetError,
+    LanguageModel,
     LLMError,
-    Replay,
+    OptoPrime,
     Reply,
     Script,
+    StubLLM,
+    TextGrad,
+    around_calls,
+    ask_until_usable,
+    node,
+    operators,
 )
 
 tags = count()
@@ -76,6 +84,277 @@ def fails(server, mode, protocol="openai", **settings):
     return caught.value, pauses
 
 
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+# ---- A language model of one's own
+
+
+class Echo(LanguageModel):
+    """Answers with the last message, and keeps what it was asked."""
+
+    model = "echo"
+
+    def __init__(self, **options):
+        self.options, self.asked = options, []
+
+    def complete(self, messages, options):
+        self.asked.append((messages, options))
+        return Reply(messages[-1]["content"])
+
+
+def test_one_method_makes_a_language_model():
+    llm = Echo()
+    assert llm("hi") == "hi" and isinstance(llm("hi"), Reply) and llm.asked[0] == (user("hi"), {})
+    assert llm.map(["a", "b", "c"]) == ["a", "b", "c"] and asyncio.run(llm.acall("d")) == "d"
+    with pytest.raises(NotImplementedError):
+        LanguageModel()("hi")
+
+
+def test_options_of_the_call_go_over_those_of_the_object_and_none_takes_one_away():
+    llm = Echo(temperature=0, top_p=1)
+    llm("hi"), llm("hi", temperature=1, seed=3), llm("hi", top_p=None)
+    assert [options for _, options in llm.asked] == [
+        {"temperature": 0, "top_p": 1},
+        {"temperature": 1, "top_p": 1, "seed": 3},
+        {"temperature": 0},
+    ]
+
+
+def test_messages_are_checked_and_the_callers_own_are_never_touched():
+    class Careless(Echo):
+        def complete(self, messages, options):
+            messages[0]["content"] = "changed"
+            return Reply("")
+
+    given = user("hi")
+    Careless()(given)
+    assert given == user("hi")
+    for wrong in ([], [{"role": "user"}], {"role": "user", "content": "x"}, ["hello"]):
+        with pytest.raises(TypeError, match="not a text, nor messages"):
+            Careless()(wrong)
+
+
+def test_a_copy_of_its_owner_shares_a_language_model():
+    llm = Echo()
+    assert copy.deepcopy([llm])[0] is llm
+
+
+def test_a_reply_is_a_text_with_facts():
+    reply = Reply("4", usage={"input_tokens": 9}, model="m")
+    assert reply + "2" == "42" and (reply.usage, reply.model) == ({"input_tokens": 9}, "m")
+    assert (Reply().usage, Reply().finish_reason, Reply().model) == (None, "stop", "")
+
+
+# ---- What stands around every call
+
+
+def noting(story, name="hook"):
+    """A hook that writes into a story when a call begins, and what it gave."""
+
+    def hook(llm, messages, options, ask):
+        story.append(f"{name} before")
+        reply = ask()
+        story.append(f"{name} after {reply}")
+        return reply
+
+    return hook
+
+
+def test_hooks_run_around_a_call_the_outer_one_first():
+    story, llm = [], Echo()
+    with around_calls(noting(story, "outer")), around_calls(noting(story, "inner")):
+        assert llm("hi") == "hi"
+    assert story == ["outer before", "inner before", "inner after hi", "outer after hi"]
+    story.clear()
+    llm("hi")
+    assert story == []  # outside, there is none
+
+
+def test_a_hook_is_told_who_is_asked_and_what():
+    seen, llm = [], Echo(temperature=0)
+
+    def hook(*told):
+        seen.append(told[:3])
+        return told[3]()
+
+    with around_calls(hook):
+        llm("hi", seed=1)
+    assert seen == [(llm, user("hi"), {"temperature": 0, "seed": 1})]
+
+
+def test_what_a_hook_returns_is_the_reply():
+    llm = Echo()
+    with around_calls(lambda llm, messages, options, ask: Reply(ask().upper())):
+        assert llm("hi") == "HI"
+    with around_calls(lambda llm, messages, options, ask: Reply("not asked")):
+        assert llm("hi") == "not asked"
+    assert len(llm.asked) == 1
+
+
+def test_a_hook_may_ask_again():
+    llm = Script(["one", "two"])
+    with around_calls(lambda llm, messages, options, ask: Reply(f"{ask()}, {ask()}")):
+        assert llm("hi") == "one, two"
+
+
+def test_exceptions_pass_through_hooks_which_may_look_and_replace_them():
+    seen, llm = [], Script([])
+
+    def looks(llm, messages, options, ask):
+        try:
+            return ask()
+        except LLMError as error:
+            seen.append(error.kind)
+            raise
+
+    with around_calls(looks), pytest.raises(LLMError, match="the script has no reply"):
+        llm("hi")
+    assert seen == ["miss"]
+
+    def helps(llm, messages, options, ask):
+        try:
+            return ask()
+        except LLMError:
+            return Reply("there it is")
+
+    with around_calls(helps), around_calls(looks):
+        assert llm("hi") == "there it is"
+    assert seen == ["miss", "miss"]
+
+    def stops(llm, messages, options, ask):
+        raise RuntimeError("enough")
+
+    with around_calls(stops), pytest.raises(RuntimeError, match="enough"):
+        llm("hi")
+    assert len(llm.asked) == 2  # what was stopped was never asked
+
+
+def test_hooks_are_as_they_were_after_an_exception():
+    story, llm = [], Script([])
+    with around_calls(noting(story)):
+        for _ in range(2):
+            with pytest.raises(LLMError):
+                llm("hi")
+        with pytest.raises(KeyError), around_calls(noting(story, "inner")):
+            raise KeyError
+        with pytest.raises(LLMError):
+            llm("hi")
+    assert story == ["hook before"] * 3
+    with pytest.raises(KeyError), around_calls(noting(story)):
+        raise KeyError
+    Echo()("hi")
+    assert len(story) == 3
+
+
+def test_the_same_hook_is_called_once_however_often_it_was_entered():
+    story, llm = [], Echo()
+    hook = noting(story)
+    with around_calls(hook):
+        with around_calls(hook), around_calls(noting(story, "other")):
+            llm("hi")
+        assert [each for each in story if "before" in each] == ["hook before", "other before"]
+        llm("hi")  # and leaving the inner block does not end the outer one
+        assert story.count("hook before") == 2
+    llm("hi")
+    assert story.count("hook before") == 2
+
+
+def test_a_call_that_a_language_model_makes_in_turn_is_part_of_the_outer_one():
+    class Asks(LanguageModel):
+        def complete(self, messages, options):
+            return Reply(f"{Echo()(messages)} {''.join(Echo().map(['b', 'c']))}")
+
+    story = []
+    with around_calls(noting(story)):
+        assert Asks()("a") == "a bc"
+    assert story == ["hook before", "hook after a bc"]
+
+
+def test_what_a_hook_asks_itself_is_not_seen_by_hooks():
+    def second_opinion(llm, messages, options, ask):
+        return Reply(f"{ask()} {Echo()('and')}")
+
+    with around_calls(second_opinion):
+        assert Echo()("hi") == "hi and"
+
+
+def test_threads_and_tasks_inherit_hooks():
+    llm, story = Echo(), []
+    with around_calls(noting(story)):
+        llm.map(["a", "b", "c"], workers=3)
+        asyncio.run(llm.acall("d"))
+
+        async def many():
+            async def one(n):
+                return await asyncio.to_thread(llm, f"{n}")
+
+            return await asyncio.gather(*map(one, range(5)))
+
+        assert asyncio.run(many()) == [*"01234"]
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(llm, "e"))
+        thread.start()
+        thread.join()
+    assert story.count("hook before") == 10
+
+
+def test_a_task_has_hooks_of_its_own():
+    """Tasks that run by turns, each in a block of its own: none sees the calls of another."""
+
+    async def task(n):
+        story = []
+        with around_calls(noting(story, f"{n}")):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                Echo()("hi")
+        return story
+
+    async def main():
+        return await asyncio.gather(*map(task, range(5)))
+
+    for n, story in enumerate(asyncio.run(main())):
+        assert story == [f"{n} before", f"{n} after hi"] * 3
+
+
+def test_optimizers_threads_inherit_hooks():
+    x, story = node(1, "x", trainable=True), []
+    a, b = node("a", "a", trainable=True), node("b", "b", trainable=True)
+    optimizer = OptoPrime([x], llm=lambda messages: '{"suggestion": {"x0": 2}}')
+    optimizer.backward(x + 1, "low")
+    critic = TextGrad([a, b], llm=lambda messages: "hm")
+    with around_calls(noting(story)):
+        optimizer.propose(n=3)
+        critic.backward(a + b, "bad")
+    assert len(story) == 2 * (3 + 2)
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda llm: ask_until_usable(llm, user("hi"), lambda text: (text, [])),
+        lambda llm: operators.call_llm(llm, "hi"),
+    ],
+)
+def test_any_other_callable_is_seen_too(asks):
+    seen = []
+
+    def stranger(messages, **options):
+        return {"choices": [{"message": {"content": "yes"}}], "usage": {"prompt_tokens": 5}}
+
+    def hook(llm, messages, options, ask):
+        reply = ask()
+        seen.append((llm.model, messages[0]["content"], reply))
+        return reply
+
+    with around_calls(hook):
+        asks(stranger)
+        stranger.model = "stranger-7"
+        asks(stranger)
+    assert seen == [("callable", "hi", "yes"), ("stranger-7", "hi", "yes")]
+    assert all(isinstance(reply, Reply) for _, _, reply in seen)
+
+
 # ---- The two protocols
 
 
@@ -102,7 +381,7 @@ def test_a_text_and_messages_are_answered(server, protocol):
 
 
 def test_every_option_reaches_the_wire(server):
-    options = dict(temperature=0.5, top_p=0.9, max_tokens=99, stop="END")
+    options = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 99, "stop": "END"}
     llm, _ = connect(
         server, **options, seed=3, reasoning_effort="low", response_format={"type": "text"}
     )
@@ -176,10 +455,8 @@ def test_names_split_at_a_known_first_part_only(server):
         ("groq/a/b", "a/b"),
         ("meta/ok", "meta/ok"),
     ]:
-        try:
+        with contextlib.suppress(LLMError):  # the server has no language model of this name
             LLM(name, base_url=base, api_key=KEY, retries=0)("x")
-        except LLMError:
-            pass  # the server has no language model of this name
         assert server.requests[-1]["body"]["model"] == sent
 
 
@@ -212,22 +489,70 @@ def test_no_language_model_says_what_to_set():
         LLM("just-a-name")("x")
 
 
+def row(provider):
+    """A row of the table with all its fields: protocol, address, keys, variable, how to read that."""
+    given = PROVIDERS[provider]
+    return *given, *("", "", str)[len(given) - 2 :]
+
+
+def path_of(provider):
+    return {"anthropic": "/v1/messages"}.get(provider, "/v1/chat/completions")
+
+
 @pytest.mark.parametrize("provider", sorted(PROVIDERS))
-def test_each_row_of_the_table_is_honoured(server, monkeypatch, provider):
-    row = minitrace._Provider(*PROVIDERS[provider])
-    route = {"anthropic": "/v1/messages"}.get(row.protocol, "/chat/completions")
-    for variable in reversed(row.keys.split()):  # the first that is set wins
-        monkeypatch.setenv(variable, f"key-in-{variable}")
-        llm = LLM(f"{provider}/m", base_url=row.base_url or "https://h/v1")
-        found = llm._route()
-        assert found.headers["authorization"] == f"Bearer key-in-{variable}"
-        assert found.url.endswith(route) and found.url.count("//") == 1
-    if row.variable:
-        monkeypatch.setenv(row.variable, server.url + ("/v1" if row.adapt is str else ""))
-        expected = server.url + {"gemini": "/v1beta/openai", "ollama": "/v1", "anthropic": ""}.get(
-            provider, "/v1"
-        )
-        assert LLM(f"{provider}/m")._route().url == expected + route
+def test_each_providers_keys_are_found_and_the_first_that_is_set_wins(
+    server, monkeypatch, provider
+):
+    _, _, keys, variable, _ = row(provider)
+    base = server.url + ("" if provider == "anthropic" else "/v1")
+    for key in reversed(keys.split()):
+        monkeypatch.setenv(key, f"key-in-{key}")
+        with pytest.raises(LLMError, match="status 401"):  # the server wants another
+            LLM(f"{provider}/ok", base_url=base, retries=0)("x")
+        assert server.requests[-1]["headers"]["authorization"] == f"Bearer key-in-{key}"
+        assert server.requests[-1]["path"] == path_of(provider)
+    if variable:
+        monkeypatch.setenv(variable, server.url if "_HOST" in variable else base)
+        if provider == "gemini":
+            monkeypatch.setenv(variable, server.url)  # which it puts a path of its own behind
+        with pytest.raises(LLMError):
+            LLM(f"{provider}/ok", retries=0)("x")
+        wanted = "/v1beta/openai/chat/completions" if provider == "gemini" else path_of(provider)
+        assert server.requests[-1]["path"] == wanted
+
+
+def asked_at(name, **settings):
+    """The address that a language model is asked at, found where no network is."""
+    with pytest.raises(LLMError) as caught:
+        LLM(name, retries=0, **settings)("x")
+    assert caught.value.kind == "network"
+    return caught.value.url
+
+
+@pytest.mark.parametrize("provider", sorted(PROVIDERS.keys() - {"compatible"}))
+def test_each_providers_address_is_that_of_the_table(offline, provider):
+    protocol, base, *_ = row(provider)
+    ending = "/v1/messages" if protocol == "anthropic" else "/chat/completions"
+    assert asked_at(f"{provider}/m", api_key=KEY) == base + ending
+
+
+@pytest.mark.parametrize(
+    "host, base",
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("1.2.3.4", "http://1.2.3.4:11434"),
+        (":5678", "http://127.0.0.1:5678"),
+        ("http://h", "http://h"),
+        ("https://h", "https://h"),
+        ("https://h:1/p/", "https://h:1/p"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("[::1]:99", "http://[::1]:99"),
+        ("h:12", "http://h:12"),
+    ],
+)
+def test_ollama_host_in_its_forms(monkeypatch, offline, host, base):
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    assert asked_at("ollama/m") == base + "/v1/chat/completions"
 
 
 def test_anthropic_takes_a_token_too(server, monkeypatch):
@@ -238,25 +563,6 @@ def test_anthropic_takes_a_token_too(server, monkeypatch):
     LLM("anthropic/ok", headers=old)("x")
     assert "authorization" not in server.requests[-1]["headers"]
     assert server.requests[-1]["headers"]["anthropic-version"] == "2023-06-01"
-
-
-@pytest.mark.parametrize(
-    "host, base",
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("1.2.3.4", "http://1.2.3.4:11434"),
-        (":5678", "http://127.0.0.1:5678"),
-        ("http://h", "http://h:80"),
-        ("https://h", "https://h:443"),
-        ("https://h:1/p/", "https://h:1/p"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("[::1]:99", "http://[::1]:99"),
-        ("h:12", "http://h:12"),
-    ],
-)
-def test_ollama_host_in_its_forms(monkeypatch, host, base):
-    monkeypatch.setenv("OLLAMA_HOST", host)
-    assert LLM("ollama/m")._route().url == base + "/v1/chat/completions"
 
 
 def test_a_provider_is_added_at_run_time(server, monkeypatch):
@@ -421,8 +727,8 @@ def test_retries_are_counted(server):
 @pytest.mark.parametrize("mode", ["silent", "dripping_line", "dripping_headers", "dripping_body"])
 def test_the_deadline_ends_the_call(server, mode):
     before = time.monotonic()
-    error, _ = fails(server, mode, timeout=0.4)
-    assert 0.3 < time.monotonic() - before < 1.0
+    error, _ = fails(server, mode, timeout=0.25)
+    assert 0.2 < time.monotonic() - before < 0.85
     assert error.kind == "timeout" and "raise timeout=" in str(error)
 
 
@@ -451,9 +757,9 @@ def test_a_hanging_name_look_up_is_left_behind(monkeypatch):
 
 def test_nothing_is_sent_after_the_deadline(server, monkeypatch):
     look_up = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a: time.sleep(0.5) or look_up(*a))
-    assert fails(server, "ok", timeout=0.2)[0].kind == "timeout"
-    time.sleep(0.6)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a: time.sleep(0.3) or look_up(*a))
+    assert fails(server, "ok", timeout=0.1)[0].kind == "timeout"
+    time.sleep(0.4)
     assert server.requests == []
 
 
@@ -544,13 +850,6 @@ def test_a_refused_value_or_extra_is_an_error(server):
     )
 
 
-def test_openai_itself_is_never_sent_max_tokens(monkeypatch):
-    llm = LLM("openai/m", api_key=KEY, max_tokens=5)
-    route = llm._route()
-    sent = llm._request(route, [{"role": "user", "content": "x"}], llm.options | {"extra": {}})
-    assert "max_tokens" not in sent and sent["max_completion_tokens"] == 5
-
-
 def test_learning_from_many_threads(server):
     llm, _ = connect(server, "only_max_completion_tokens", max_tokens=9)
     assert len(llm.map(["x"] * 50, workers=20)) == 50
@@ -587,7 +886,7 @@ def everything_about(error):
     ],
 )
 def test_no_key_in_any_traceback(server, mode):
-    error, _ = fails(server, mode, timeout=0.5, retries=1)
+    error, _ = fails(server, mode, timeout=0.25, retries=1)
     assert KEY not in everything_about(error)
     assert error.__context__ is None
 
@@ -652,13 +951,27 @@ def test_an_answer_that_echoes_the_key_is_redacted(server):
     assert llm("hello world of tests") == "echo: hello world of tests"  # no secret, no redaction
 
 
-def test_no_key_in_a_recording(server, tmp_path):
-    llm, _ = connect(server, "echoes_key")
-    Replay(tmp_path / "c.jsonl", live=llm)("hello")
-    assert (
-        KEY not in (tmp_path / "c.jsonl").read_text()
-        and "[key]" in (tmp_path / "c.jsonl").read_text()
-    )
+def test_a_key_does_not_travel_over_plain_http(monkeypatch):
+    looked_up = []
+
+    def look_up(*args):
+        looked_up.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    far = "example.org 0.0.0.0 127.1 127.0.0.1.evil.example 10.0.0.1 [::2] localhost.evil.example"
+    for host in far.split():
+        base = f"http://{host}/v1"
+        with pytest.raises(LLMError, match=r"plain http would.*allow_http=True"):
+            LLM("m", base_url=base, api_key=KEY)("x")
+        with pytest.raises(LLMError, match="plain http"):
+            LLM("m", base_url=base, headers={"Api-Key": KEY})("x")
+        assert looked_up == []
+        assert asked_at("m", base_url=base, api_key=KEY, allow_http=True).startswith(base)
+        assert asked_at("m", base_url=base).startswith(base)  # no key, no secret
+        looked_up.clear()
+    for host in ("localhost", "127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]"):
+        assert asked_at("m", base_url=f"http://{host}/v1", api_key=KEY)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -668,27 +981,6 @@ def test_no_redirect_is_followed(server, code):
         error, _ = fails(server, f"redirect{code}")
         assert other.requests == [] and error.status == code
         assert other.url in str(error) and "set base_url=" in str(error)
-
-
-def test_a_key_does_not_travel_over_plain_http(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("a name was looked up"))
-    for host in (
-        "example.org",
-        "0.0.0.0",
-        "127.1",
-        "127.0.0.1.evil.example",
-        "10.0.0.1",
-        "[::2]",
-        "localhost.evil.example",
-    ):
-        with pytest.raises(LLMError, match="plain http would.*allow_http=True"):
-            LLM("m", base_url=f"http://{host}/v1", api_key=KEY)("x")
-        with pytest.raises(LLMError, match="plain http"):
-            LLM("m", base_url=f"http://{host}/v1", headers={"Api-Key": KEY})("x")
-        assert LLM("m", base_url=f"http://{host}/v1", api_key=KEY, allow_http=True)._route()
-        assert LLM("m", base_url=f"http://{host}/v1")._route()  # no key, no secret
-    for host in ("localhost", "127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]"):
-        assert LLM("m", base_url=f"http://{host}/v1", api_key=KEY)._route()
 
 
 def test_no_proxy_before_the_loopback(server, monkeypatch):
@@ -704,7 +996,7 @@ def test_no_proxy_before_the_loopback(server, monkeypatch):
 def test_a_proxy_of_the_environment_is_used(server, monkeypatch):
     with Server(proxying=True) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:p%40ss@"))
-        far = dict(base_url="http://far.example/v1", allow_http=True)
+        far = {"base_url": "http://far.example/v1", "allow_http": True}
         llm, _ = connect(server, **far)
         assert llm("x") == "echo: x"
         assert proxy.requests[-1]["path"] == "http://far.example/v1/chat/completions"
@@ -716,9 +1008,7 @@ def test_a_proxy_of_the_environment_is_used(server, monkeypatch):
         monkeypatch.setenv("http_proxy", "socks5://me:topsecretpw@127.0.0.1:9")
         monkeypatch.delenv("no_proxy")
         error, _ = fails(server, "ok", **far, retries=0)
-        assert "a proxy must have an http:// address, not socks5://" in str(
-            error
-        ) and "topsecretpw" not in str(error)
+        assert "unknown url type: socks5" in str(error) and "topsecretpw" not in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -736,7 +1026,7 @@ def certificate(tmp_path_factory):
         "-subj",
         "/CN=far.example",
         "-addext",
-        "subjectAltName=DNS:far.example,IP:127.0.0.1",
+        "subjectAltName=DNS:far.example,DNS:api.openai.com,IP:127.0.0.1",
         "-keyout",
         str(folder / "key.pem"),
         "-out",
@@ -773,28 +1063,37 @@ def test_https_directly_and_through_a_tunnel(certificate, monkeypatch):
         assert "proxy-authorization" not in server.requests[-1]["headers"]
 
 
+def test_openai_itself_is_never_sent_max_tokens(certificate, monkeypatch):
+    path, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", path)
+    with Server(tls=context) as server, Server(proxying=True, goal=server.port) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        assert LLM("openai/ok", api_key=KEY, max_tokens=5)("x") == "echo: x"
+        (asked,) = server.requests
+        assert proxy.requests[0]["path"] == "api.openai.com:443"
+    assert asked["body"]["max_completion_tokens"] == 5 and "max_tokens" not in asked["body"]
+
+
 # ---- Concurrency
 
 
-def test_a_thousand_calls_from_forty_threads(server):
+def test_hundreds_of_calls_from_forty_threads(server, slow):
     llm, _ = connect(server)
-    prompts = [f"prompt {n}" for n in range(1000)]
+    prompts = [f"prompt {n}" for n in range(1000 if slow else 200)]
     assert llm.map(iter(prompts), workers=40) == [f"echo: {prompt}" for prompt in prompts]
-    assert len(server.requests) == 1000
+    assert len(server.requests) == len(prompts)
 
 
 def test_map_stops_at_the_first_failure():
-    asked = Script([("bad", ""), ("good", "ok")]).asked
     ask = Script(["ok"] * 3)
     with pytest.raises(LLMError, match="no reply for call 4"):
         ask.map(["x"] * 100, workers=1)
-    assert len(ask.asked) == 4 and asked == []
-    assert ask.map([]) == []
+    assert len(ask.asked) == 4 and ask.map([]) == []
 
-    class Fails(minitrace._LanguageModel):
+    class Fails(LanguageModel):
         calls = 0
 
-        def _ask(self, messages, options):
+        def complete(self, messages, options):
             self.calls += 1
             if messages[0]["content"] == "0":
                 raise LLMError("no")
@@ -810,8 +1109,8 @@ def test_map_stops_at_the_first_failure():
 def test_map_and_acall_carry_the_context():
     seen = contextvars.ContextVar("seen", default=None)
 
-    class Looks(minitrace._LanguageModel):
-        def _ask(self, messages, options):
+    class Looks(LanguageModel):
+        def complete(self, messages, options):
             return Reply(str(seen.get()))
 
     seen.set("here")
@@ -836,7 +1135,7 @@ def test_acall_leaves_the_loop_free_and_can_be_cancelled(server, monkeypatch):
     before = time.monotonic()
     assert asyncio.run(story()) == [f"echo: {n}" for n in range(20)]
     assert time.monotonic() - before < 0.7
-    time.sleep(1)
+    time.sleep(max(0, before + 1 - time.monotonic()))
     assert crashes == []  # the call that nobody waits for has ended, in peace
 
 
@@ -844,7 +1143,7 @@ def test_a_call_in_flight_does_not_keep_a_program_from_ending(server):
     program = f"""
 import threading, time, sys
 sys.path.insert(0, {os.path.dirname(minitrace.__file__)!r})
-from {minitrace.__name__} import LLM
+from minitrace import LLM
 llm = LLM("openai/silent", base_url={server.url + "/v1"!r}, api_key={KEY!r})
 async def main():
     import asyncio
@@ -857,134 +1156,6 @@ import asyncio; asyncio.run(main()); print("ended")
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
     )
     assert done.stdout == "ended\n" and done.stderr == "" and time.monotonic() - before < 8
-
-
-def test_importing_is_light():
-    heavy = "urllib.request http.client ssl logging asyncio concurrent.futures difflib"
-    heavy += " email.utils zlib dataclasses inspect"
-    program = f"""
-import sys; sys.path.insert(0, {os.path.dirname(minitrace.__file__)!r})
-before = set(sys.modules)
-import {minitrace.__name__}
-print(sorted(set({heavy!r}.split()) & (set(sys.modules) - before)))
-"""
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=20
-    )
-    assert done.stdout == "[]\n", done.stderr
-
-
-# ---- Replay
-
-
-def test_a_cassette_replays_offline_by_messages_options_and_turn(tmp_path):
-    path = tmp_path / "c.jsonl"
-    live = Replay(path, live=Script(["one", "two", "three", "four"]))
-    said = [live("a"), live("a"), live("b"), live("a", temperature=1)]
-    assert said == ["one", "two", "three", "four"]
-    again = Replay(path)
-    with pytest.raises(LLMError):
-        again("a", temperature=2)
-    assert [again("a", temperature=1), again("b"), again("a"), again("a")] == [
-        "four",
-        "three",
-        "one",
-        "two",
-    ]
-    with pytest.raises(
-        LLMError, match=r"no record 3 of this call; closest to it is\nthe same"
-    ) as caught:
-        again("a")
-    assert caught.value.kind == "miss"
-
-
-def test_a_record_is_a_line_that_a_person_can_read(tmp_path, server):
-    llm, _ = connect(server)
-    Replay(tmp_path / "c.jsonl", live=llm)("¿qué? \ud800", temperature=0)
-    text = (tmp_path / "c.jsonl").read_text("utf-8")
-    record = json.loads(text)
-    assert text.count("\n") == 1 and "¿qué?" in text
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record.pop("time"))
-    assert record == {
-        "messages": [{"role": "user", "content": "¿qué? \ud800"}],
-        "options": {"temperature": 0},
-        "reply": "echo: ¿qué? \\ud800",
-        "model": "served-model",
-        "usage": {"input_tokens": 11, "output_tokens": 7},
-        "finish_reason": "stop",
-    }
-    reply = Replay(tmp_path / "c.jsonl")("¿qué? \ud800", temperature=0)
-    assert (reply.model, reply.finish_reason, reply.usage["output_tokens"]) == (
-        "served-model",
-        "stop",
-        7,
-    )
-
-
-def test_a_miss_shows_the_closest_prompt_as_a_diff(tmp_path):
-    path = tmp_path / "c.jsonl"
-    live = Replay(path, live=Script(["x"] * 3))
-    live("Translate\nthe word cat\nto French"), live("What is love?"), live("Translate")
-    with pytest.raises(LLMError) as caught:
-        Replay(path)("Translate\nthe word dog\nto French")
-    assert "-the word cat" in str(caught.value) and "+the word dog" in str(caught.value)
-    assert "love" not in str(caught.value)
-    with pytest.raises(LLMError, match="nothing, for it is empty"):
-        Replay(tmp_path / "none.jsonl")("x")
-    assert not (tmp_path / "none.jsonl").exists()
-
-
-@pytest.mark.parametrize("cut", [1, 2, 7, 40, 90])
-def test_a_torn_last_line_is_repaired(tmp_path, cut):
-    path = tmp_path / "c.jsonl"
-    Replay(path, live=Script(["one", "twö"])).map(["a", "b"], workers=1)
-    data = path.read_bytes()
-    path.write_bytes(data[:-cut])
-    torn = Replay(path)
-    assert torn("a") == "one" and path.read_bytes() == data[:-cut]  # reading changes nothing
-    live = Replay(path, live=Script(["three"] * 2))
-    live.map(["b", "c"], workers=1)
-    lines = path.read_bytes().splitlines()
-    replies = [json.loads(line)["reply"] for line in lines]
-    assert replies == (["one", "twö", "three"] if cut == 1 else ["one", "three", "three"])
-
-
-def test_a_broken_line_inside_is_named(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"messages": [], "options": {}, "reply": "x"}\nrubbish\n')
-    with pytest.raises(LLMError, match=r"c\.jsonl, line 2: not the record of a call"):
-        Replay(tmp_path / "c.jsonl")("x")
-
-
-def test_many_threads_record_and_replay_the_same(tmp_path, server):
-    llm, _ = connect(server)
-    path = tmp_path / "c.jsonl"
-    prompts = [f"p{n % 100}" for n in range(200)]
-    one, two = Replay(path, live=llm), Replay(path, live=llm)
-    one.map(prompts, workers=20)  # it looks into the file at its first call ...
-    two.map(prompts, workers=20)  # ... and this one finds all of it recorded
-    assert len(server.requests) == len(path.read_bytes().splitlines()) == 200
-    again = Replay(path)
-    assert again.map(prompts, workers=20) == [f"echo: {p}" for p in prompts]
-
-
-def test_each_repeat_gets_its_own_record_from_threads(tmp_path):
-    path = tmp_path / "c.jsonl"
-    Replay(path, live=Script([str(n) for n in range(100)])).map(["same"] * 100, workers=16)
-    assert len(path.read_text().splitlines()) == 100
-    replies = Replay(path).map(["same"] * 100, workers=16)
-    assert sorted(map(int, replies)) == list(range(100))
-    with pytest.raises(LLMError, match="no record 101"):
-        again = Replay(path)
-        again.map(["same"] * 101, workers=4)
-
-
-def test_a_failure_is_not_recorded(tmp_path):
-    live = Replay(tmp_path / "c.jsonl", live=Script([]))
-    with pytest.raises(LLMError):
-        live("x")
-    assert not (tmp_path / "c.jsonl").exists()
-    plain = Replay(tmp_path / "c.jsonl", live=lambda messages, **options: "any callable will do")
-    assert plain("x") == "any callable will do" == Replay(tmp_path / "c.jsonl")("x")
 
 
 # ---- Script
@@ -1011,119 +1182,119 @@ def test_a_script_gives_each_reply_once_to_many_threads():
     assert sorted(ask.map(["x"] * 500, workers=40), key=int) == [str(n) for n in range(500)]
 
 
-# ---- Budget
+# ---- The stub
 
 
-def test_calls_are_counted_exactly_over_threads(monkeypatch):
-    check = Budget._check
-    slow = lambda self, cost: (check(self, cost), time.sleep(0.002))[0]  # noqa: E731
-    monkeypatch.setattr(Budget, "_check", slow)  # a gap for other threads to slip into
-    with Budget(calls=30) as budget:
-        with pytest.raises(
-            BudgetError, match=r"would pass 30 calls; spent so far: 30 calls of 30, [\d,]+ tokens"
-        ):
-            Script(["x"] * 99).map(["a"] * 99, workers=20)
-    assert budget.spent["calls"] == 30
+def solve(start, target, seed=0, steps=40, words=("too low", "too high"), **checks):
+    x = node(start, name="x", trainable=True, **checks)
+    optimizer = OptoPrime([x], llm=StubLLM(seed))
+    tolerance = 0 if isinstance(start, int) else 1e-3 * max(1, abs(target))
+    for step in range(steps):
+        if abs(x.data - target) <= tolerance:
+            return step
+        optimizer.zero_feedback()
+        optimizer.backward(x + 0, words[x.data > target])
+        optimizer.step()
+    raise AssertionError(f"{x.data} after {steps} steps, {target} is wanted")
 
 
-def test_a_stopped_call_is_never_made(server):
-    llm, _ = connect(server)
-    with Budget(calls=2):
-        llm("a"), llm("b")
-        with pytest.raises(BudgetError):
-            llm("c")
-    assert len(server.requests) == 2
-    assert llm("d") == "echo: d"  # outside, nothing stops it
+@pytest.mark.parametrize("start, target", [(3, 977), (0, -40), (5.0, 0.125), (-2.0, 3.7e3), (1, 0)])
+def test_numbers_are_found_by_direction_words(start, target):
+    solve(start, target)
+    solve(start, target, words=("Please raise it!", "a smaller one, please"))
 
 
-def test_a_budget_reaches_acall(server):
-    llm, _ = connect(server)
-
-    async def story():
-        with Budget(calls=3) as budget:
-            done = await asyncio.gather(*(llm.acall("x") for _ in range(5)), return_exceptions=True)
-        return budget, done
-
-    budget, done = asyncio.run(story())
-    assert budget.spent["calls"] == 3 and sum(isinstance(d, BudgetError) for d in done) == 2
+def test_numbers_stay_inside_their_bounds():
+    x = node(3, name="x", trainable=True, bounds=(0, 10))
+    optimizer = OptoPrime([x], llm=StubLLM())
+    for _ in range(6):
+        optimizer.zero_feedback()
+        optimizer.backward(x + 0, "too low")
+        optimizer.step()
+    assert x.data == 10
 
 
-def test_tokens_and_money_are_corrected_after_each_call(server):
-    llm, _ = connect(server)
-    with Budget(tokens=2000, usd=1, prices={"openai/ok": (1e6, 2e6)}) as money:
-        with pytest.raises(BudgetError, match=r"would pass 1 usd; spent so far: 0 calls"):
-            llm("a")
-    with Budget(tokens=9000, usd=1000, prices={"*": (10, 20)}) as budget:
-        llm.map(["x"] * 10)
-    assert money.spent["calls"] == 0
-    assert (
-        budget.spent["tokens"] == 180
-        and abs(budget.spent["usd"] - (110 * 10 + 70 * 20) / 1e6) < 1e-12
+def climb(start, score, steps=40):
+    xs = [node(value, name=f"v{n}_", trainable=True) for n, value in enumerate(start)]
+    optimizer = OptoPrime(xs, llm=StubLLM())
+    best = -1e99
+    for _ in range(steps):
+        now = score(*(x.data for x in xs))
+        best = max(best, now)
+        optimizer.zero_feedback()
+        optimizer.backward(sum(xs[1:], xs[0]), "noted", score=now)
+        optimizer.step()
+    return best
+
+
+def test_scores_are_climbed():
+    assert climb([0.0], lambda x: -((x - 7) ** 2)) > -0.1
+    assert climb([0.0, 5.0], lambda x, y: -((x - 3) ** 2) - (y + 2) ** 2, steps=80) > -1.0
+
+
+def test_feedback_that_does_not_say_which_way_changes_no_number():
+    x = node(3, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(x + 0, "hm")
+    proposal = optimizer.propose()
+    assert proposal == {} and "the feedback does not say which way" in proposal.reasoning
+
+
+def test_choices_and_booleans_that_were_not_tried():
+    flag = node(False, name="flag", trainable=True)
+    color = node("red", name="color", trainable=True, choices=["red", "green", "blue"])
+    optimizer, seen = OptoPrime([flag, color], llm=StubLLM()), [(False, "red")]
+    for _ in range(2):
+        optimizer.zero_feedback()
+        optimizer.backward(operators.make_list(flag, color), "wrong")
+        optimizer.step()
+        seen.append((flag.data, color.data))
+    assert {c for _, c in seen} == {"red", "green", "blue"} and seen[1][0] is True
+
+
+def test_the_stub_says_that_it_cannot_write_and_is_a_function_of_the_prompt():
+    text = node("hello", name="text", trainable=True)
+    optimizer = OptoPrime([text], llm=StubLLM())
+    optimizer.backward(text + "!", "rewrite it")
+    proposal = optimizer.propose()
+    assert proposal == {} and "a stub cannot write" in proposal.reasoning
+    prompt = optimizer.prompt()
+    assert StubLLM(3)(prompt) == StubLLM(3)(prompt)
+
+
+def test_the_environment_names_the_language_model(monkeypatch, server):
+    monkeypatch.setenv("MINITRACE_MODEL", "openai/suggests")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    x = node(3, "x", trainable=True)
+    optimizer = OptoPrime([x])
+    optimizer.backward(x + 1, "too low")
+    assert optimizer.step() == {x: 23}
+
+
+UNCONFIGURED = """
+import warnings
+from minitrace import OptoPrime, node
+x = node(3, name="x", trainable=True)
+optimizer = OptoPrime([x])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        optimizer.zero_feedback()
+        optimizer.backward(x + 1, "too low")
+        optimizer.step()
+print(x.data, [str(each.message) for each in caught])
+"""
+
+
+def test_without_a_language_model_the_stub_answers_and_one_warning_says_so():
+    environment = {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-never-spend-this"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNCONFIGURED], capture_output=True, text=True, env=environment
     )
-    assert budget.report() == "10 calls, 180 tokens of 9,000, $0.0025 of 1,000"
-
-
-def test_tokens_pass_the_limit_by_the_calls_in_flight_at_most():
-    ask = Script(["word " * 4000] * 99)  # 5,000 tokens a reply, far above any guess
-    with Budget(tokens=20_000) as budget, pytest.raises(BudgetError):
-        ask.map(["x"] * 99, workers=4)
-    assert budget.spent["tokens"] <= 20_000 + 4 * 5_003
-    with Budget(tokens=100) as budget, pytest.raises(BudgetError, match="would pass 100 tokens"):
-        ask("x")  # the guess alone passes it
-    assert budget.spent == {"calls": 0, "tokens": 0, "usd": 0, "seconds": budget.spent["seconds"]}
-
-
-def test_a_missing_price_is_an_error_before_the_call():
-    with (
-        Budget(usd=1, prices={"openai/x": (1, 1)}),
-        pytest.raises(BudgetError, match="no price for 'script'"),
-    ):
-        Script(["x"])("a")
-
-
-def test_seconds_are_a_limit():
-    ask = Script(["x"] * 3)
-    with Budget(seconds=0.05):
-        ask("a")
-        time.sleep(0.06)
-        with pytest.raises(
-            BudgetError, match=r"would pass 0.05 seconds; spent so far: 1 calls, \d tokens, 0.1 s"
-        ):
-            ask("b")
-
-
-def test_budgets_nest_and_none_counts_a_refused_call():
-    ask = Script(["x"] * 9)
-    with Budget(calls=5) as outer:
-        with Budget(calls=2) as inner:
-            ask("a"), ask("b")
-            with pytest.raises(BudgetError, match="would pass 2 calls"):
-                ask("c")
-        ask("d")
-    ask("e")
-    assert (outer.spent["calls"], inner.spent["calls"]) == (3, 2)
-    with outer:
-        ask("f")
-    assert outer.spent["calls"] == 4  # entered again, it goes on
-
-
-def test_a_replay_that_asks_is_one_call(tmp_path):
-    live = Replay(tmp_path / "c.jsonl", live=Script(["x"]))
-    with Budget() as first:
-        live("a")
-    with Budget() as second:
-        Replay(tmp_path / "c.jsonl")("a")
-    assert first.spent["calls"] == second.spent["calls"] == 1
-    assert first.spent["tokens"] == second.spent["tokens"]
-
-
-def test_failed_calls_count_and_refused_ones_cost_nothing(server):
-    with Budget() as budget:
-        fails(server, "status400")
-    assert (budget.spent["calls"], budget.spent["tokens"]) == (1, 0)
-    with Budget() as budget:
-        fails(server, "silent", timeout=0.2)
-    assert budget.spent["calls"] == 1 and budget.spent["tokens"] > 400
+    value, _, told = done.stdout.partition(" ")
+    assert int(value) > 3 and "MINITRACE_MODEL" in told, done.stderr
+    assert told.count("no language model is configured") == 1
 
 
 # ---- The official clients' types accept both sides
@@ -1136,7 +1307,14 @@ def test_the_openai_package_accepts_both_sides(server):
         CompletionCreateParamsNonStreaming as Params,
     )
 
-    options = dict(temperature=0, top_p=1, max_tokens=9, stop=["x"], seed=1, reasoning_effort="low")
+    options = {
+        "temperature": 0,
+        "top_p": 1,
+        "max_tokens": 9,
+        "stop": ["x"],
+        "seed": 1,
+        "reasoning_effort": "low",
+    }
     llm, _ = connect(server, **options, response_format={"type": "json_object"})
     llm([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
     sent = server.requests[-1]["body"]
@@ -1185,42 +1363,29 @@ def test_the_server_misbehaves_in_many_ways_and_is_strict(server):
         {**base, "messages": [{"role": "robot", "content": "x"}]},
         {**base, "messages": [{"role": "user", "content": ""}]},
     ]
-    url = server.url + "/v1/chat/completions"
 
-    def post(url, body, headers):
-        data = json.dumps(body).encode()
-        route = (
-            LLM("openai/x", api_key=KEY)
-            ._route()
-            ._replace(url=url, headers={"content-type": "application/json", **headers})
-        )
-        return minitrace._post(route, data, 5).status
+    def post(path, body, headers):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        with contextlib.closing(connection):
+            headers = {"content-type": "application/json", **headers}
+            connection.request("POST", path, json.dumps(body).encode(), headers)
+            return connection.getresponse().status
 
+    chat, messages = "/v1/chat/completions", "/v1/messages"
     key = {"authorization": f"Bearer {KEY}"}
-    assert [post(url, body, key) for body in wrong] == [400] * len(wrong)
-    assert (post(url, base, key), post(url, base, {}), post(server.url + "/v1/v1", base, key)) == (
+    assert [post(chat, body, key) for body in wrong] == [400] * len(wrong)
+    assert [post(chat, base, key), post(chat, base, {}), post("/v1/v1", base, key)] == [
         200,
         401,
         404,
-    )
-    url, version = server.url + "/v1/messages", {"anthropic-version": "2026-10-21"}
-    good = {**base, "max_tokens": 5}
-    system = [{"role": "system", "content": "x"}, *base["messages"]]
-    assert post(url, good, key | version) == 200 and post(url, good, key) == 400
+    ]
+    version, good = {"anthropic-version": "2026-10-21"}, {**base, "max_tokens": 5}
+    assert post(messages, good, key | version) == 200 and post(messages, good, key) == 400
     wrong = [
         base,
         {**good, "stop": ["x"]},
-        {**good, "messages": system},
+        {**good, "messages": [{"role": "system", "content": "x"}, *base["messages"]]},
         {**good, "messages": [{"role": "assistant", "content": "x"}]},
     ]
-    assert [post(url, body, key | version) for body in wrong] == [400] * 4
+    assert [post(messages, body, key | version) for body in wrong] == [400] * 4
     assert set(PROTOCOLS) == {"openai", "anthropic"}
-
-
-@pytest.mark.parametrize("text", ["Dear diary", "one\ntwo", "[1, 2"])
-def test_a_file_that_is_no_cassette_is_left_as_it_is(tmp_path, text):
-    path = tmp_path / "diary.txt"
-    path.write_text(text)
-    with pytest.raises(LLMError, match="line 1: not the record of a call"):
-        Replay(path, live=Script(["hm"]))("Hello?")
-    assert path.read_text() == text

@@ -3,7 +3,7 @@
 Three kinds: how many of some things there are, what a boolean expression is, and words in their order.
 The same seed gives the same questions on every Python; whoever wants others takes another seed.
 
-    python3 tutorial/reasoning.py 6
+    python3 tutorial/cases/reasoning.py 6
 """
 
 import argparse

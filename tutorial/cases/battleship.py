@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from minitrace import GRAPH, ExceptionNode, ExecutionError, Module, OptoPrime, bundle, node
 

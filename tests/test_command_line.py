@@ -1,20 +1,22 @@
-"""The main job: the demo, the suggestion for a graph in JSON, and what stands in for a language model."""
+"""Section 8, Command line: the demo, `suggest`, `llm`; and what the file is as a whole."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
-import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from conftest import ROOT
 
 import minitrace
-from minitrace import OptoPrime, StubLLM, node
+from minitrace import node
 
 
 def run(*arguments, stdin="", cwd=None, file=ROOT / "minitrace.py", **environment):
@@ -40,7 +42,7 @@ def test_the_demo_runs_alone_in_an_empty_directory(tmp_path):
     shutil.copy(ROOT / "minitrace.py", tmp_path)
     told = run(cwd=tmp_path, file=tmp_path / "minitrace.py")
     assert (told.returncode, told.stderr) == (0, "")
-    assert "23 degrees: just right" in told.stdout and "'Hola, Juan!'" in told.stdout
+    assert "23 degrees: just right" in told.stdout and "answered: Hola, Juan!" in told.stdout
     assert "canned" in told.stdout
     assert len(told.stdout.splitlines()) <= 96 and max(map(len, told.stdout.splitlines())) <= 120
     assert sorted(p.name for p in tmp_path.iterdir()) == ["minitrace.py"]
@@ -66,25 +68,56 @@ def test_version():
     assert run("--version").stdout == f"minitrace {minitrace.__version__}\n"
 
 
-class Server(BaseHTTPRequestHandler):
-    """A language model that plays both of its parts in the demo."""
+# What a language model would say in the demo: as an agent, by what its system prompt asks ...
+SPOKEN = [
+    ("en or es only", "es"),
+    ("name only", "Juan"),
+    ("Decide the language", "This message is in Spanish."),
+    ("Extract the name", "The name is Juan."),
+]
+# ... and as an optimizer, by what a variable is now.
+IMPROVED = [
+    ("Decide the language", "In which language is this? Answer with en or es only."),
+    ("Extract the name", "What is the customer's name? Answer with the name only."),
+    (
+        "def language",
+        'def language(self, reply):\n    return "es" if "es" in reply.lower() else "en"',
+    ),
+    (
+        "def greet",
+        "def greet(self, language, name):\n"
+        "    return {'en': 'Hello', 'es': 'Hola'}[language] + f', {name}!'",
+    ),
+]
 
-    seen = []
+
+def played(text):
+    """The part of a language model in the demo."""
+    if "degrees" in text:
+        return '{"reasoning": "", "answer": "", "suggestion": {"degrees0": 23}}'
+    if "# Variables" not in text:
+        return next((reply for pattern, reply in SPOKEN if pattern in text), None)
+    listed = re.split(r"\n# ", text.split("# Variables\n")[1])[0]
+    variables = re.findall(r"^\(\w+\) (\w+)(.*?)(?=^\(\w+\) |\Z)", listed, re.M | re.S)
+    suggestion = {
+        name: next(new for pattern, new in IMPROVED if pattern in shown)
+        for name, shown in variables
+    }
+    return json.dumps({"reasoning": "", "answer": "", "suggestion": suggestion})
+
+
+SEEN = []  # the path, the key and the body of each request
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A language model that plays both of its parts in the demo."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.append((self.path, self.headers["Authorization"], body))
-        text = "\n".join(message["content"] for message in body["messages"])
-        words = next((reply for pattern, reply in minitrace._AGENT_SCRIPT if pattern in text), None)
-        if "degrees" in text:
-            words = '{"reasoning": "", "answer": "", "suggestion": {"degrees0": 23}}'
-        elif "# Variables" in text:
-            names = dict(zip(minitrace._SUGGESTION, re.findall(r"^\(\w+\) (\w+)", text, re.M)))
-            suggestion = {names[path]: value for path, value in minitrace._SUGGESTION.items()}
-            words = json.dumps({"reasoning": "", "answer": "", "suggestion": suggestion})
-        data = json.dumps(
-            {"choices": [{"message": {"content": words}, "finish_reason": "stop"}]}
-        ).encode()
+        SEEN.append((self.path, self.headers["Authorization"], body))
+        words = played("\n".join(message["content"] for message in body["messages"]))
+        choice = {"message": {"content": words}, "finish_reason": "stop"}
+        data = json.dumps({"choices": [choice]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -96,9 +129,9 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Server.seen.clear()
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    SEEN.clear()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
@@ -113,8 +146,8 @@ def test_the_demo_on_a_real_server(server):
         OPENAI_BASE_URL=server,
     )
     assert told.returncode == 0, told.stderr
-    assert "'Hola, Juan!'" in told.stdout and "canned" not in told.stdout
-    path, key, body = Server.seen[0]
+    assert "answered: Hola, Juan!" in told.stdout and "canned" not in told.stdout
+    path, key, body = SEEN[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sk-secret-1", "m")
 
 
@@ -150,7 +183,7 @@ def test_suggest_reads_a_file_and_asks_the_language_model_that_is_configured(ser
     path.write_text(graph)
     told = run("suggest", str(path), MINITRACE_MODEL="m", OPENAI_BASE_URL=server)
     assert (json.loads(told.stdout), told.stderr) == ({"degrees0": 23}, "")
-    assert "multiply0 = degrees0 * 2  # 6" in Server.seen[0][2]["messages"][1]["content"]
+    assert "multiply0 = degrees0 * 2  # 6" in SEEN[0][2]["messages"][1]["content"]
 
 
 NODES = '{"format": "minitrace-graph", "version": "1.0", "outputs": [{"id": "a"}], "nodes": [%s]}'
@@ -167,23 +200,31 @@ NODES = '{"format": "minitrace-graph", "version": "1.0", "outputs": [{"id": "a"}
         ('{"format": "minitrace-graph", "version": "2.0", "nodes": []}', "newer"),
         (NODES % '{"id": "a", "inputs": {"x": "b"}}', "nodes[0] (a): its input 'b' is no node"),
         (
-            NODES % '{"id": "a", "inputs": {"x": "b"}}, {"id": "b", "inputs": {"x": "a"}}',
-            "a cycle: ",
+            NODES % '{"id": "a", "inputs": {"x": "b"}}, {"id": "b"}',
+            "nodes[0] (a): its input 'b' is no node before it",
         ),
-        (NODES % '{"id": "a"}, {"id": "a"}', "nodes[1]: the id 'a' is used twice"),
+        (NODES % '{"id": "a"}, {"id": "a"}', "nodes[1] (a): the id is used twice"),
         (NODES % '{"id": "a"}', "nothing to suggest"),
-        (NODES % "7", "nodes[0]: it must be an object with an id"),
+        (NODES % "7", "nodes[0]: it must be an object with"),
         (
             NODES % '{"id": "a", "value": 1, "trainable": true, "bounds": [5, 9]}',
             "must be between 5 and 9",
         ),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(text, words):
-    told = run("suggest", "-", stdin=text)
-    assert told.returncode == 2 and told.stdout == ""
-    assert words in told.stderr and told.stderr.startswith("suggest: standard input: ")
-    assert len(told.stderr.splitlines()) == 1
+def test_bad_input_gets_one_line_and_exit_code_2(text, words, tmp_path, capsys):
+    path = tmp_path / "graph.json"
+    path.write_text(text)
+    assert minitrace.main(["suggest", str(path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and words in told.err and told.err.startswith(f"suggest: {path}: ")
+    assert len(told.err.splitlines()) == 1
+
+
+def test_bad_input_on_standard_input_is_called_that():
+    told = run("suggest", "-", stdin="{")
+    assert (told.returncode, told.stdout) == (2, "") and len(told.stderr.splitlines()) == 1
+    assert told.stderr.startswith("suggest: standard input: not JSON")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -191,100 +232,7 @@ def test_a_missing_file_is_named(tmp_path):
     assert told.returncode == 2 and "none.json" in told.stderr and "No such file" in told.stderr
 
 
-# ---- StubLLM
-
-
-def solve(start, target, seed=0, steps=40, words=("too low", "too high"), **checks):
-    x = node(start, name="x", trainable=True, **checks)
-    optimizer = OptoPrime([x], llm=StubLLM(seed))
-    tolerance = 0 if isinstance(start, int) else 1e-3 * max(1, abs(target))
-    for step in range(steps):
-        if abs(x.data - target) <= tolerance:
-            return step
-        optimizer.zero_feedback()
-        optimizer.backward(x + 0, words[x.data > target])
-        optimizer.step()
-    raise AssertionError(f"{x.data} after {steps} steps, {target} is wanted")
-
-
-@pytest.mark.parametrize("start, target", [(3, 977), (0, -40), (5.0, 0.125), (-2.0, 3.7e3), (1, 0)])
-def test_numbers_are_found_by_direction_words(start, target):
-    solve(start, target)
-    solve(start, target, words=("Please raise it!", "a smaller one, please"))
-
-
-def test_numbers_stay_inside_their_bounds():
-    x = node(3, name="x", trainable=True, bounds=(0, 10))
-    optimizer = OptoPrime([x], llm=StubLLM())
-    for _ in range(6):
-        optimizer.zero_feedback()
-        optimizer.backward(x + 0, "too low")
-        optimizer.step()
-    assert x.data == 10
-
-
-def climb(start, score, steps=40):
-    xs = [node(value, name=f"v{n}_", trainable=True) for n, value in enumerate(start)]
-    optimizer = OptoPrime(xs, llm=StubLLM())
-    best = -1e99
-    for _ in range(steps):
-        now = score(*(x.data for x in xs))
-        best = max(best, now)
-        optimizer.zero_feedback()
-        optimizer.backward(sum(xs[1:], xs[0]), "noted", score=now)
-        optimizer.step()
-    return best
-
-
-def test_scores_are_climbed():
-    assert climb([0.0], lambda x: -((x - 7) ** 2)) > -0.1
-    assert climb([0.0, 5.0], lambda x, y: -((x - 3) ** 2) - (y + 2) ** 2, steps=80) > -1.0
-
-
-def test_choices_and_booleans_that_were_not_tried():
-    flag = node(False, name="flag", trainable=True)
-    color = node("red", name="color", trainable=True, choices=["red", "green", "blue"])
-    optimizer, seen = OptoPrime([flag, color], llm=StubLLM()), [(False, "red")]
-    for _ in range(2):
-        optimizer.zero_feedback()
-        optimizer.backward(minitrace.operators.make_list(flag, color), "wrong")
-        optimizer.step()
-        seen.append((flag.data, color.data))
-    assert {c for _, c in seen} == {"red", "green", "blue"} and seen[1][0] is True
-
-
-def test_the_stub_says_that_it_cannot_write_and_is_a_function_of_the_prompt():
-    text = node("hello", name="text", trainable=True)
-    optimizer = OptoPrime([text], llm=StubLLM())
-    optimizer.backward(text + "!", "rewrite it")
-    proposal = optimizer.propose()
-    assert proposal == {} and "a stub cannot write" in proposal.reasoning
-    prompt = optimizer.prompt()
-    assert StubLLM(3)(prompt) == StubLLM(3)(prompt)
-
-
-def test_without_a_language_model_the_stub_answers_and_one_warning_says_so(monkeypatch):
-    monkeypatch.setattr(minitrace, "_warned_of_stub", False)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-never-spend-this")
-    x = node(3, name="x", trainable=True)
-    optimizer = OptoPrime([x])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(3):
-            optimizer.zero_feedback()
-            optimizer.backward(x + 1, "too low")
-            optimizer.step()
-    assert len(caught) == 1 and "MINITRACE_MODEL" in str(caught[0].message)
-    assert x.data > 3
-
-
-def test_the_environment_names_the_language_model(monkeypatch, server):
-    monkeypatch.setenv("MINITRACE_MODEL", "m")
-    monkeypatch.setenv("OPENAI_BASE_URL", server)
-    degrees = node(3, name="degrees", trainable=True)
-    optimizer = OptoPrime([degrees])
-    optimizer.backward(degrees + 1, "degrees too low")
-    assert optimizer.step() == {degrees: 23}
+# ---- llm
 
 
 def test_llm_tries_the_connection(server):
@@ -302,3 +250,64 @@ def test_llm_says_what_is_wrong():
     assert told.returncode == 2 and "MINITRACE_MODEL" in told.stderr
     told = run("llm", "hi", MINITRACE_MODEL="openai/m")
     assert told.returncode == 1 and "OPENAI_API_KEY" in told.stderr
+
+
+def test_what_nobody_listens_to_is_no_error():
+    words = map(shlex.quote, [sys.executable, str(ROOT / "minitrace.py"), "demo"])
+    program = f"{' '.join(words)} | head -n 1"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+# ---- the file as a whole
+
+
+def test_importing_is_quiet_and_light():
+    """Nothing is printed, and of what is heavy nothing is imported before it is needed."""
+    heavy = "urllib.request http.client ssl logging asyncio concurrent.futures difflib ast"
+    heavy += " email.utils zlib dataclasses inspect"
+    code = f"""
+    import sys
+    before = set(sys.modules)
+    import minitrace
+    print(sorted(set({heavy!r}.split()) & (set(sys.modules) - before)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+MOVED = {
+    "minitrace_train": "train evaluate Guide Judge Run Evaluation",
+    "minitrace_record": "Replay Budget BudgetError",
+    "minitrace_limits": "Limits LimitError CodeError",
+    "minitrace_pictures": "to_svg to_mermaid to_dot",
+}
+
+
+@pytest.mark.parametrize(
+    "companion, name", [(file, name) for file, names in MOVED.items() for name in names.split()]
+)
+def test_a_name_that_is_in_a_companion_says_in_which(companion, name):
+    words = rf"{name} is in the companion {companion}: copy .*{companion}\.py beside minitrace\.py"
+    with pytest.raises(ImportError, match=words):
+        exec(f"from minitrace import {name}")
+    with pytest.raises(ImportError, match=words):
+        getattr(minitrace, name)
+
+
+def test_the_companions_have_what_is_said_to_be_in_them():
+    for companion, names in MOVED.items():
+        module = importlib.import_module(companion)
+        assert all(hasattr(module, name) for name in names.split())
+
+
+def test_any_other_name_is_unknown_as_in_every_module():
+    with pytest.raises(AttributeError, match="module 'minitrace' has no attribute 'trane'"):
+        minitrace.trane  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'trane'"):
+        from minitrace import trane  # noqa: F401

@@ -1,8 +1,8 @@
 """Puzzles of numbers: a random program of +, -, * and `larger`, and a target for what it gives.
 
 A puzzle has three trainable numbers. A program that grew from a seed computes one number from them,
-and somebody who knows the target says how far off it is. `python3 tutorial/puzzles.py` draws the
-figure of the case study anew.
+and somebody who knows the target says how far off it is. `python3 tutorial/cases/puzzles.py`
+draws the figure of the case study anew.
 """
 
 import math
@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = map(str, (HERE, HERE.parent / "companions", HERE.parent.parent))
 
+from minitrace_record import Replay  # noqa: E402
 from plot import chart  # noqa: E402
 
 from minitrace import (  # noqa: E402
@@ -23,7 +24,6 @@ from minitrace import (  # noqa: E402
     Optimizer,
     OptoPrime,
     Proposal,
-    Replay,
     SumPropagator,
     bundle,
     node,
@@ -236,7 +236,7 @@ def study(live=None, path=CASSETTE):
     return {way: found[way] for way in WAYS}
 
 
-PICTURE = HERE / "pictures" / "case_4_numbers.svg"
+PICTURE = HERE / "case_4_numbers.svg"
 
 
 def picture(found):
@@ -273,5 +273,4 @@ def old_methods(seeds=SEEDS, steps=4):
 
 
 if __name__ == "__main__":
-    PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_text(picture({**study(), **old_methods()}), encoding="utf-8")
