@@ -88,10 +88,18 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
-from itertools import accumulate, chain, count, dropwhile, groupby, islice
+from itertools import chain, count, dropwhile, groupby, islice
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import (
-    TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload,
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
 )  # fmt: skip
 from warnings import warn
 
@@ -132,6 +140,9 @@ AnyNode: TypeAlias = "Node[Any]"
 Parameter: TypeAlias = "ParameterNode[Any]"
 Nodes = tuple["Node[Any]", ...]
 Fields = dict[str, Any]
+Options = Mapping[str, Any]
+Texts = Mapping[str, str]
+Function = Callable[..., Any]
 Method = Callable[..., "MessageNode[Any]"]
 
 
@@ -207,7 +218,7 @@ class _Call(NamedTuple):
                 found[_unused_name(path, found)] = each
         return found
 
-    def map(self, leaf: Callable[[Any], Any]) -> _Call:
+    def map(self, leaf: Function) -> _Call:
         """The same call with `leaf(item)` for each argument, and for each item of a container."""
         values = tuple([_replace(value, leaf) for value in self.values])
         outside = {number: leaf(node) for number, node in self.outside.items()}
@@ -256,7 +267,7 @@ class _Operators:
 operators: Any = _Operators()
 
 
-def _define(name: str, function: Callable[..., Any], description: str, *names: str) -> Method:
+def _define(name: str, function: Function, description: str, *names: str) -> Method:
     """Put a function among `operators`: it runs `function` on the data and records the call."""
     op = _Op(name, description, names or ("x",), function)
 
@@ -268,7 +279,7 @@ def _define(name: str, function: Callable[..., Any], description: str, *names: s
     return method
 
 
-def _reads(function: Callable[..., Any]) -> Any:
+def _reads(function: Function) -> Any:
     """A method that reads the data and returns what `function` makes of it, unrecorded."""
     return lambda self, *others: function(self.data, *map(to_data, others))
 
@@ -376,11 +387,10 @@ class Node(Generic[T]):
     @property
     def level(self) -> int:
         """The length of the longest way up to a root, which is at level 0."""
-        levels: dict[int, int] = {}
+        levels: dict[AnyNode, int] = {}
         for each in _ancestors([self]):
-            above = [levels[parent._number] for parent in each.parents]
-            levels[each._number] = 1 + max(above, default=-1)
-        return levels[self._number]
+            levels[each] = max([levels[parent] + 1 for parent in each.parents], default=0)
+        return levels[self]
 
     @property
     def op_name(self) -> str:
@@ -592,8 +602,8 @@ class ParameterNode(Node[T]):
         choices: Iterable[T] | None = None,
         bounds: tuple[Any, Any] | None = None,
         constraint: str | None = None,
-        projections: Iterable[Callable[[Any], Any]] = (),
-        check: Callable[[Any], Any] | None = None,
+        projections: Iterable[Function] = (),
+        check: Function | None = None,
     ) -> None:
         super().__init__(data, name, description)
         self.choices = None if choices is None else list(choices)
@@ -652,7 +662,7 @@ class ParameterNode(Node[T]):
 
 
 def _accepted_parameter(
-    data: T, base: str, description: str | None, rules: Mapping[str, Any]
+    data: T, base: str, description: str | None, rules: Options
 ) -> ParameterNode[T]:
     """A parameter whose value was checked before."""
     parameter: ParameterNode[T] = ParameterNode.__new__(ParameterNode)
@@ -764,7 +774,7 @@ def _holds_nodes(value: Any) -> bool:
     return isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None
 
 
-def _replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
+def _replace(value: Any, leaf: Function) -> Any:
     """A copy of a container, of its own type, with `leaf(item)` for whatever is no container."""
     if not isinstance(value, _CONTAINERS):
         return leaf(value)
@@ -821,9 +831,7 @@ def _copy_if_mutable(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
 
 
-def _call_op(
-    op: _Op, args: Sequence[Any], kwargs: Mapping[str, Any] = {}
-) -> MessageNode[Any]:
+def _call_op(op: _Op, args: Sequence[Any], kwargs: Mapping[str, Any] = {}) -> MessageNode[Any]:
     """Run an operator on nodes and plain values, and record it."""
     rest = [f"args_{i}" for i in range(len(args) - len(op.names))]
     names = (*op.names[: len(args)], *rest, *kwargs)
@@ -857,7 +865,7 @@ def _record(
         else:
             return kind(data, op, call.values, depends)
     parents = tuple(call.inputs().values())
-    return kind(data, op, parents, any([parent._depends for parent in parents]), call)
+    return kind(data, op, parents, any(parent._depends for parent in parents), call)
 
 
 def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNode]:
@@ -1124,7 +1132,9 @@ class _Body(_Scope):
     def _contents(self) -> dict[str, list[int]]:
         """What each node that is a list, dict or set among the arguments holds now."""
         found = {}
-        for name, value, data in zip(self.call.names, self.call.values, self.arguments):
+        for name, value, data in zip(
+            self.call.names, self.call.values, self.arguments, strict=True
+        ):
             if type(data) in _MUTABLE and isinstance(value, Node):
                 found[f"{name}, a {type(data).__name__}"] = [*map(id, _items(data))]
         return found
@@ -1174,7 +1184,7 @@ class Bundle:
 
     parameter: ParameterNode[str] | None = None  # its code, if that may change: see section 4
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, function: Function, options: Options) -> None:
         import inspect
 
         update_wrapper(self, function)
@@ -1275,11 +1285,9 @@ class Bundle:
 
     @property
     def info(self) -> Fields:
-        """The function's name, documentation, signature and file."""
-        code = getattr(self.fun, "__code__", None)
-        place = {"file": code.co_filename, "line": code.co_firstlineno} if code else {}
-        facts = {"fun": self.fun, "fun_name": self.__qualname__, "signature": str(self.signature)}
-        return facts | place
+        """The function, its name and its signature."""
+        signature = str(self.signature)
+        return {"fun": self.fun, "fun_name": self.__qualname__, "signature": signature}
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else MethodType(self, instance)
@@ -1291,7 +1299,7 @@ class Bundle:
         return f"<bundle {self.__qualname__}{self.signature}>"
 
 
-def _bundle(function: Any, options: Mapping[str, Any]) -> Any:
+def _bundle(function: Any, options: Options) -> Any:
     """Bundle a function, or the one inside a staticmethod, a classmethod or a property."""
     if isinstance(function, (staticmethod, classmethod)):
         return type(function)(_bundle(function.__func__, options))
@@ -1309,7 +1317,7 @@ def bundle(
     traceable_code: bool = False,
     catch_execution_error: bool = True,
     allow_external_dependencies: bool = False,
-    projections: Iterable[Callable[[str], str]] = (),
+    projections: Iterable[Function] = (),
     source: str | None = None,
     limits: Any = None,
     effects: bool = False,
@@ -1397,7 +1405,7 @@ class Module:
         """The values of the parameters, by the paths of `parameters_dict`."""
         return {path: parameter._data for path, parameter in self.parameters_dict().items()}
 
-    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+    def load_state_dict(self, values: Options) -> None:
         """Set all parameters. All values are checked, code too, before any is set.
 
         Raises: `ValueError` that lists what is missing and extra, or says which value is wrong.
@@ -1687,8 +1695,9 @@ def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> 
     )
     for each in nodes:
         if not isinstance(each, Node):
-            told = f"backward() starts from a node, not {to_text(each, 60)}: was it read with .data?"
-            raise TypeError(told)
+            raise TypeError(
+                f"backward() starts from a node, not {to_text(each, 60)}: was it read with .data?"
+            )
     if not all(each is None or isinstance(each, (int, float)) for each in scores):
         raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}")
     if not len(nodes) == len(words) == len(scores):
@@ -1820,9 +1829,7 @@ class TraceGraph:
     @property
     def ids(self) -> dict[AnyNode, Any]:
         """The id of each node in the JSON form: the one it was read with, or else its name."""
-        ids = {node: spec["id"] for node, spec in self.specs.items()}
-        taken = set(map(str, ids.values()))
-        return {node: ids.get(node, _unused_name(name, taken)) for node, name in self.names.items()}
+        return _ids(self)
 
     @property
     def feedback(self) -> list[Any]:
@@ -1904,7 +1911,7 @@ class TraceGraph:
 class CodeBundle(Bundle):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, function: Function, options: Options) -> None:
         import textwrap
 
         super().__init__(function, options)
@@ -1922,9 +1929,7 @@ class CodeBundle(Bundle):
             f"The source code of {name}",
             constraint=f"It must define: {header.splitlines()[-1]}",
             projections=options["projections"] or (),
-            check=partial(
-                check_code, name=name, signature=header, limits=self.limits
-            ),
+            check=partial(check_code, name=name, signature=header, limits=self.limits),
         )
         self._function_of = lru_cache(16)(self._compile)
         self._owner: tuple[type | None, str] = None, ""
@@ -1947,9 +1952,7 @@ class CodeBundle(Bundle):
         if scope is not None and scope.tracing:  # made here or not, it is an input from outside
             scope.reads[parameter._number] = parameter
         call = self._bind(args, kwargs)
-        with_code = call._replace(
-            names=("__code", *call.names), values=(parameter, *call.values)
-        )
+        with_code = call._replace(names=("__code", *call.names), values=(parameter, *call.values))
         return self._run(with_code, parameter)
 
     def runs_new_code(self, call: _Call) -> bool:
@@ -2001,7 +2004,7 @@ class CodeBundle(Bundle):
 
 
 class BoundCode:
-    """A bundle with code seen through an instance, which owns its code and is the first argument."""
+    """A bundle with code seen through an instance, its first argument, which owns its code."""
 
     def __init__(self, bundle: CodeBundle, instance: Any) -> None:
         self.__func__, self.__self__ = bundle, instance
@@ -2061,7 +2064,7 @@ def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
     return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
 
 
-def _lines_of(found: Any, lines: list[str], namespace: Mapping[str, Any]) -> str:
+def _lines_of(found: Any, lines: list[str], namespace: Options) -> str:
     """The lines of a function definition from below its bundle decorator, dedented."""
     import ast
 
@@ -2080,7 +2083,7 @@ def _lines_of(found: Any, lines: list[str], namespace: Mapping[str, Any]) -> str
     return text.rstrip()
 
 
-def _names_bundle(decorator: ast.expr, namespace: Mapping[str, Any]) -> bool:
+def _names_bundle(decorator: ast.expr, namespace: Options) -> bool:
     """Is this decorator `bundle`, whatever it is called here?"""
     import ast
 
@@ -2384,7 +2387,8 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
         depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
         misplaced = spelled not in ")]},:" and written[-1] not in "([{,:"
         if misplaced or spelled == "?" or depth > MAX_DEPTH:
-            raise _Unreadable(f"it breaks off at {to_text(text[token.start() : pos + 30], 80)}", pos)
+            rest = to_text(text[token.start() : pos + 30], 80)
+            raise _Unreadable(f"it breaks off at {rest}", pos)
         written += [spelled] if spelled else []
         if not depth and written[-1]:
             break
@@ -2525,7 +2529,8 @@ class _ReplyReader:
         stop = after.start() if after else len(self.text)
         ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, opening.end(), stop)]
         if not ends:
-            self.begin(_TAGGED, f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
+            shown = to_text(tag, 80)
+            self.begin(_TAGGED, f"The reply is cut short: the tag of {shown} has no end.")
             return len(self.text)
         end = ends[0 if reasons else -1]
         body = self.text[opening.end() : end.start()]
@@ -2596,7 +2601,7 @@ def ask_until_usable(
         messages.append(_message("user", again))
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> Texts:
     return {"role": role, "content": content}
 
 
@@ -2618,13 +2623,7 @@ _OBJECTIVE = "Change the variables so that the feedback becomes as good as it ca
 _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
 
 
-class Prompt(list[dict[str, str]]):
-    """The messages that an optimizer sends, with `stats` on what they show.
-
-    `stats` counts `characters`, `nodes`, `shown`, `left_out`, and says `why` some are left out.
-    """
-
-    stats: Fields
+Prompt = list[Texts]  # the messages that an optimizer sends
 
 
 class Proposal(dict[ParameterNode[Any], Any]):
@@ -2638,21 +2637,23 @@ class Proposal(dict[ParameterNode[Any], Any]):
     +2
     """
 
-    prompt: Sequence[dict[str, str]] = ()
+    prompt: Sequence[Texts] = ()
     replies: Sequence[str] = ()
     refused: Sequence[str] = ()
     reasoning = answer = ""
     usage: Mapping[str, int] | None = None
     seconds = 0.0
 
-    @property
-    def ran(self) -> dict[str, str]:
-        """Where each new code runs, by name: in this process, or in a child under its limits."""
-        where = {}
-        for parameter in filter(_is_code, self):
-            limits = getattr(parameter.check, "keywords", {}).get("limits")
-            where[parameter.py_name] = f"in a child under {limits}" if limits else "in this process"
-        return where
+    def absorb(self, other: Proposal) -> None:
+        """Take in the values and the story of another."""
+        self.update(other)
+        self.prompt = [*self.prompt, *other.prompt]
+        self.replies = [*self.replies, *other.replies]
+        self.refused = [*self.refused, *other.refused]
+        self.reasoning = f"{self.reasoning}\n{other.reasoning}".strip()
+        self.answer = f"{self.answer}\n{other.answer}".strip()
+        self.usage = Counter(self.usage) + Counter(other.usage)
+        self.seconds = max(self.seconds, other.seconds)
 
     def diff(self) -> str:
         """The changes as a unified diff."""
@@ -2750,9 +2751,7 @@ class Optimizer:
         reached = backward(output, feedback, self.propagator, score=score, _level=3)
         _store({each: reached[each] for each in self.parameters if each in reached})
 
-    def step(
-        self, bypassing: bool = False, verbose: bool = False, approve: Any = None
-    ) -> Proposal:
+    def step(self, bypassing: bool = False, verbose: bool = False, approve: Any = None) -> Proposal:
         """Propose new values and set them; return the proposal, empty if nothing changed.
 
         Args:
@@ -2766,7 +2765,8 @@ class Optimizer:
         verdict = approve(proposal.diff()) if approve and proposal else True
         if verdict is not True:
             refusal = str(verdict or "refused")
-            self.refused[f"{_listed(_values_by_name(proposal))}: {refusal}"] = None
+            named = {parameter.py_name: value for parameter, value in proposal.items()}
+            self.refused[f"{_listed(named)}: {refusal}"] = None
             self._remember_step(proposal, refusal)
             return Proposal()
         if bypassing:
@@ -2793,18 +2793,16 @@ class Optimizer:
 
         With `n`, a list of so many, asked for side by side; each prompt says which of them it is.
         """
-        if n is None or n == 1:
-            alone = self._ask(self._prompts(""))
-            return alone if n is None else [alone]
-        note = " This is candidate {} of {}: seek one unlike the others."
-        return _side_by_side(self._ask, [self._prompts(note.format(i + 1, n)) for i in range(n)])
+        count, note = n or 1, ""
+        if count > 1:
+            note = " This is candidate {} of {}: seek one unlike the others."
+        prompts = [self._prompts(note.format(i + 1, count)) for i in range(count)]
+        proposals = _side_by_side(self._ask, prompts)
+        return proposals[0] if n is None else proposals
 
     def prompt(self, note: str = "") -> Prompt:
         """The messages that would be sent, before anything is spent."""
-        parts = self._prompts(note)
-        whole = Prompt(chain(*parts))
-        whole.stats = {**parts[0].stats, "characters": sum(p.stats["characters"] for p in parts)}
-        return whole
+        return list(chain(*self._prompts(note)))
 
     def _prompts(self, note: str) -> list[Prompt]:
         """All that is asked for one proposal: here a single prompt, about all the variables."""
@@ -2826,14 +2824,12 @@ class Optimizer:
             )
         feedback, past = _cut(feedback, room // 3), self._past(room // 3)
         tail = _page(Variables=variables, Feedback=feedback, **{_PAST: past})
-        shown, stats = self.describe(self.max_chars - len(_SYSTEM + head + tail) - 2)
+        shown = self.describe(self.max_chars - len(_SYSTEM + head + tail) - 2)
         text = "\n".join(filter(None, (head, shown, tail)))
-        prompt = Prompt([_message("system", _SYSTEM), _message("user", text)])
-        prompt.stats = {"characters": len(_SYSTEM + text), **stats}
-        return prompt
+        return [_message("system", _SYSTEM), _message("user", text)]
 
-    def describe(self, room: int) -> tuple[str, Fields]:
-        """What is shown of the program, in at most `room` characters, and what to say about it.
+    def describe(self, room: int) -> str:
+        """What is shown of the program, in at most `room` characters.
 
         Every prompt has the instruction, the variables, the feedback and past attempts already.
         """
@@ -2848,7 +2844,10 @@ class Optimizer:
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
-        return _merge_proposals(_side_by_side(self._answer, prompts))
+        whole, *others = _side_by_side(self._answer, prompts)
+        for each in others:
+            whole.absorb(each)
+        return whole
 
     def _answer(self, prompt: Prompt) -> Proposal:
         """Ask until a reply can be used, each time telling what was wrong with the last."""
@@ -2893,7 +2892,7 @@ class Optimizer:
         self.history.append(attempt)
         if len(self.history) > 100:  # of what is older, only values, score and update stay
             old = self.history[-101]
-            light = None if old.proposal is None else Proposal(old.proposal)
+            light = old.proposal and Proposal(old.proposal)
             self.history[-101] = old._replace(feedback=[], proposal=light, diff="")
 
     @property
@@ -2953,23 +2952,6 @@ def _by_name(parameters: Any) -> dict[str, Parameter]:
     return named
 
 
-def _values_by_name(values: Mapping[Parameter, Any]) -> Fields:
-    """Values by the names of their parameters."""
-    return {parameter.py_name: value for parameter, value in values.items()}
-
-
-def _merge_proposals(parts: Sequence[Proposal]) -> Proposal:
-    """One proposal with the values and the stories of several."""
-    whole = Proposal({parameter: value for part in parts for parameter, value in part.items()})
-    for field in "prompt", "replies", "refused":
-        setattr(whole, field, [each for part in parts for each in getattr(part, field)])
-    for field in "reasoning", "answer":
-        setattr(whole, field, "\n".join(getattr(part, field) for part in parts).strip())
-    whole.usage = sum((Counter(part.usage) for part in parts), Counter()) or None
-    whole.seconds = max(part.seconds for part in parts)
-    return whole
-
-
 S = TypeVar("S")
 
 
@@ -2981,7 +2963,9 @@ def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int =
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         contexts = [copy_context() for _ in items]
-        futures = [pool.submit(c.run, function, item) for c, item in zip(contexts, items)]
+        futures = [
+            pool.submit(c.run, function, item) for c, item in zip(contexts, items, strict=True)
+        ]
         try:
             return [future.result() for future in futures]
         finally:
@@ -3034,10 +3018,10 @@ class OptoPrime(Optimizer):
     value stands beside the call that gave it.
     """
 
-    def describe(self, room: int) -> tuple[str, Fields]:
+    def describe(self, room: int) -> str:
         """The graph as text."""
         view = _View(self.graph(), room)
-        return view.text(view.shown), view.stats()
+        return view.text(view.shown)
 
 
 class OPRO(Optimizer):
@@ -3066,11 +3050,9 @@ class OPRO(Optimizer):
     Source: OPRO, arXiv:2309.03409, which sorts its attempts by score; these stay in order of time.
     """
 
-    def describe(self, room: int) -> tuple[str, Fields]:
+    def describe(self, room: int) -> str:
         """Nothing of the program."""
-        nodes, shown = len(self.graph()), len(self.parameters)
-        why = "only variables are shown"
-        return "", {"nodes": nodes, "shown": shown, "left_out": nodes - shown, "why": why}
+        return ""
 
 
 _CRITICISM = """\
@@ -3134,9 +3116,9 @@ class TextGrad(Optimizer):
         said = {n: "\n".join(f"{n}: {_said(f)}" for f in p.feedback) for n, p in heard.items()}
         return [self._prompt({name: heard[name]}, said[name], note) for name in heard]
 
-    def describe(self, room: int) -> tuple[str, Fields]:
+    def describe(self, room: int) -> str:
         """Nothing of the program: the criticisms have seen it."""
-        return "", {}
+        return ""
 
 
 # ---- What a prompt shows: feedback, variables, and as much of the graph as there is room for.
@@ -3157,7 +3139,7 @@ def _said(words: Any, limit: int = 0) -> str:
     return _cut(re.sub(_HEADING, "> ", re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words))), limit)
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _listed(values: Options) -> str:
     return "; ".join(f"{name} = {to_text(value, 300)}" for name, value in values.items())
 
 
@@ -3280,7 +3262,8 @@ class _View:
         """The lines of these calls, and a line for each gap between them."""
         rows: list[str] = []
         for shown, group in groupby(self.calls, lambda call: call in near):
-            rows += [self.lines[each] for each in group] if shown else [self._gap([*group])]
+            calls = [*group]
+            rows += [self.lines[each] for each in calls] if shown else [self._gap(calls)]
         return "\n".join(rows)
 
     def _gap(self, calls: list[AnyNode]) -> str:
@@ -3289,14 +3272,6 @@ class _View:
         kinds = ", ".join(f"{count} {name}" for name, count in counts)
         first, last = self.names[calls[0]], self.names[calls[-1]]
         return _cut(f"# {len(calls)} calls left out, {first} to {last}: {kinds}", 120)
-
-    def stats(self) -> Fields:
-        """How many nodes there are, how many are shown, and why the others are not."""
-        nodes, left = len(self.graph), len(self.calls) - self.shown
-        folded = len(_repeated(self.graph, self.calls) - self.outputs)
-        reasons = {"repeat their neighbours": folded, "for want of room": left - folded}
-        why = ", ".join(f"{count} {words}" for words, count in reasons.items() if count)
-        return {"nodes": nodes, "shown": nodes - left, "left_out": left, "why": why}
 
 
 # ---- 6. Language models --------------------------------------------------------------------------
@@ -3367,12 +3342,14 @@ class Reply(str):
         return self
 
 
-def _dig(data: Any, *path: str | int) -> Any:
-    """The value at a path inside data that we do not trust, or None."""
-    try:
-        return reduce(lambda inner, step: inner[step], path, data)
-    except (LookupError, TypeError):
-        return None
+def _dig(data: Any, path: str) -> Any:
+    """The value at a path inside data that we do not trust, such as "choices 0 text", or None."""
+    for step in path.split():
+        try:
+            data = data[int(step) if step.isdigit() else step]
+        except (LookupError, TypeError):
+            return None
+    return data
 
 
 def _content(content: Any) -> str:
@@ -3382,11 +3359,11 @@ def _content(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-_hooks: ContextVar[tuple[Hook, ...]] = ContextVar("minitrace_hooks", default=())
+_hooks: ContextVar[tuple[Function, ...]] = ContextVar("minitrace_hooks", default=())
 
 
 @contextmanager
-def around_calls(hook: Hook) -> Iterator[None]:
+def around_calls(hook: Function) -> Iterator[None]:
     """Stand around every call of a language model in this block: a budget, a journal, telemetry.
 
     Instead of the call, `hook(llm, messages, options, ask)` runs: `ask()` makes the call and gives
@@ -3427,7 +3404,7 @@ class LanguageModel:
         """The reply to some messages: yours to write."""
         raise NotImplementedError(f"{type(self).__name__} has no complete()")
 
-    def __call__(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
+    def __call__(self, messages: str | Sequence[Options], **options: Any) -> Reply:
         """Ask once. Options go over those of the constructor; None takes one away."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": str(messages)}]
@@ -3451,7 +3428,7 @@ class LanguageModel:
         """
         return _side_by_side(partial(self, **options), list(prompts), workers)
 
-    async def acall(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Reply:
+    async def acall(self, messages: str | Sequence[Options], **options: Any) -> Reply:
         """Ask without blocking the event loop; a cancelled call is left to its own deadline."""
         from asyncio import wrap_future
 
@@ -3484,7 +3461,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 class _Foreign(LanguageModel):
     """Any other callable from messages to text, seen by hooks as ours are."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Function) -> None:
         self.function = function
         self.model = str(getattr(function, "model", None) or "callable")
 
@@ -3545,12 +3522,17 @@ class _Protocol(NamedTuple):
     """A wire format: where a request goes, what it looks like, where things are in an answer."""
 
     path: str  # what follows the base address
-    options: dict[str, str]  # an option's names on the wire; the first that is not refused is sent
+    options: str  # and "=" the names on the wire, if they differ; the first not refused is sent
     fields: Callable[[_Messages], Fields]  # from messages to the fields that carry them
-    text: tuple[str | int, ...]  # the path to the text of an answer
-    end: tuple[str | int, ...]  # the path to why the text ended
+    text: str  # the path to the text of an answer
+    end: str  # the path to why the text ended
     usage: tuple[str, str]  # the counts that add up to the tokens in, and out
     headers: Mapping[str, str] = {}  # those it demands beside the key
+
+    def names(self) -> dict[str, list[str]]:
+        """The names on the wire of each option."""
+        pairs = [each.partition("=") for each in self.options.split()]
+        return {option: (names or option).split("|") for option, _, names in pairs}
 
 
 class _Provider(NamedTuple):
@@ -3572,29 +3554,24 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     return {**fields, "system": system} if system else fields
 
 
-def _same(names: str) -> dict[str, str]:
-    """Options that have their own names on the wire."""
-    return {name: name for name in names.split()}
-
-
 PROTOCOLS = {
     "openai": _Protocol(
         "/chat/completions",
-        _same("temperature top_p seed stop reasoning_effort response_format")
-        | {"max_tokens": "max_tokens max_completion_tokens"},
+        "temperature top_p seed stop reasoning_effort response_format "
+        "max_tokens=max_tokens|max_completion_tokens",
         lambda messages: {"messages": messages},
-        ("choices", 0, "message", "content"),
-        ("choices", 0, "finish_reason"),
+        "choices 0 message content",
+        "choices 0 finish_reason",
         ("prompt_tokens", "completion_tokens"),
     ),
     # Since this version the official client sends its key as a bearer token. For a gateway that
     # knows the older form: LLM(headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}).
     "anthropic": _Protocol(
         "/v1/messages",
-        _same("temperature top_p top_k max_tokens") | {"stop": "stop_sequences"},
+        "temperature top_p top_k max_tokens stop=stop_sequences",
         _anthropic_fields,
-        ("content",),
-        ("stop_reason",),
+        "content",
+        "stop_reason",
         ("input_tokens cache_creation_input_tokens cache_read_input_tokens", "output_tokens"),
         {"anthropic-version": "2026-10-21"},
     ),
@@ -3603,7 +3580,8 @@ PROTOCOLS = {
 PROVIDERS: dict[str, tuple[str, ...]] = {}
 for _row in """
 openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
-anthropic anthropic https://api.anthropic.com ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
+anthropic anthropic https://api.anthropic.com \
+    ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
 gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
     GOOGLE_API_KEY,GEMINI_API_KEY GOOGLE_GEMINI_BASE_URL /v1beta/openai
 ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
@@ -3634,7 +3612,7 @@ def _moved_address(said: str, path: str) -> str:
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
 
-_LARGEST = 16 << 20  # bytes in an answer, before and after decompression
+_LARGEST = 16 << 20  # bytes in an answer
 
 
 class _Answer(NamedTuple):
@@ -3667,7 +3645,7 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     def talk() -> _Answer:
         # Whatever goes wrong becomes text: a traceback through urllib would show the key.
         try:
-            request = Request(route.url, body, route.headers, method="POST")
+            request = Request(route.url, body, {**route.headers}, method="POST")
             with _opener(route.here, connected).open(request, timeout=seconds + 1) as response:
                 return _receive(response, route.redact)
         except Exception as error:
@@ -3693,9 +3671,9 @@ def _opener(here: bool, connected: Callable[[Any], None]) -> Any:
     from urllib import request
 
     class Connects(request.HTTPSHandler, request.HTTPHandler):
-        def do_open(self, make: Any, req: Any, **options: Any) -> Any:
+        def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
             def connection(host: str, **more: Any) -> Any:
-                made = make(host, **more)
+                made = http_class(host, **more)
                 connect = made.connect
 
                 def connect_and_tell() -> None:
@@ -3717,19 +3695,14 @@ def _opener(here: bool, connected: Callable[[Any], None]) -> Any:
     return request.build_opener(proxies, Connects(), Answers())
 
 
-def _receive(response: Any, redact: Callable[[str], str]) -> _Answer:
+def _receive(response: Any, redact: Function) -> _Answer:
     """Read an answer whole, but never more than the largest we take, and without our key."""
-    import zlib
-
     body = response.read(_LARGEST + 1)
-    cut = bool(response.length)  # read(n) is silent about what did not come
-    if body.startswith(b"\x1f\x8b"):  # gzip, which some send unasked
-        unpack = zlib.decompressobj(wbits=31)
-        body = unpack.decompress(body, _LARGEST + 1)
-        cut = cut or not unpack.eof
     if len(body) > _LARGEST:
         return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
-    if cut:
+    if body.startswith(b"\x1f\x8b"):
+        return _Answer("unreadable", "an answer that is compressed, which was not asked for")
+    if response.length:  # read(n) is silent about what did not come
         return _Answer("network", "the answer was cut")
     headers = {name.lower(): redact(value) for name, value in response.getheaders()}
     return _Answer("", redact(body.decode("utf-8-sig", "replace")), response.status, headers)
@@ -3739,7 +3712,7 @@ def _receive(response: Any, redact: Callable[[str], str]) -> _Answer:
 
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _KINDS = {"length": "cut off", "refusal": "refused", "content_filter": "filtered"}
-_NEVER_HEALS = r"insufficient_quota|billing_error|CERTIFICATE|an answer larger"
+_NEVER_HEALS = r"insufficient_quota|billing_error|CERTIFICATE|an answer (larger|that)"
 _REFUSES = (
     r"un(supported|known|recognized|expected)|not (support|allowed)|permitted|extra_forbidden"
 )
@@ -3770,12 +3743,12 @@ def _advice(said: str) -> str:
 def _words(data: Any, answer: _Answer) -> str:
     """A server's own words for an error, in whichever of the many shapes they come."""
     data = data[0] if isinstance(data, list) and data else data
-    paths = (("error", "message"), ("error",), ("detail",), ("message",))
-    words = next(filter(None, (_dig(data, *path) for path in paths)), None)
+    paths = "error message", "error", "detail", "message"
+    words = next(filter(None, (_dig(data, path) for path in paths)), None)
     if words is None:
         words = re.sub(r"<[^>]*>|\s+", " ", answer.body[:2000])
     text = words if isinstance(words, str) else json.dumps(words)
-    codes = [_dig(data, "error", "code"), _dig(data, "error", "type")]
+    codes = [_dig(data, "error code"), _dig(data, "error type")]
     labels = [f"[{code:.80}]" for code in codes if isinstance(code, str)]
     return " ".join([text.strip()[:500], *labels, answer.headers.get("location", "")]).strip()
 
@@ -3819,7 +3792,7 @@ class _Route(NamedTuple):
     protocol: _Protocol
     url: str
     keys: str
-    headers: dict[str, str]
+    headers: Texts
 
     @property
     def name(self) -> str:
@@ -3876,14 +3849,15 @@ without a user or a password"""
             data = None
         words, status, path = _words(data, answer), answer.status, self.protocol.text
         if _dig(data, "error") or not 200 <= status < 300:
-            code = str(_dig(data, "error", "code"))
+            code = str(_dig(data, "error code"))
             if status == 200 and re.fullmatch(r"[45]\d\d", code):  # as some gateways do
                 status = int(code)
             return self.error("status", words, status)
-        if not isinstance(_dig(data, path[0]), list):
+        if not isinstance(_dig(data, path.partition(" ")[0]), list):
             return self.error("unreadable", words, status)
-        text, refusal = _content(_dig(data, *path)), _dig(data, *path[:-1], "refusal")
-        end = str(_dig(data, *self.protocol.end) or "stop")
+        text = _content(_dig(data, path))
+        refusal = _dig(data, path.replace("content", "refusal"))
+        end = str(_dig(data, self.protocol.end) or "stop")
         end = _FINISHES.get(end, end)
         kind = "refused" if refusal else _KINDS.get(end, "empty")
         if kind in ("refused", "filtered") or not text.strip():
@@ -3896,11 +3870,11 @@ without a user or a password"""
         """The tokens that an answer says it took."""
         counts = []
         for names in self.protocol.usage:
-            found = [_dig(data, "usage", name) for name in names.split()]
+            found = [_dig(data, f"usage {name}") for name in names.split()]
             if not isinstance(found[0], int):
                 return None
             counts.append(sum(count for count in found if isinstance(count, int)))
-        return dict(zip(("input_tokens", "output_tokens"), counts))
+        return {"input_tokens": counts[0], "output_tokens": counts[1]}
 
 
 class LLM(LanguageModel):
@@ -3958,7 +3932,7 @@ class LLM(LanguageModel):
         timeout: float = 300.0,
         retries: int = 4,
         allow_http: bool = False,
-        extra: Mapping[str, Any] | None = None,
+        extra: Options | None = None,
         sleep: Callable[[float], object] = time.sleep,
         **options: Any,
     ) -> None:
@@ -4006,23 +3980,26 @@ class LLM(LanguageModel):
     def _request(self, route: _Route, messages: _Messages, options: Any) -> Fields:
         """The body of a request, without what the server has refused by name."""
         body = {"model": route.model, **route.protocol.fields(messages)}
+        names = route.protocol.names()
         for option, value in options.items():
-            names = route.protocol.options.get(option, "").split()
-            for name in [name for name in names if name not in self._refused][:1]:
-                body[name] = [value] if option == "stop" and isinstance(value, str) else value
+            left = [name for name in names.get(option, ()) if name not in self._refused]
+            if left:
+                alone = option == "stop" and isinstance(value, str)
+                body[left[0]] = [value] if alone else value
         return {**body, **options.get("extra", {})}
 
     def _learn(self, route: _Route, sent: Fields, error: LLMError) -> None:
         """Remember an option that the server refuses by name; another name is tried, or none."""
         if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
             return
-        families = [names.split() for names in route.protocol.options.values()]
-        known = {name: names for names in families for name in names if name in sent}
-        for name in [name for name in known if re.search(rf"\b{name}\b", error.words)][:1]:
-            self._refused.add(name)
-            if self._refused.issuperset(known[name]):
-                words = f"{route.name} refuses {name!r}: it is left out from now on"
-                warn(words, stacklevel=5)
+        for names in route.protocol.names().values():
+            for name in names:
+                if name in sent and re.search(rf"\b{name}\b", error.words):
+                    self._refused.add(name)
+                    if self._refused.issuperset(names):
+                        said = f"{route.name} refuses {name!r}: it is left out from now on"
+                        warn(said, stacklevel=5)
+                    return
 
     def _route(self) -> _Route:
         """Where the language model is; the environment is read here, and the key sealed."""
@@ -4049,7 +4026,7 @@ class LLM(LanguageModel):
 
 
 def _check_options(options: Iterable[str], *protocols: _Protocol) -> None:
-    known = sorted({name for protocol in protocols for name in protocol.options})
+    known = sorted({name for protocol in protocols for name in protocol.names()})
     for name in sorted(set(options) - {*known, "extra"}):
         words = "what one server alone knows goes into extra={...}"
         raise TypeError(f"no option {name!r}: known are {', '.join(known)}; {words}")
@@ -4071,7 +4048,7 @@ def _address(base: str, path: str) -> str:
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
 
 
-def _headers(row: _Provider, key: str | None, given: Mapping[str, str]) -> dict[str, str]:
+def _headers(row: _Provider, key: str | None, given: Texts) -> Texts:
     """The headers of a request. Nothing is raised here, where the environment's keys are bare."""
     get, prefix = os.environ.get, row.variable.removesuffix("_BASE_URL")
     lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
@@ -4191,7 +4168,7 @@ _LESS = (
 )
 
 
-def _attempt(block: str) -> tuple[dict[str, str], int, float | None]:
+def _attempt(block: str) -> tuple[Texts, int, float | None]:
     """The values of an attempt, the way its feedback points (up if above 0), and its score."""
     values, _, said = block.partition("\n")
     up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
@@ -4326,7 +4303,8 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
             continue
         where = "above" if again else "below" if len(margin) > 36 else ""
         where = where if parents else ""
-        row = _tree_line(graph, node, where, said.get(node, ""), 90 - len(margin + mark))
+        room = 90 - len(margin + mark)
+        row = _tree_line(graph, node, where, said.get(node, ""), room, ascii)
         rows.append(margin + mark + row)
         if where == "below":  # too far to the right, so it goes on at the left
             stack.insert(0, ("", "", node))
@@ -4334,26 +4312,34 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
             drawn.add(node)
             inside = margin + {"├─ ": "│  ", "└─ ": "   ", "": ""}[mark]
             marks = ["└─ "] + ["├─ "] * (len(parents) - 1)
-            stack += [(inside, *each) for each in zip(marks, reversed(parents))]
+            stack += [(inside, *each) for each in zip(marks, reversed(parents), strict=False)]
     left = len(graph) - len(drawn)
     text = "\n".join([*rows, f"... {left} more nodes"] if left > 0 else rows)
-    if ascii:
-        text = text.translate(str.maketrans("├└│─", "|`|-"))
-        text = text.encode("ascii", "backslashreplace").decode()
-    return text
+    return text.translate(str.maketrans("├└│─", "|`|-")) if ascii else text
 
 
-def _tree_line(graph: TraceGraph, node: AnyNode, where: str, said: str, room: int) -> str:
-    """One node of the tree, in so many characters; what nobody can see stands as an escape."""
-    name = _cut(graph.names[node], room // 3)
+def _tree_line(
+    graph: TraceGraph, node: AnyNode, where: str, said: str, room: int, ascii: bool
+) -> str:
+    """One node of the tree, in so many characters."""
+    name = _shown(graph.names[node], room // 3, ascii)
     if where:
         return f"{name} (see {where})"
     end = "  [parameter]" if node in graph.values else ""
     if said:
-        end += f"  <- {_cut(' '.join(said.split()), room // 2)}"
-    value = to_text(graph.value(node), max(room - len(name + end) - 3, 12))
-    row = f"{name} = {value}{end}"
-    return "".join(c if c.isprintable() or c == "\u200d" else repr(c)[1:-1] for c in row)
+        words = _cut(" ".join(said.split()), room // 2)
+        end += f"  <- {_shown(words, room - len(name + end) - 16, ascii)}"
+    left = max(room - len(name + end) - 3, 8)
+    value = to_text(graph.value(node), max(left, 12))
+    return f"{name} = {_shown(value, left, ascii)}{end}"
+
+
+def _shown(text: str, room: int, ascii: bool) -> str:
+    """The text in so many characters; what nobody can see stands as an escape."""
+    text = "".join(c if c.isprintable() or c == "\u200d" else repr(c)[1:-1] for c in text)
+    if ascii:
+        text = text.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= room else f"{text[: room - 3]}..."
 
 
 # ---- What would be if a value had been another.
@@ -4428,7 +4414,7 @@ class _Verbatim(str):
 
 
 _DEPTH = 100  # levels of containers in containers that one value may have
-_TAGS = {
+_TAGS: dict[str, Any] = {
     "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict, "$text": _Verbatim,
     "$bytes": bytes.fromhex, "$float": float.fromhex, "$int": partial(int, base=16),
 }  # fmt: skip
@@ -4476,9 +4462,10 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
             items.sort(key=json.dumps)
         return items if kind is list else {f"${kind.__name__}": items}
     if as_text or kind is _Verbatim:
-        base = next((base for base in (int, float, str) if isinstance(value, base)), None)
-        known = base is not None and kind is not _Verbatim
-        return encode(base(value)) if known else {"$text": to_text(value)}
+        for base in int, float, str:  # of a subclass, the plain value
+            if isinstance(value, base) and kind is not _Verbatim:
+                return encode(base(value))
+        return {"$text": to_text(value)}
     if depth > _DEPTH:
         raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
     raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
@@ -4502,11 +4489,10 @@ def decode(tree: Any) -> Any:
         return {key: decode(item) for key, item in tree.items()}
     if tag not in _TAGS:
         raise ValueError(f"{tag!r} is no tag of this encoding")
-    make: Any = _TAGS[tag]
-    return make(decode(tree[tag]))
+    return _TAGS[tag](decode(tree[tag]))
 
 
-def _save(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+def _save(path: str | os.PathLike[str], values: Options) -> None:
     """Write values to a file, whole: under another name first, then in place of the old one."""
     import tempfile
 
@@ -4535,13 +4521,21 @@ def _load(path: str | os.PathLike[str]) -> Fields:
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_TEXTS = dict.fromkeys("name kind operator type description constraint".split(), str)
-_NODE_FIELDS = {
-    **_TEXTS, "id": (str, int), "inputs": dict, "value": object, "trainable": bool,
-    "choices": list, "bounds": list,
-}  # fmt: skip
-_OUTPUT_FIELDS = {"id": (str, int), "feedback": object, "score": (int, float)}
-_GRAPH_FIELDS = {"format": str, "version": str, "nodes": list, "operators": dict, "outputs": list}
+_TYPES: list[tuple[Any, str]] = [  # of the fields of a graph, its nodes and its outputs
+    (str, "format version name kind operator type description constraint"),
+    (list, "nodes outputs choices bounds"),
+    (dict, "operators inputs"),
+    (bool, "trainable"),
+    ((str, int), "id"),
+    ((int, float), "score"),
+]
+
+
+def _ids(graph: TraceGraph) -> dict[AnyNode, Any]:
+    """The id of each node: the one it was read with, or else its name if no other id is that."""
+    read = {node: spec["id"] for node, spec in graph.specs.items()}
+    taken = set(map(str, read.values()))
+    return {node: read.get(node, _unused_name(name, taken)) for node, name in graph.names.items()}
 
 
 def _graph_form(graph: TraceGraph) -> Fields:
@@ -4561,7 +4555,7 @@ def _graph_form(graph: TraceGraph) -> Fields:
 
 
 def _node_form(
-    graph: TraceGraph, node: AnyNode, ids: Mapping[AnyNode, Any], words: Mapping[str, str]
+    graph: TraceGraph, node: AnyNode, ids: Mapping[AnyNode, Any], words: Texts
 ) -> Fields:
     """One node of the JSON form."""
     form: Fields = {"id": ids[node], "name": node._base, "kind": graph.kind(node)}
@@ -4582,8 +4576,8 @@ def _filled(fields: Fields) -> Fields:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _beyond(spec: Fields, fields: Collection[str]) -> Fields:
-    return {key: value for key, value in spec.items() if key not in fields}
+def _beyond(spec: Fields, fields: str) -> Fields:
+    return {key: value for key, value in spec.items() if key not in fields.split()}
 
 
 @contextmanager
@@ -4595,15 +4589,16 @@ def _at(place: str) -> Iterator[None]:
         raise GraphError(f"{place}: {error}") from None
 
 
-def _check_fields(spec: Any, fields: Mapping[str, Any], needed: str) -> None:
+def _check_fields(spec: Any, needed: str) -> None:
     """`TypeError` if an object of the JSON form lacks a field, or has one of another type."""
     if not isinstance(spec, dict) or spec.get(needed) is None:
         raise TypeError(f"it must be an object with {needed}")
-    for field, kinds in fields.items():
-        value = spec.get(field)
-        fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
-        if value is not None and kinds is not object and not fits:
-            raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
+    for kinds, fields in _TYPES:
+        for field in fields.split():
+            value = spec.get(field)
+            fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
+            if value is not None and not fits:
+                raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
 
 
 def _no_number(name: str) -> Any:
@@ -4615,7 +4610,7 @@ def _read_graph(text: str) -> TraceGraph:
     with _at("not JSON"):
         form: Any = json.loads(text, parse_constant=_no_number)
     with _at("not a trace graph"):
-        _check_fields(form, _GRAPH_FIELDS, "nodes")
+        _check_fields(form, "nodes")
         words = form.get("operators") or {}
         if not all(isinstance(said, str) for said in words.values()):
             raise TypeError("its operators are not described by texts")
@@ -4625,10 +4620,10 @@ def _read_graph(text: str) -> TraceGraph:
         if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
             raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
     graph, known = TraceGraph(), dict[str, AnyNode]()
-    graph.extra = _beyond(form, _GRAPH_FIELDS.keys() - {"operators"})
+    graph.extra = _beyond(form, "format version nodes outputs")
     for n, spec in enumerate(form["nodes"]):
         with _at(f"nodes[{n}]"):
-            _check_fields(spec, _NODE_FIELDS, "id")
+            _check_fields(spec, "id")
         with _at(f"nodes[{n}] ({spec['id']})"):
             node = _node_from(spec, known, words)
         known[str(spec["id"])] = node
@@ -4637,12 +4632,12 @@ def _read_graph(text: str) -> TraceGraph:
         graph.add(node)
     for n, spec in enumerate(form.get("outputs") or ()):
         with _at(f"outputs[{n}]"):
-            _check_fields(spec, _OUTPUT_FIELDS, "id")
+            _check_fields(spec, "id")
             graph.outputs.append(_output_from(spec, known))
     return graph
 
 
-def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Mapping[str, str]) -> AnyNode:
+def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
     if str(spec["id"]) in known:
         raise ValueError("the id is used twice")
@@ -4678,7 +4673,7 @@ def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
     score = spec.get("score")
     float(score or 0)  # OverflowError if it is too large for one
     feedback = decode(spec.get("feedback"))
-    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, _OUTPUT_FIELDS))
+    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, "id feedback score"))
 
 
 # ---- Pickles: a graph of any depth goes to another process of Python.
@@ -4730,16 +4725,17 @@ def _find_op(module: str, qualname: str, name: str, words: str, names: tuple[str
     found = getattr(vars(operators).get(name), "op", None)
     with suppress(AttributeError, KeyError):
         found = operator.attrgetter(f"{qualname}.op")(sys.modules[module])
-    known = isinstance(found, _Op) and found.description == words
-    return found if known else _Op(name, words, names, None)
+    if isinstance(found, _Op) and found.description == words:
+        return found
+    return _Op(name, words, names, None)
 
 
 # ---- 8. Command line -----------------------------------------------------------------------------
 #
 # What does it look like when it runs?  `python3 minitrace.py` runs two examples of its own
 # documentation and shows them as they go, with no key, no network and no package; with `--live` a
-# language model of yours plays its part. `suggest` improves a trace graph that another program wrote
-# as JSON; `llm` asks one question.
+# language model of yours plays its part. `suggest` improves a trace graph that another program
+# wrote as JSON; `llm` asks one question.
 
 
 def demo(live: bool = False) -> None:
@@ -4754,8 +4750,8 @@ def demo(live: bool = False) -> None:
     ...     "Greet a customer by name, in the customer's own language."
     ...     def __init__(self, llm):
     ...         self.llm = llm
-    ...         self.ask_language = node("Decide the language.", name="ask_language", trainable=True)
-    ...         self.ask_name = node("Extract the name.", name="ask_name", trainable=True)
+    ...         self.ask_language = node("Decide the language.", "ask_language", trainable=True)
+    ...         self.ask_name = node("Extract the name.", "ask_name", trainable=True)
     ...     def forward(self, message):
     ...         reply = operators.call_llm(self.llm, self.ask_language, message)
     ...         name = operators.call_llm(self.llm, self.ask_name, message)
@@ -4772,7 +4768,7 @@ def demo(live: bool = False) -> None:
     ...     ("Decide the language", "This message is in Spanish."),
     ...     ("Extract the name", "The name is Juan."),
     ...     json.dumps({
-    ...         "reasoning": "language() never looks at the reply and greet() never at the language; "
+    ...         "reasoning": "language() never looks at the reply, nor greet() at the language; "
     ...         "both prompts bring back a sentence where one word is wanted.",
     ...         "suggestion": {
     ...             "ask_language0": "In which language is this? Answer with en or es only.",

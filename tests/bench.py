@@ -435,7 +435,7 @@ def prompts():
     for name, (parameter, output) in problems(node).items():
         optimizer = OptoPrime([parameter], llm=Script([]), max_chars=60_000)
         optimizer.backward(output, "too low")
-        ours = optimizer.prompt().stats["characters"]
+        ours = sum(len(message["content"]) for message in optimizer.prompt())
         row(f"prompt: {name} (beside Trace)", ours, theirs.get(name), "", "<= 1")
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -112,6 +113,16 @@ def f():
     assert len({pid for pid, _ in results}) == 1 and results[-1][1] > 5
 
 
+@pytest.mark.skipif(not LINUX, reason="Linux has this limit")
+def test_processor_time_is_bounded_too():
+    source = """
+import resource, time
+def f(): return resource.getrlimit(resource.RLIMIT_CPU)[0] - time.process_time()
+"""
+    left = Limits(seconds=5, imports=["resource", "time"]).run(source, "f")
+    assert 6 < left < 8
+
+
 @pytest.mark.skipif(not LINUX, reason="the status is that of Linux")
 def test_processor_time_that_is_used_up_is_time():
     source = """
@@ -149,6 +160,14 @@ def test_lines_are_counted_as_python_counts_them():
     assert (caught.value.line, caught.value.text) == (3, "return 1 / x")
 
 
+def test_what_an_exception_says_is_bounded():
+    ended = outcome(Limits(), "def f(): raise SystemExit('x' * 9_999)")
+    assert ended == "exit: " + "x" * 1994
+    with pytest.raises(CodeError) as caught:
+        Limits().run("def f(): raise ValueError('x' * 9_999)", "f")
+    assert caught.value.message == "x" * 2000
+
+
 def test_what_cannot_cross_is_refused_by_its_name():
     echo = "def f(x): return x"
     named = r"cannot cross: args\[0\]\['x'\]: a TextIOWrapper cannot be written as JSON"
@@ -166,6 +185,22 @@ def test_what_cannot_cross_is_refused_by_its_name():
     assert Limits().run(echo, "f", [deep]) == deep
     with pytest.raises(LimitError, match=r"cannot cross: args.*: nested more than 100 levels deep"):
         Limits().run(echo, "f", [((deep,),)])
+
+
+def test_a_reply_is_bounded_before_it_is_parsed():
+    """In a process of its own: a crash is the failure looked for."""
+    program = """
+import threading, minitrace_limits
+sys.setrecursionlimit(10**6)
+threading.stack_size(1 << 20)
+def work():
+    for reply in b"[" * 10**6, b'["result", ' + b"[" * 10**6 + b"]" * 10**6 + b"]", b"{":
+        try: minitrace_limits._read(reply)
+        except minitrace_limits.LimitError as error: print(error)
+thread = threading.Thread(target=work); thread.start(); thread.join()
+"""
+    done = python(program)
+    assert done.stdout == "crashed: what came back is no reply\n" * 3, done
 
 
 def test_code_that_is_alright_runs():
@@ -222,6 +257,15 @@ def test_no_key_of_the_environment_is_visible(monkeypatch):
     if LINUX:
         source = "import os\ndef f():\n with os.fdopen(os.open('/proc/self/environ', 0)) as e: return e.read()"
         assert "secret" not in limits.run(source, "f")
+
+
+def test_there_is_no_network_where_namespaces_allow_that():
+    limits = Limits(seconds=10, imports=["socket"])
+    if not limits.report()["network"]:
+        pytest.skip("needs namespaces")
+    source = "import socket\ndef f(address): socket.create_connection(address, 5)"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert outcome(limits, source, args=[server.getsockname()]) == "OSError"
 
 
 def test_a_child_loads_both_files_by_their_paths_and_nothing_that_lies_beside_them(tmp_path):

@@ -390,7 +390,7 @@ MISTAKES = [  # the exercise, what stands in the solution, what stands there ins
     (11, "sorted(scored, key=lambda attempt: attempt.score, reverse=True)", "scored[::-1]", "the order in time"),
     (11, "len(line + text) > room", "False", "leave attempts out"),
     (11, "len(line + text) > room", "len(line + text) > room + 1", "the line ends count"),
-    (11, "return text, {}", "return text", "a pair comes back"),
+    (11, "return text", "return text.splitlines()", "one text comes back"),
     (12, "if score > most", "if not best", "that is the first of them"),
     (12, "return best", "return most", "not its score"),
     (12, "self.other.propose(n=self.k)", "[self.other.propose() for _ in range(self.k)]", "Was every proposal tried?"),

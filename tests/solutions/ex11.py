@@ -18,7 +18,7 @@ class Ranked(Optimizer):
         lines are at most `room` characters in all, line ends included: when there are too many,
         the worst attempts are left out.
 
-        Returns: a pair of the text and a dict of what there is to say about it, here `{}`.
+        Returns: the text.
         """
         scored = [attempt for attempt in self.history if attempt.score is not None]
         text = ""
@@ -28,4 +28,4 @@ class Ranked(Optimizer):
             if len(line + text) > room:
                 break
             text = line + text
-        return text, {}
+        return text

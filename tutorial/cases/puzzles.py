@@ -197,7 +197,7 @@ class Blind(OptoPrime):
     """OptoPrime with its eyes shut: nothing of the graph is in the prompt."""
 
     def describe(self, room):
-        return "", {}
+        return ""
 
 
 # What the prompt shows beside the variables and the feedback: the optimizer, its past attempts.

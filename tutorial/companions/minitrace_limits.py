@@ -71,7 +71,7 @@ _INNER_IN_TEXT = re.compile(r"(?:^|[.\[])(__\w+__)")  # as in "{0.__class__}".fo
 
 
 class LimitError(MinitraceError):
-    """Code under limits did not end as a function should; the message begins with the word for how.
+    """Code under limits neither returned nor raised; the message begins with a word that says why.
 
     `time`, `memory`, `output` (too much printed), `exit`, `crashed`, `refused` (by `check_code`),
     or `cannot cross` (an argument or result that JSON cannot hold, with its place).
@@ -177,7 +177,8 @@ class Limits:
         ValueError: `os` is not allowed under limits, nor any import but Limits.imports
         """
         try:
-            check_code(source, "")  # bounds and parses it; then it finds no function of no name
+            # It bounds the code and parses it. Then it misses a function: none has an empty name.
+            check_code(source, "")
         except ValueError as error:
             if "must define" not in str(error):
                 raise
@@ -275,7 +276,7 @@ _idle: dict[int, list[_Child]] = {}
 
 
 def _ask(memory_mb: int, request: str, seconds: float) -> Any:
-    """A child's answer to a request; the child stays warm for the next, unless enough do."""
+    """A child's answer to a request; the child stays warm for the next, unless there are enough."""
     idle = _idle.setdefault(memory_mb, [])
     child = _take(idle) or _Child(memory_mb)
     answer = child.ask(request, seconds)
@@ -291,7 +292,7 @@ def _take(idle: list[_Child]) -> _Child | None:
 
     After a fork, `poll` takes the children of another process for dead; so no two share one.
     """
-    with contextlib.suppress(IndexError):  # of a list that is empty, be it through another thread
+    with contextlib.suppress(IndexError):  # there is none, or another thread was faster
         while True:
             child = idle.pop()
             if child.poll() is None:
@@ -365,7 +366,7 @@ class _Child(Popen[bytes]):
         with contextlib.suppress(OSError):  # it may have ended by itself
             getattr(os, "killpg", os.kill)(self.pid, 9)
         self.wait()
-        if self.in_use.acquire(timeout=1):  # in vain where something else still holds a pipe open
+        if self.in_use.acquire(timeout=1):  # never while another process holds a pipe open
             self.close()
 
     def close(self) -> None:
@@ -423,7 +424,7 @@ def _serve(memory_mb: int) -> None:
     with contextlib.suppress(ImportError):
         held += [word for word in _tighten(memory_mb) if word != "processes" or not admin]
     while line := requests.get():
-        request = json.loads(line[16:])
+        request = json.loads(line[16:])  # before it is its mark, which the reply carries too
         answer = _answer(*request) if request else json.dumps(["held", held])
         sent.write(line[:16] + answer.encode() + b"\n")
         sent.flush()
@@ -440,7 +441,8 @@ def _unshare() -> list[str]:
     """On Linux, where allowed: no network, and processes that see no others and die together."""
     import ctypes
 
-    if sys.platform != "linux" or ctypes.CDLL(None).unshare(0x10000000 | 0x20000000 | 0x40000000):
+    users, processes, network = 0x10000000, 0x20000000, 0x40000000
+    if sys.platform != "linux" or ctypes.CDLL(None).unshare(users | processes | network):
         return []
     for _ in range(2):  # the first process of a namespace is deaf to signals; the second works
         if pid := os.fork():
@@ -457,15 +459,14 @@ def _tighten(memory_mb: int) -> list[str]:
     with contextlib.suppress(OSError), open("/proc/self/statm") as file:
         used = int(file.read().split()[0])
     bounds = {
-        "memory AS": used * resource.getpagesize() + (memory_mb << 20),
-        "files FSIZE": 0,
-        "descriptors NOFILE": 32,
-        "processes NPROC": 0,
-        "core CORE": 0,
+        "memory": ("AS", used * resource.getpagesize() + (memory_mb << 20)),
+        "files": ("FSIZE", 0),
+        "descriptors": ("NOFILE", 32),
+        "processes": ("NPROC", 0),
+        "core": ("CORE", 0),
     }
     held = ["cpu"]
-    for names, bound in bounds.items():
-        word, limit = names.split()
+    for word, (limit, bound) in bounds.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{limit}"), (bound, bound))
             held.append(word)
@@ -548,19 +549,19 @@ def _allow_processor(seconds: float) -> None:
 
 
 def _import(imports: Any, name: str, _g: Any, _l: Any, wanted: Any, level: int) -> ModuleType:
-    """The `__import__` of code under limits: of modules on the list, a face."""
+    """What `import` calls in code under limits."""
     if level or not _allows(imports, name):
         raise ImportError(f"importing {name} is not allowed under limits")
-    return _face(__import__(name, fromlist=wanted))
+    return _without_imports(__import__(name, fromlist=wanted))
 
 
-def _face(module: ModuleType) -> ModuleType:
-    """A copy of a module and its submodules without what they import themselves."""
-    face = ModuleType(module.__name__)
+def _without_imports(module: ModuleType) -> ModuleType:
+    """A copy of a module and its submodules, without the modules that they import themselves."""
+    bare = ModuleType(module.__name__)
     public = getattr(module, "__all__", ())
     for key, item in vars(module).items():
         is_module = isinstance(item, ModuleType)
         imported = is_module and f"{module.__name__}.{key}" not in sys.modules
         if key in public or not (imported or key.startswith("_")):
-            vars(face)[key] = _face(item) if is_module else item
-    return face
+            vars(bare)[key] = _without_imports(item) if is_module else item
+    return bare

@@ -520,14 +520,14 @@ def attempt(value, score):
 for value, score in (3, 0.5), (5, -2.0), (7, None), (9, 10.0), (11, 2.0):
     attempt(value, score)
 def lines(room):
-    return optimizer.describe(room)[0].splitlines()
+    return optimizer.describe(room).splitlines()
 
 call: optimizer.describe(1000)
-test: isinstance(it, tuple) and len(it) == 2 and isinstance(it[0], str) and it[1] == {}
-want: a pair: the text, and {}
-hint: isinstance(it, str) -> a pair comes back: the text, and a dict
+test: isinstance(it, str)
+want: the text
+hint: isinstance(it, list) -> one text comes back, its lines joined
 hint: isinstance(it, TypeError) -> a score may be None, and None is neither more nor less than a number
-hint: the text, and what there is to say about it, here {}
+hint: describe returns what is to be shown, as a text
 
 call: lines(1000)
 want: ['score -2.0: x0 = 5', 'score 0.5: x0 = 3', 'score 2.0: x0 = 11', 'score 10.0: x0 = 9']
@@ -546,7 +546,7 @@ hint: it[:1] == ['score -2.0: x0 = 5'] -> the worst are left out first, and thes
 hint: len(it) == 1 -> another one fits
 hint: whole lines, the best ones
 
-call: [len(optimizer.describe(room)[0]) <= room for room in range(100)].count(False)
+call: [len(optimizer.describe(room)) <= room for room in range(100)].count(False)
 want: 0
 hint: the text is longer than its room: the line ends count as well
 

@@ -18,6 +18,6 @@ class Ranked(Optimizer):
         lines are at most `room` characters in all, line ends included: when there are too many,
         the worst attempts are left out.
 
-        Returns: a pair of the text and a dict of what there is to say about it, here `{}`.
+        Returns: the text.
         """
         raise NotImplementedError
