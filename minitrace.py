@@ -80,7 +80,6 @@ import operator
 import os
 import re
 import sys
-import threading
 import time
 import weakref
 from collections import Counter, defaultdict, deque
@@ -1125,40 +1124,33 @@ class _Body(_Scope):
     def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
         self.arguments = call.data()
-        self.held: dict[str, list[int]] = {}
+        self.held: list[Any] = []
         if not _MUTABLE.isdisjoint(map(type, self.arguments)):
-            self.held = self._contents()
+            self._note_contents()
 
-    def _contents(self) -> dict[str, list[int]]:
-        """What each node that is a list, dict or set among the arguments holds now."""
-        found = {}
+    def _note_contents(self) -> None:
+        """Note what each node that is a list, dict or set among the arguments holds."""
         for name, value, data in zip(
             self.call.names, self.call.values, self.arguments, strict=True
         ):
             if type(data) in _MUTABLE and isinstance(value, Node):
-                found[f"{name}, a {type(data).__name__}"] = [*map(id, _items(data))]
-        return found
+                self.held.append((name, data, [*map(id, _items(data))]))
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
-        if self.held:
-            self._warn_of_changes()
+        for name, data, before in self.held:
+            if before != [*map(id, _items(data))]:
+                words = "in place: the graph shows the changed value as its input; work on a copy"
+                name = f"{name}, a {type(data).__name__},"
+                warn(f"{self.bundle.__name__}() changed its argument {name} {words}", stacklevel=5)
         if self.reads:
             self._keep_outside()
         if error is not None and self.bundle.options["catch_execution_error"]:
             ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
             if isinstance(error, ExecutionError) or not ours:
                 _fail(self.bundle.op, self.call, error)
-
-    def _warn_of_changes(self) -> None:
-        now = self._contents()
-        for name, before in self.held.items():
-            if before != now[name]:
-                words = "in place: the graph shows the changed value as its input; work on a copy"
-                told = f"{self.bundle.__name__}() changed its argument {name}, {words}"
-                warn(told, stacklevel=6)
 
     def _keep_outside(self) -> None:
         """Make parents of the nodes that the body found outside, or say which are not allowed."""
@@ -3440,6 +3432,7 @@ class LanguageModel:
 
 def _in_thread(work: Callable[[], Any]) -> Any:
     """The future of `work`, run in this context in a daemon thread, which lets a program end."""
+    import threading
     from concurrent.futures import Future
 
     future: Future[Any] = Future()
@@ -3868,13 +3861,13 @@ without a user or a password"""
 
     def usage(self, data: Any) -> dict[str, int] | None:
         """The tokens that an answer says it took."""
-        counts = []
-        for names in self.protocol.usage:
-            found = [_dig(data, f"usage {name}") for name in names.split()]
-            if not isinstance(found[0], int):
-                return None
-            counts.append(sum(count for count in found if isinstance(count, int)))
-        return {"input_tokens": counts[0], "output_tokens": counts[1]}
+        said = [
+            [_dig(data, f"usage {name}") for name in names.split()] for names in self.protocol.usage
+        ]
+        if not all(isinstance(counts[0], int) for counts in said):
+            return None
+        tokens_in, tokens_out = (sum(n for n in counts if isinstance(n, int)) for counts in said)
+        return {"input_tokens": tokens_in, "output_tokens": tokens_out}
 
 
 class LLM(LanguageModel):
@@ -4716,17 +4709,19 @@ def _pickled_node(node: AnyNode) -> tuple[Any, ...]:
 
 
 def _pickled_op(op: _Op) -> tuple[Any, ...]:
-    place = (op.bundle.__module__, op.bundle.__qualname__) if op.bundle else ("", "")
-    return _find_op, (*place, op.name, op.description, op.names)
+    """How a pickle finds an operator again: where it lives, and what is known of it."""
+    module, path = __name__, f"operators.{op.name}.op"
+    if op.bundle:
+        module, path = op.bundle.__module__, f"{op.bundle.__qualname__}.op"
+    return _find_op, (module, path, op.name, op.description, op.names)
 
 
-def _find_op(module: str, qualname: str, name: str, words: str, names: tuple[str, ...]) -> _Op:
-    """An operator as it comes out of a pickle: the living one, or a description that cannot run."""
-    found = getattr(vars(operators).get(name), "op", None)
+def _find_op(module: str, path: str, name: str, words: str, names: tuple[str, ...]) -> _Op:
+    """The living operator if it is here, or else its description, which cannot run."""
     with suppress(AttributeError, KeyError):
-        found = operator.attrgetter(f"{qualname}.op")(sys.modules[module])
-    if isinstance(found, _Op) and found.description == words:
-        return found
+        found = operator.attrgetter(path)(sys.modules[module])
+        if isinstance(found, _Op) and found.description == words:
+            return found
     return _Op(name, words, names, None)
 
 
