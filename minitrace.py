@@ -1661,10 +1661,9 @@ def backward(
         heard[each.node._number].append(start)
     reached: dict[AnyNode, Any] = {}
     for node in reversed(_ancestors([each.node for each in outputs], depending=True)):
-        merged = propagator.aggregate(heard.pop(node._number)[::-1])
-        reached[node] = merged
-        sent_back = propagator(node, merged)[::-1]
-        for parent, sent in zip(node.parents[::-1], sent_back, strict=True):
+        reached[node] = merged = propagator.aggregate(heard.pop(node._number)[::-1])
+        sent_back = propagator(node, merged)
+        for parent, sent in zip(reversed(node.parents), reversed(sent_back), strict=True):
             if parent._depends:
                 heard[parent._number].append(sent)
     if not reached:
