@@ -1419,38 +1419,6 @@ class Module:
         self.load_state_dict(_load(path))
 
 
-def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The parameters in a value, each with its path. What was seen is not entered again."""
-    if isinstance(value, (CodeBundle, BoundCode)):
-        value = value.parameter
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, ParameterNode):
-        yield path, value
-    for name, item in _attributes(value):
-        yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
-
-
-def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
-    """The items of a container, or the attributes of a module: its own, then its classes'."""
-    if isinstance(value, dict):
-        return list(value.items())
-    if not isinstance(value, Module):
-        return enumerate(value if isinstance(value, (list, tuple)) else ())
-    own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
-    codes = []
-    for kind in type(value).__mro__:
-        for name, item in vars(kind).items():
-            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
-                item = item.__wrapped__
-            if isinstance(item, CodeBundle):
-                path = f"{kind.__name__}.{name}" if name in own else name
-                codes.append((path, item.code_of(value)))
-            own.setdefault(name, None if isinstance(item, Bundle) else item)
-    return [*own.items(), *codes]
-
-
 def model(cls: type[Any]) -> type[Any]:
     """Make a plain class a `Module`; its name, docstring and `isinstance` stay.
 
@@ -2017,6 +1985,41 @@ class BoundCode:
 
     def __repr__(self) -> str:
         return f"{self.__func__!r} of {type(self.__self__).__name__}"
+
+
+# Which parameters does a module have? Those in its attributes, and the code of its methods.
+
+
+def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The parameters in a value, each with its path. What was seen is not entered again."""
+    if isinstance(value, (CodeBundle, BoundCode)):
+        value = value.parameter
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, ParameterNode):
+        yield path, value
+    for name, item in _attributes(value):
+        yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
+
+
+def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The items of a container, or the attributes of a module: its own, then its classes'."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if not isinstance(value, Module):
+        return enumerate(value if isinstance(value, (list, tuple)) else ())
+    own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
+    codes = []
+    for kind in type(value).__mro__:
+        for name, item in vars(kind).items():
+            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
+                item = item.__wrapped__
+            if isinstance(item, CodeBundle):
+                path = f"{kind.__name__}.{name}" if name in own else name
+                codes.append((path, item.code_of(value)))
+            own.setdefault(name, None if isinstance(item, Bundle) else item)
+    return [*own.items(), *codes]
 
 
 # Where is the source of a function, and what of it is its author's?
