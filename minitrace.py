@@ -35,7 +35,7 @@ Words, one meaning each:
     node          a value that remembers where it came from: its parents, which it was made of
     root          a node with no parents
     parameter     a root that an optimizer may change
-    operator      a recorded function: an operator such as +, or a function marked with @bundle
+    operator      a function whose calls make nodes: + and its kin, or one marked with @bundle
     output        the node that backward starts from
     feedback      what is said of an output, and what flows back from it
     propagator    how feedback flows
@@ -48,11 +48,11 @@ The file reads from top to bottom. 1 Declare, 2 Forward and 3 Backward are the w
 stop there. What is built on it follows: 4 Code, 5 Optimize, 6 Language models, 7 Looking, 8 Command
 line. Copy it where you need it.
 
-For companions, and for your own programs, these are the places to take hold: `LanguageModel`, a
-base class with one method to write; `around_calls`, a block that stands around every call of a
-language model; `ask_until_usable`, `read_reply` and `coerce_value`, which get values out of what a
-language model says; `bundle(limits=...)`, an object that checks and runs code; `nearest_calls` and
-`to_text`, which choose and show parts of a trace graph; `encode` and `decode`, values as JSON.
+For companions, and for yours, these are the extension points: `LanguageModel`, a base class with
+one method to write; `around_calls`, a block that wraps every call of a language model;
+`ask_until_usable`, `read_reply` and `coerce_value`, which get values out of what a language model
+says; `bundle(limits=...)`, an object that checks and runs code; `nearest_calls` and `to_text`,
+which choose and show parts of a trace graph; `encode` and `decode`, values as JSON.
 
 Changes: 0.1.0 is the first; 0.2.0 moves training, recording, limits and pictures into companions.
 
@@ -89,24 +89,14 @@ from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Generic,
-    Literal,
-    NamedTuple,
-    TypeAlias,
-    TypeVar,
-    cast,
-    overload,
-)  # fmt: skip
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 from warnings import warn
 
 if TYPE_CHECKING:
     import ast
     import builtins
     import random
-    from typing import NoReturn
+    from typing import NoReturn, TypeAlias
 
 __version__ = "0.2.0"
 # fmt: off
@@ -146,7 +136,7 @@ Method = Callable[..., "MessageNode[Any]"]
 
 
 class MinitraceError(Exception):
-    """Every error of this library's own is one of these.
+    """The base class of minitrace's own errors.
 
     Mistakes in arguments stay what Python calls them: `TypeError` and `ValueError`.
 
@@ -156,7 +146,7 @@ class MinitraceError(Exception):
 
 
 _numbers = count()
-_names: defaultdict[str, Iterator[int]] = defaultdict(count)
+_names: defaultdict[str, Iterator[int]] = defaultdict(count)  # a counter for each name
 
 
 class GRAPH:
@@ -177,6 +167,10 @@ class GRAPH:
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 
 
+# How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
+# call is recorded. On a first reading go on to `class Node`, and come back for this.
+
+
 class _Op(NamedTuple):
     """A recorded function: its name, what it does in words, and the names of its arguments.
 
@@ -193,56 +187,6 @@ class _Op(NamedTuple):
 
     def __reduce__(self) -> Any:
         return _pickled_op(self)
-
-
-class _Call(NamedTuple):
-    """How an operator was called: a name and a value for each argument, with nodes at any depth.
-
-    The last `keywords` arguments go by name. `outside` holds the nodes that the function used
-    without being given them, by the numbers of those that it names.
-    """
-
-    names: tuple[str, ...]
-    values: tuple[Any, ...]
-    keywords: int = 0
-    outside: Mapping[int, AnyNode] = {}
-
-    def inputs(self) -> dict[str, AnyNode]:
-        """Each node by the argument it stands in: `x`, or `xs[0]` inside a container."""
-        arguments = list(zip(self.names, self.values, strict=False))
-        arguments += [(node.py_name, node) for node in self.outside.values()]
-        found: dict[str, AnyNode] = {}
-        for name, value in arguments:
-            for path, each in _paths(name, value):
-                found[_unused_name(path, found)] = each
-        return found
-
-    def map(self, leaf: Function) -> _Call:
-        """The same call with `leaf(item)` for each argument, and for each item of a container."""
-        values = tuple([_replace(value, leaf) for value in self.values])
-        outside = {number: leaf(node) for number, node in self.outside.items()}
-        return _Call(self.names, values, self.keywords, outside)
-
-    def data(self) -> list[Any]:
-        """The values without their nodes, as the code around here reads them."""
-        if _scope.get() is not None:
-            return [to_data(value) for value in self.values]
-        return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
-
-    def invoke(self, function: Any, data: Sequence[Any]) -> Any:
-        """Call a function with these values as the arguments."""
-        if not self.keywords:
-            return function(*data)
-        start = len(data) - self.keywords
-        named = zip(self.names[start:], data[start:], strict=True)
-        return function(*data[:start], **dict(named))
-
-
-def _unused_name(name: str, taken: Container[str]) -> str:
-    """The name, with underscores at its end for as long as something else has it."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 class _Operators:
@@ -267,7 +211,8 @@ operators: Any = _Operators()
 
 
 def _define(name: str, function: Function, description: str, *names: str) -> Method:
-    """Put a function among `operators`: it runs `function` on the data and records the call."""
+    """Put a function among minitrace's `operators` (Python's module is `operator`): it runs on the
+    data, and the call is recorded."""
     op = _Op(name, description, names or ("x",), function)
 
     def method(*args: Any, **kwargs: Any) -> MessageNode[Any]:
@@ -293,7 +238,8 @@ def _method(name: str, words: str, *names: str) -> Method:
 
 
 def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, Method]:
-    """The methods of an operator between two values, `x + y` and its reflection: the fast path."""
+    """The methods of an operator between two values: `x + y`, which is the fast path, and its
+    reflection, which a comparison does not need."""
     op: _Op = getattr(_define(name, function, words, *(names or ("x", "y"))), "op")
     scope_here = _scope.get
 
@@ -342,7 +288,7 @@ class Node(Generic[T]):
     __array_ufunc__ = None  # numpy and pandas leave `array + node` to the node
     __pandas_priority__ = 5000
 
-    parents: Nodes = ()
+    parents: Nodes = ()  # these are of a root; a MessageNode has slots for them
     trainable = False
     _op: _Op | None = None
     _call: _Call | None = None
@@ -402,12 +348,6 @@ class Node(Generic[T]):
         return self._description or (self._op.description if self._op else "")
 
     @property
-    def info(self) -> Fields:
-        """What is known of the operator: its name, documentation, and the source of a bundle."""
-        facts = {"name": self.op_name, "doc": self.description}
-        return {**facts, **self._op.bundle.info} if self._op and self._op.bundle else facts
-
-    @property
     def type(self) -> builtins.type[T]:
         """The type of the data."""
         return self._data.__class__
@@ -422,7 +362,7 @@ class Node(Generic[T]):
         self.feedback.clear()
 
     def detach(self) -> Node[T]:
-        """A new root (of a parameter: a new parameter) with the same value and no past."""
+        """A new root with a copy of the value and no past; of a parameter, a new parameter."""
         return copy.deepcopy(self)
 
     def backward(
@@ -466,19 +406,20 @@ class Node(Generic[T]):
         return format(self.data, spec)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} = {to_text(self._data, 60)}>"
+        return f"<{type(self).__name__} {self.name} = {to_text(self.data, 60)}>"
 
     def __iter__(self) -> Iterator[MessageNode[Any]]:
-        data: Any = self._data
+        # A sequence or an array gives x[i]; a dict, a set or a DataFrame is made a list first.
+        data: Any = self.data
         array = hasattr(data, "shape") and not hasattr(data, "iloc")
         items = self if array or isinstance(data, Sequence) else operators.to_list(self)
         return (items[i] for i in range(len(cast(Any, items._data))))
 
     def __copy__(self) -> Node[T]:
-        return self._as_root(self._data, f"{self.py_name}_copy")
+        return self._as_root(self.data, f"{self.py_name}_copy")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Node[T]:
-        return self._as_root(copy.deepcopy(self._data, memo), f"{self.py_name}_copy")
+        return self._as_root(copy.deepcopy(self.data, memo), f"{self.py_name}_copy")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _pickled_node(self)
@@ -660,20 +601,17 @@ class ParameterNode(Node[T]):
         return _accepted_parameter(data, base, self._description, rules)
 
 
-def _accepted_parameter(
-    data: T, base: str, description: str | None, rules: Options
-) -> ParameterNode[T]:
+def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
     """A parameter whose value was checked before."""
-    parameter: ParameterNode[T] = ParameterNode.__new__(ParameterNode)
-    Node.__init__(parameter, data, base, description)
-    parameter._feedback = []
+    parameter: ParameterNode[Any] = ParameterNode(None, base, words)  # None passes every check
+    parameter.restore(data)
     for name, rule in rules.items():
         setattr(parameter, name, rule)
     return parameter
 
 
 def _everywhere(verdict: Any) -> bool:
-    """Is it true, of an array everywhere?"""
+    """Is it true? Of an array: of every element?"""
     return bool(verdict.all() if hasattr(verdict, "all") else verdict)
 
 
@@ -741,6 +679,11 @@ def node(
                 warn(words, stacklevel=2)
             return data
         data, name = data.data, name or data._base
+    elif _holds_nodes(data):
+        made = operators.identity(data)
+        if not trainable:
+            return made
+        data = made._data
     if trainable:
         return ParameterNode(data, name, description, **rules)
     return Node(data, name, description)
@@ -830,6 +773,56 @@ def _copy_if_mutable(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
 
 
+class _Call(NamedTuple):
+    """How an operator was called: a name and a value for each argument, with nodes at any depth.
+
+    The last `keywords` arguments go by name. `outside` holds the nodes that the function used
+    without being given them, by the numbers of those that it names.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    keywords: int = 0
+    outside: Mapping[int, AnyNode] = {}
+
+    def inputs(self) -> dict[str, AnyNode]:
+        """Each node by the argument it stands in: `x`, or `xs[0]` inside a container."""
+        arguments = list(zip(self.names, self.values, strict=False))
+        arguments += [(node.py_name, node) for node in self.outside.values()]
+        found: dict[str, AnyNode] = {}
+        for name, value in arguments:
+            for path, each in _paths(name, value):
+                found[_unused_name(path, found)] = each
+        return found
+
+    def map(self, leaf: Function) -> _Call:
+        """The same call with `leaf(item)` for each argument, and for each item of a container."""
+        values = tuple([_replace(value, leaf) for value in self.values])
+        outside = {number: leaf(node) for number, node in self.outside.items()}
+        return _Call(self.names, values, self.keywords, outside)
+
+    def data(self) -> list[Any]:
+        """The values without their nodes, as the current scope reads them."""
+        if _scope.get() is not None:
+            return [to_data(value) for value in self.values]
+        return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
+
+    def invoke(self, function: Any, data: Sequence[Any]) -> Any:
+        """Call a function with these values as the arguments."""
+        if not self.keywords:
+            return function(*data)
+        start = len(data) - self.keywords
+        named = zip(self.names[start:], data[start:], strict=True)
+        return function(*data[:start], **dict(named))
+
+
+def _unused_name(name: str, taken: Container[str]) -> str:
+    """The name, with underscores added until it is free."""
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _call_op(op: _Op, args: Sequence[Any], kwargs: Mapping[str, Any] = {}) -> MessageNode[Any]:
     """Run an operator on nodes and plain values, and record it."""
     rest = [f"args_{i}" for i in range(len(args) - len(op.names))]
@@ -867,75 +860,27 @@ def _record(
     return kind(data, op, parents, any(parent._depends for parent in parents), call)
 
 
+_by_number = operator.attrgetter("_number")
+
+
 def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNode]:
     """The nodes and all they come from, parents first; or only those that depend on a parameter.
 
-    A node is numbered after its parents, so sorting by number is a topological order. What comes
-    from the first of the nodes stands first, so that programs which ran side by side do not mix.
+    A node is numbered after its parents, so sorting by number is a topological order. The ancestors
+    of the first node come first, so that programs which ran side by side stay apart.
     """
-    found: dict[int, AnyNode] = {}
-    order: list[int] = []
+    found: set[int] = set()
+    order: list[AnyNode] = []
     for start in nodes:
         stack, new = [start], []
         while stack:
             each = stack.pop()
             if each._number not in found and (each._depends or not depending):
-                found[each._number] = each
-                new.append(each._number)
+                found.add(each._number)
+                new.append(each)
                 stack.extend(each.parents)
-        order += sorted(new)
-    return [found[number] for number in order]
-
-
-_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
-
-
-def to_text(value: Any, limit: int = 0) -> str:
-    """`repr`, the same on every run (no address, sets sorted), cut in the middle to `limit`.
-
-    >>> to_text([{"b", "a"}, object()]), to_text("x" * 1000, 44)
-    ("[{'a', 'b'}, <object>]", "'xxxxxxxxxxx ...(1,002 characters)... xxxxx'")
-    """
-    try:
-        text = repr(value)
-        if "{" in text and not isinstance(value, str):
-            text = _sorted_repr(value)
-    except Exception:
-        text = f"<{type(value).__name__}>"
-    if not isinstance(value, str) and " at 0x" in text:
-        text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
-    return _cut(text, limit)
-
-
-def _sorted_repr(value: Any, depth: int = 30) -> str:
-    """`repr` with the items of sets in order, at so many levels of containers."""
-    kind = type(value)
-    if kind not in (list, tuple, dict, set, frozenset) or not (value and depth):
-        return repr(value)
-    items = [_sorted_repr(item, depth - 1) for item in _items(value)]
-    if kind is dict:
-        half = len(value)
-        return f"{{{', '.join(map('{}: {}'.format, items[:half], items[half:]))}}}"
-    if kind is list:
-        return f"[{', '.join(items)}]"
-    if kind is tuple:
-        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-    inside = f"{{{', '.join(sorted(items))}}}"
-    return inside if kind is set else f"frozenset({inside})"
-
-
-def _cut(text: str, limit: int) -> str:
-    """The text, its middle left out and its full length said if it is longer than `limit`."""
-    if not limit or len(text) <= limit:
-        return text
-    note = f" ...({len(text):,} characters)... "
-    room = max(limit - len(note), 8)
-    return text[: room - room // 3] + note + text[-(room // 3) :]
-
-
-def _identifier(text: str) -> str:
-    word = re.sub(r"\W", "_", text)
-    return f"_{word}" if word[:1].isdigit() else word
+        order += sorted(new, key=_by_number)
+    return order
 
 
 # fmt: off
@@ -1032,7 +977,7 @@ class ExceptionNode(MessageNode[str]):
 
 
 def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
-    """Raise the `ExecutionError` of a failed call; it tells what the innermost bundle reported."""
+    """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle."""
     if isinstance(error, ExecutionError):
         inner, original = error.exception_node, error.__cause__ or error
         message, full = inner.data, inner.create_feedback("full")
@@ -1045,7 +990,7 @@ def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
 
 
 def _failure(error: Exception) -> tuple[str, str]:
-    """What a failure says, and the marked source of it; an error may bring its own `failure`."""
+    """What a failure says, and its marked source; an error may have `failure`, both as a pair."""
     told: tuple[str, str] | None = getattr(error, "failure", None)
     if told is not None:
         return told
@@ -1059,9 +1004,12 @@ def _failure(error: Exception) -> tuple[str, str]:
 class _Scope:
     """What surrounds a line of code as it runs: a bundle's body, `stop_tracing` or `rerun`.
 
+    `_scope` holds the innermost. While a bundle's body runs, `Node.data` reports here, and that is
+    how a node from outside is noticed.
+
     `key` says whose body it is: a bundle, or its code where that may change. `reads` collects the
-    nodes from outside that a bundle's body looks at. `replacements` holds what is read in the place
-    of some of them, by their numbers, while `rerun` asks what would be.
+    nodes from outside that a bundle's body looks at. `replacements` holds what is read instead
+    of some of them during a `rerun`, by their numbers.
     """
 
     tracing = True
@@ -1070,7 +1018,7 @@ class _Scope:
 
     def __enter__(self) -> Any:
         self.outer = outer = _scope.get()
-        self.first = next(_numbers)
+        self.first = next(_numbers)  # every node made before has a lower number
         self.reads: dict[int, AnyNode] = {}
         if outer is not None:
             self.tracing = self.tracing and outer.tracing
@@ -1126,17 +1074,16 @@ class _Body(_Scope):
         self.arguments = call.data()
         self.held: list[Any] = []
         if not _MUTABLE.isdisjoint(map(type, self.arguments)):
-            self._note_contents()
+            self._note_contents(call)
 
-    def _note_contents(self) -> None:
+    def _note_contents(self, call: _Call) -> None:
         """Note what each node that is a list, dict or set among the arguments holds."""
-        for name, value, data in zip(
-            self.call.names, self.call.values, self.arguments, strict=True
-        ):
+        for name, value, data in zip(call.names, call.values, self.arguments, strict=True):
             if type(data) in _MUTABLE and isinstance(value, Node):
                 self.held.append((name, data, [*map(id, _items(data))]))
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        """Warn of arguments changed in place; add nodes from outside to `call`; record an error."""
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
@@ -1144,16 +1091,17 @@ class _Body(_Scope):
             if before != [*map(id, _items(data))]:
                 words = "in place: the graph shows the changed value as its input; work on a copy"
                 name = f"{name}, a {type(data).__name__},"
-                warn(f"{self.bundle.__name__}() changed its argument {name} {words}", stacklevel=5)
+                warn(f"{self.bundle.__name__}() changed its argument {name} {words}", stacklevel=4)
         if self.reads:
             self._keep_outside()
         if error is not None and self.bundle.options["catch_execution_error"]:
+            # Our own errors pass through as they are; those with a `failure` are the program's.
             ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
             if isinstance(error, ExecutionError) or not ours:
                 _fail(self.bundle.op, self.call, error)
 
     def _keep_outside(self) -> None:
-        """Make parents of the nodes that the body found outside, or say which are not allowed."""
+        """Add the outside nodes as parents, or refuse those that are not allowed."""
         given = {each._number for value in self.call.values for each in _nodes_in(value)}
         outside = {number: each for number, each in self.reads.items() if number not in given}
         strays = ", ".join(each.name for each in outside.values() if not _is_code(each))
@@ -1189,6 +1137,8 @@ class Bundle:
         self.__qualname__ = getattr(inner, "__qualname__", name).replace("<locals>.", "")
         called = inner if inspect.isroutine(inner) else type(inner).__call__
         self.is_async = inspect.iscoroutinefunction(called)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(f"{name}() is a generator, which runs after its call: return a list")
         self.traceable_code: bool = options["traceable_code"]
         self._read_signature()
         self.op = self._describe(inspect.getdoc(inner) or "")
@@ -1201,10 +1151,12 @@ class Bundle:
             self.signature = inspect.signature(self.fun)
         except (TypeError, ValueError):  # some functions written in C have none
             self.signature = inspect.signature(lambda *args, **kwargs: None)
-        plain = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-        names = [p.name for p in self.signature.parameters.values() if p.kind in plain]
-        self._positional = tuple(names)
-        self._simple = len(names) == len(self.signature.parameters)
+        kinds = {p.kind.name: p.name for p in self.signature.parameters.values()}
+        self._rest = kinds.get("VAR_POSITIONAL", "")
+        plain = "POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD"
+        parameters = self.signature.parameters.values()
+        self._positional = tuple([p.name for p in parameters if p.kind.name in plain])
+        self._simple = len(self._positional) == len(parameters)
 
     def _describe(self, words: str) -> _Op:
         """The operator that its calls are recorded as."""
@@ -1225,37 +1177,32 @@ class Bundle:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self.__name__}() {error}") from None
+            import inspect
+
+            # A decorator may pass arguments of its own, and hide that by functools.wraps.
+            bare = inspect.signature(self.fun, follow_wrapped=False)
+            if bare == self.signature:
+                raise TypeError(f"{self.__name__}() {error}") from None
+            bound = bare.bind(*args, **kwargs)
         bound.apply_defaults()
-        given, named = list[tuple[str, Any]](), list[tuple[str, Any]]()
-        for name, value in bound.arguments.items():
-            kind = self.signature.parameters[name].kind.name
-            if kind == "VAR_POSITIONAL":
-                given += [(f"{name}_{i}", item) for i, item in enumerate(value)]
-            elif kind == "VAR_KEYWORD":
-                named += value.items()
-            else:
-                (named if kind == "KEYWORD_ONLY" else given).append((name, value))
-        pairs = given + named
-        values = tuple([_wrap(value, name) for name, value in pairs])
-        return _Call(tuple([name for name, _ in pairs]), values, len(named))
+        rest = [f"{self._rest}_{i}" for i in range(len(bound.args) - len(names))]
+        names = (*names, *rest, *bound.kwargs)
+        values = (*bound.args, *bound.kwargs.values())
+        return _Call(names, tuple(map(_wrap, values, names)), len(bound.kwargs))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         scope = _scope.get()
         if self.traceable_code or (scope is not None and scope.runs(self)):
             return self._run_unrecorded(self.fun, args, kwargs)
-        return self._run(self._bind(args, kwargs), self)
+        return self._run(_Body(self, self._bind(args, kwargs), self))
 
     def _run_unrecorded(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function as if it were not bundled; inside its own body, or when asked to."""
         result = function(*args, **kwargs)
         return node(result) if self.traceable_code and not self.is_async else result
 
-    def _run(self, call: _Call, key: object) -> Any:
+    def _run(self, body: _Body) -> Any:
         """Run the body, and record the call; of an async bundle, when it is awaited."""
-        return self._run_body(_Body(self, call, key))
-
-    def _run_body(self, body: _Body) -> Any:
         if self.is_async:
             return self._run_async(body)
         with body:
@@ -1275,17 +1222,11 @@ class Bundle:
         """Its code, if that is trainable; of a method, the instance's own."""
         return [] if self.parameter is None else [self.parameter]
 
-    @property
-    def info(self) -> Fields:
-        """The function, its name and its signature."""
-        signature = str(self.signature)
-        return {"fun": self.fun, "fun_name": self.__qualname__, "signature": signature}
-
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else MethodType(self, instance)
 
     def __reduce__(self) -> str:
-        return self.__qualname__
+        return self.__qualname__  # a text: pickle looks the bundle up by this name
 
     def __repr__(self) -> str:
         return f"<bundle {self.__qualname__}{self.signature}>"
@@ -1351,6 +1292,7 @@ def bundle(
     options = locals()  # every argument by its name
     if description is None or isinstance(description, str):
         return partial(_bundle, options=options)
+    # A bare `@bundle`: the function came as the description.
     return _bundle(description, {**options, "description": None})
 
 
@@ -1390,7 +1332,7 @@ class Module:
 
     def copy(self) -> Any:
         """A new object of the same class that shares every attribute, parameters too."""
-        self.parameters()  # code that was not touched yet is shared as well
+        self.parameters()  # which makes the copies of methods' code, so that they are shared too
         return copy.copy(self)
 
     def state_dict(self) -> Fields:
@@ -1419,6 +1361,9 @@ class Module:
         self.load_state_dict(_load(path))
 
 
+_NOT_COPIED = "__dict__", "__weakref__", "__slots__", "__init_subclass__"
+
+
 def model(cls: type[Any]) -> type[Any]:
     """Make a plain class a `Module`; its name, docstring and `isinstance` stay.
 
@@ -1430,9 +1375,8 @@ def model(cls: type[Any]) -> type[Any]:
     >>> Counter.__name__, Counter.__doc__, len(Counter().parameters())
     ('Counter', 'It counts.', 1)
     """
-    names = "__module__", "__qualname__", "__doc__", "__firstlineno__"  # the last from 3.13 on
-    facts = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
-    return type(cls.__name__, (cls, Module), facts)
+    own = {name: value for name, value in vars(cls).items() if name not in _NOT_COPIED}
+    return type(cls.__name__, (cls, Module), own)
 
 
 # ---- 3. Backward ---------------------------------------------------------------------------------
@@ -1441,10 +1385,11 @@ def model(cls: type[Any]) -> type[Any]:
 #
 #       x:0 ──┐                           output.backward("too small")
 #             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then x:0 and y:0,
-#       y:0 ──┘                           each once, after all that it fed
+#       y:0 ──┘                           each once, after every node made from it
 #
-# A propagator says how feedback starts, how several merge, and what each parent receives. With sums
-# it is a gradient; with one growing TraceGraph it is Trace. The graph is never changed by the walk.
+# A propagator says how feedback starts, how several merge, and what each parent receives. Adding
+# numbers gives gradients; passing on one shared TraceGraph gives what Trace does. The walk never
+# changes the graph.
 # Left out: what the parameters should become (section 5).
 
 
@@ -1477,8 +1422,9 @@ Rule = Callable[["Node[Any]", Any], "Sequence[Any]"]
 class Propagator:
     """How feedback flows: three small duties, which a subclass may redefine.
 
-    `init_feedback` says how it starts, `aggregate` how several that reach one node merge,
-    `propagate` what each parent receives. `register` overrides `propagate` for one operator.
+    `init_feedback` says how it starts (`start` does so for all outputs at once), `aggregate` how
+    several that reach one node merge, `propagate` what each parent receives. `register` overrides
+    `propagate` for one operator.
 
     The derivatives of a sum and of a product are enough for a first gradient:
 
@@ -1518,8 +1464,7 @@ class Propagator:
 
     def __call__(self, node: AnyNode, feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
-        rule = self._rules.get(node.op_name, self.propagate) if self._rules else self.propagate
-        sent = rule(node, feedback)
+        sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
         listed = isinstance(sent, (list, tuple))
         if not listed or len(sent) != len(node.parents):
             said = f"{len(sent)} feedbacks" if listed else to_text(sent, 80)
@@ -1531,7 +1476,7 @@ class Propagator:
 
 
 class _JoinedText(str):
-    """Several texts joined, each once, that remembers them."""
+    """Several texts joined, that remembers them: a text that arrives by two ways is said once."""
 
     pieces: tuple[str, ...]
 
@@ -1579,7 +1524,7 @@ class GraphPropagator(Propagator):
         return [graph] * len(outputs)
 
     def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
-        """The one graph that they all are."""
+        """They are all the same graph."""
         return feedbacks[0]
 
     def propagate(self, node: AnyNode, feedback: TraceGraph) -> Sequence[Any]:
@@ -1599,7 +1544,7 @@ def backward(
     """Carry feedback from an output to every node that lies between it and a parameter.
 
     Nodes are visited in the reverse of their creation, so each has heard from all its children
-    before it is its turn. Takes time linear in the graph, a sort aside, and leaves the graph as it
+    before its turn. Takes time linear in the graph, apart from a sort, and leaves the graph as it
     was.
 
     Args:
@@ -1618,7 +1563,7 @@ def backward(
     >>> [(each.py_name, words) for each, words in found.items()]
     [('add0', 'too small'), ('x0', 'too small')]
 
-    Source: reverse mode differentiation; the order by counting is Kahn's, 1962, found at creation.
+    Source: reverse-mode differentiation. Creation order replaces Kahn's topological sort (1962).
     """
     if propagator is None:
         propagator = GraphPropagator()
@@ -1645,7 +1590,7 @@ def backward(
 
 
 def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
-    """Each output with its feedback and score; what is no list holds for all of them."""
+    """Each output with its feedback and score; a single one applies to every output."""
     several = isinstance(output, (list, tuple))
     nodes: Any = output if several else [output]
     words, scores = (
@@ -1654,15 +1599,26 @@ def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> 
     )
     for each in nodes:
         if not isinstance(each, Node):
-            raise TypeError(
-                f"backward() starts from a node, not {to_text(each, 60)}: was it read with .data?"
-            )
-    if not all(each is None or isinstance(each, (int, float)) for each in scores):
-        raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}")
+            told = to_text(each, 60)
+            raise TypeError(f"backward() starts from a node, not {told}: was it read with .data?")
     if not len(nodes) == len(words) == len(scores):
         said = f"{len(nodes)} outputs, {len(words)} feedbacks, {len(scores)} scores"
         raise ValueError(f"backward(): {said}")
-    return list(map(Output, nodes, words, scores))
+    return list(map(Output, nodes, words, map(_as_score, scores)))
+
+
+def _as_score(score: Any) -> float | None:
+    """A score as a float, if it is a number; nan is no score."""
+    if score is None:
+        return None
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}") from None
+    if number == number:
+        return number
+    warn("a score of nan is no score: it is left out", stacklevel=5)
+    return None
 
 
 def _store(reached: Mapping[AnyNode, Any]) -> None:
@@ -1676,7 +1632,7 @@ class TraceGraph:
     """The part of a graph between parameters and outputs, with the feedback, for an optimizer.
 
     It is the nodes themselves, what was said of the outputs, and the values that the parameters
-    had: nodes never change, but parameters do. Iterating gives the nodes, parents first.
+    had, since only parameters ever change. Iterating gives the nodes, parents first.
 
     Attributes:
         outputs: an `Output` for each node that backward started from.
@@ -1699,11 +1655,11 @@ class TraceGraph:
         self.values: dict[AnyNode, Any] = {}
         self.extra: Fields = {}
         self.specs: dict[AnyNode, Fields] = {}  # of nodes that were read from JSON
-        self._added: deque[AnyNode] = deque()
+        self._added: deque[AnyNode] = deque()  # parents first; backward adds children first
 
     @classmethod
     def of(cls, *nodes: AnyNode) -> TraceGraph:
-        """The whole graph above some nodes, also where no parameter is."""
+        """The whole graph above some nodes, with or without parameters."""
         graph = cls()
         graph.outputs = [Output(each, None) for each in nodes]
         for each in reversed(_ancestors(nodes)):
@@ -1714,26 +1670,30 @@ class TraceGraph:
     def merged(cls, graphs: Iterable[TraceGraph]) -> TraceGraph:
         """One graph of several: shared nodes once, all the outputs."""
         whole = cls()
-        for graph in {id(graph): graph for graph in graphs}.values():
+        distinct = {id(graph): graph for graph in graphs}.values()
+        for graph in distinct:
             whole._added += graph._added
             whole.values.update(graph.values)
             whole.specs.update(graph.specs)
             whole.outputs += graph.outputs
             whole.extra.update(graph.extra)
+        if len(distinct) > 1:  # of one, the order stays
+            whole._added = deque(sorted(set(whole._added), key=_by_number))
         return whole
 
     def add(self, node: AnyNode) -> None:
-        """Take in a node before its parents, in the order in which backward comes by."""
+        """Add a node; call for children before their parents, as backward does."""
         self._added.appendleft(node)
         if node.trainable:
             self.values[node] = node._data
-        if "_nodes" in self.__dict__:  # what was derived from fewer nodes
+        if "_nodes" in self.__dict__:  # what was derived before it grew
             for derived in "_nodes", "names", "_children":
                 self.__dict__.pop(derived, None)
 
     @cached_property
     def _nodes(self) -> dict[AnyNode, bool]:
-        """The nodes, parents first: was it added, or does it only feed one that was?"""
+        """The nodes, parents first. True: backward passed here, and its parents are shown. False:
+        it feeds the graph from the side, no parameter in it, and is shown as a leaf."""
         added = set(self._added)
         found = {each.node: False for each in self.outputs if each.node not in added}
         for node in self._added:
@@ -1765,7 +1725,7 @@ class TraceGraph:
         return self.values.get(node, node._data)
 
     def parents(self, node: AnyNode) -> Nodes:
-        """The parents of a node; none of what only feeds the graph from the side."""
+        """The parents of a node; `()` of one that only feeds the graph from the side."""
         return node.parents if self._nodes.get(node) else ()
 
     def children(self, node: AnyNode) -> list[AnyNode]:
@@ -1912,7 +1872,7 @@ class CodeBundle(Bundle):
             scope.reads[parameter._number] = parameter
         call = self._bind(args, kwargs)
         with_code = call._replace(names=("__code", *call.names), values=(parameter, *call.values))
-        return self._run(with_code, parameter)
+        return self._run(_Body(self, with_code, parameter))
 
     def runs_new_code(self, call: _Call) -> bool:
         return bool(call.data()[0] != self.source)
@@ -2502,8 +2462,9 @@ class _ReplyReader:
         if not isinstance(given, dict):
             raise _Unreadable("its suggestion is not an object of names and values", len(self.text))
         pairs = [(n, v) for n, v in said if n in self.names or not (given or n in _FIELDS)]
-        self.reasoning = str(form.get("reasoning") or self.reasoning)
-        self.answer = str(form.get("answer") or self.answer)
+        for field in "reasoning", "answer":
+            if form.get(field) not in (None, ""):
+                setattr(self, field, str(form[field]))
         ours = "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs)
         if ours and self.begin(_WHOLE if form.keys() - {"answer"} else _BARE):
             for name, value in [*given.items(), *pairs]:
@@ -2655,13 +2616,11 @@ class Proposal(dict[ParameterNode[Any], Any]):
 
         rows: list[str] = []
         for parameter, value in self.items():
-            name, old, new = parameter.py_name, _lines(parameter._data), _lines(value)
+            name, values = parameter.py_name, (parameter._data, value)
+            texts = (each if isinstance(each, str) else to_text(each) for each in values)
+            old, new = map(str.splitlines, texts)
             rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
         return "\n".join(rows)
-
-
-def _lines(value: Any) -> list[str]:
-    return value.splitlines() if isinstance(value, str) else [to_text(value)]
 
 
 class Attempt(NamedTuple):
@@ -2728,8 +2687,11 @@ class Optimizer:
         self.llm = llm
         self.propagator = GraphPropagator() if propagator is None else propagator
         self.objective = objective or _OBJECTIVE
-        self.memory_size, self.max_tokens, self.max_chars = memory_size, max_tokens, max_chars
-        self.retries, self.on_refusal = retries, on_refusal
+        self.memory_size = memory_size
+        self.max_tokens = max_tokens
+        self.max_chars = max_chars
+        self.retries = retries
+        self.on_refusal = on_refusal
         self.history: list[Attempt] = []
         self.refused: dict[str, None] = {}  # every rule that replies broke, in order
         self._outputs: list[Output] = []  # what was said, where no graph carries it
@@ -2779,8 +2741,16 @@ class Optimizer:
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
-        pairs = [(self._named[k] if isinstance(k, str) else k, v) for k, v in values.items()]
-        return {parameter: parameter.checked(value) for parameter, value in pairs}
+        known: dict[Any, Parameter] = {}
+        for each in self.parameters:
+            known |= {each: each, each.name: each, each.py_name: each}
+        strays = [to_text(key, 60) for key in values if key not in known]
+        if strays:
+            names = ", ".join(self.names)
+            raise ValueError(
+                f"{', '.join(strays)}: no parameter of this optimizer, which has {names}"
+            )
+        return {known[key]: known[key].checked(value) for key, value in values.items()}
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -2956,10 +2926,7 @@ def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int =
     if min(len(items), workers) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
-        contexts = [copy_context() for _ in items]
-        futures = [
-            pool.submit(c.run, function, item) for c, item in zip(contexts, items, strict=True)
-        ]
+        futures = [pool.submit(copy_context().run, function, item) for item in items]
         try:
             return [future.result() for future in futures]
         finally:
@@ -3099,7 +3066,8 @@ class TextGrad(Optimizer):
     """
 
     def __init__(self, parameters: Any, llm: Any = None, **options: Any) -> None:
-        options.setdefault("propagator", _Critic(self))
+        if options.get("propagator") is None:
+            options["propagator"] = _Critic(self)
         super().__init__(parameters, llm, **options)
 
     def _prompts(self, note: str) -> list[Prompt]:
@@ -3934,8 +3902,11 @@ class LLM(LanguageModel):
         # Both names are bound anew, since this frame may be shown in a traceback.
         self._key = api_key = api_key and _Key(api_key)
         self._headers = headers = {name: _Key(value) for name, value in headers.items()}
-        self.model, self.base_url, self.timeout, self.retries = model, base_url, timeout, retries
-        self.allow_http, self.sleep, self.options = allow_http, sleep, {**options, "extra": extra}
+        self.model = model
+        self.base_url = base_url
+        self.timeout, self.retries = timeout, retries
+        self.allow_http, self.sleep = allow_http, sleep
+        self.options = {**options, "extra": extra}
         self._refused: set[str] = set()
         self._found: _Route | None = None
         _check_options(options, *PROTOCOLS.values())
@@ -4244,6 +4215,57 @@ def _climbed(seen: _Seen, turn: int, variables: int) -> float:
 # Left out: pictures, which the companion `minitrace_pictures` draws.
 
 
+_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
+
+
+def to_text(value: Any, limit: int = 0) -> str:
+    """`repr`, the same on every run (no address, sets sorted), cut in the middle to `limit`.
+
+    >>> to_text([{"b", "a"}, object()]), to_text("x" * 1000, 44)
+    ("[{'a', 'b'}, <object>]", "'xxxxxxxxxxx ...(1,002 characters)... xxxxx'")
+    """
+    try:
+        text = repr(value)
+        if "{" in text and not isinstance(value, str):
+            text = _sorted_repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    if not isinstance(value, str) and " at 0x" in text:
+        text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
+    return _cut(text, limit)
+
+
+def _sorted_repr(value: Any, depth: int = 30) -> str:
+    """`repr` with the items of sets in order, at so many levels of containers."""
+    kind = type(value)
+    if kind not in (list, tuple, dict, set, frozenset) or not (value and depth):
+        return repr(value)
+    items = [_sorted_repr(item, depth - 1) for item in _items(value)]
+    if kind is dict:
+        half = len(value)
+        return f"{{{', '.join(map('{}: {}'.format, items[:half], items[half:]))}}}"
+    if kind is list:
+        return f"[{', '.join(items)}]"
+    if kind is tuple:
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    inside = f"{{{', '.join(sorted(items))}}}"
+    return inside if kind is set else f"frozenset({inside})"
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text, its middle left out and its full length said if it is longer than `limit`."""
+    if not limit or len(text) <= limit:
+        return text
+    note = f" ...({len(text):,} characters)... "
+    room = max(limit - len(note), 8)
+    return text[: room - room // 3] + note + text[-(room // 3) :]
+
+
+def _identifier(text: str) -> str:
+    word = re.sub(r"\W", "_", text)
+    return f"_{word}" if word[:1].isdigit() else word
+
+
 def _marked_source(error: Exception) -> str:
     """The source of the user's function that failed, an arrow at the line, and the way on in."""
     import linecache
@@ -4383,7 +4405,7 @@ def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
         return _compute(op, call)
     new.update({n: node for n, node in call.outside.items() if node._number != n})
     body = _Body(op.bundle, call._replace(outside={}), op.bundle)
-    again: Any = op.bundle._run_body(body)
+    again: Any = op.bundle._run(body)
     if op.bundle.is_async:
         again = _run_coroutine(again)
     if body.call.outside:  # the replacements are the parents, not what the body names
@@ -4549,9 +4571,7 @@ def _graph_form(graph: TraceGraph) -> Fields:
     return {**form, "outputs": outputs, **extra}
 
 
-def _node_form(
-    graph: TraceGraph, node: AnyNode, ids: Mapping[AnyNode, Any], words: Texts
-) -> Fields:
+def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
     """One node of the JSON form."""
     form: Fields = {"id": ids[node], "name": node._base, "kind": graph.kind(node)}
     known: str | None = ""
@@ -4868,8 +4888,7 @@ def _try(question: str) -> int:
     """Ask the language model once, and tell who answered, how fast, and what it took."""
     llm, began = LLM(), time.monotonic()
     reply = llm(question)
-    seconds = time.monotonic() - began
-    provider = os.environ["MINITRACE_MODEL"].partition("/")[0]
+    provider, seconds = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic() - began
     print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
     print(reply)
     return 0

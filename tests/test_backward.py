@@ -353,7 +353,7 @@ def test_a_score_that_is_no_number_is_refused():
     x = node(1, "x", trainable=True)
     with pytest.raises(TypeError, match="a score is a number, not 'high'"):
         backward(x + 1, "low", score="high")
-    with pytest.raises(TypeError, match=r"a score is a number, not \[0.5, 'high'\]"):
+    with pytest.raises(TypeError, match="a score is a number, not 'high'"):
         backward([x + 1, x + 2], "low", score=[0.5, "high"])
 
 

@@ -118,16 +118,6 @@ def test_a_description_has_no_operator_prefix():
     assert node(1, description="one").description == "one"
 
 
-def test_info_tells_of_the_operator():
-    assert (node(1) + 1).info["name"] == "add"
-
-    @bundle()
-    def twice(x):
-        return 2 * x
-
-    assert twice(1).info["fun_name"].endswith("twice")
-
-
 def test_nothing_points_forward():
     x = node(1, "x", trainable=True)
     before = len(gc.get_referrers(x))
