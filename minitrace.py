@@ -39,14 +39,15 @@ Words, one meaning each:
     output        the node that backward starts from
     feedback      what is said of an output, and what flows back from it
     propagator    how feedback flows
+    child         a node made from this one
     trace graph   the part of a graph between parameters and outputs, with the feedback
     optimizer     what turns feedback into new values
     language model  any callable from messages to text; a `model` is a class made a module
     companion     a file to copy beside this one when you want more: tutorial/companions/
 
-The file reads from top to bottom. 1 Declare, 2 Forward and 3 Backward are the whole idea; you may
-stop there. What is built on it follows: 4 Code, 5 Optimize, 6 Language models, 7 Looking, 8 Command
-line. Copy it where you need it.
+The file reads from top to bottom. 1 Declare, 2 Forward and 3 Backward are the whole idea, and you
+may stop there; helpers that come later do what their names say. What is built on it follows:
+4 Code, 5 Optimize, 6 Language models, 7 Looking, 8 Command line. Copy the file where you need it.
 
 For companions, and for yours, these are the extension points: `LanguageModel`, a base class with
 one method to write; `around_calls`, a block that wraps every call of a language model;
@@ -163,12 +164,12 @@ class GRAPH:
         _names.clear()
 
 
-# What surrounds the code that runs: nothing, or a `_Scope` of section 2.
+# The `_Scope` (see section 2) that the running code is in, or None.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
 
 
 # How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
-# call is recorded. On a first reading go on to `class Node`, and come back for this.
+# call is recorded. On a first reading go on to `class Node`, and come back after `_record`.
 
 
 class _Op(NamedTuple):
@@ -246,6 +247,7 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
     def method(x: Any, y: Any) -> MessageNode[Any]:
         if not isinstance(y, Node):
             y = _wrap(y)
+        # A container of nodes stays a container, and inside a scope reads are noted: the slow path.
         if scope_here() is not None or not isinstance(y, Node):
             return _call_op(op, (x, y))
         try:
@@ -258,6 +260,9 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
         return _call_op(op, (x, y))
 
     return method, reflected
+
+
+_no_feedback: list[Any] = []
 
 
 class Node(Generic[T]):
@@ -290,6 +295,7 @@ class Node(Generic[T]):
 
     parents: Nodes = ()  # these are of a root; a MessageNode has slots for them
     trainable = False
+    feedback: Any = _no_feedback  # a parameter has a list of its own, an entry for each backward
     _op: _Op | None = None
     _call: _Call | None = None
     _depends = False  # on a parameter, or is it one?
@@ -326,7 +332,7 @@ class Node(Generic[T]):
 
     @property
     def is_root(self) -> bool:
-        """Has it no parents?"""
+        """Whether it has no parents."""
         return not self.parents
 
     @property
@@ -352,14 +358,10 @@ class Node(Generic[T]):
         """The type of the data."""
         return self._data.__class__
 
-    @property
-    def feedback(self) -> list[Any]:
-        """What backward brought here, kept on parameters only: one entry for each backward."""
-        return []
-
     def zero_feedback(self) -> None:
         """Forget the feedback."""
-        self.feedback.clear()
+        if self.trainable:
+            self.feedback.clear()
 
     def detach(self) -> Node[T]:
         """A new root with a copy of the value and no past; of a parameter, a new parameter."""
@@ -372,7 +374,8 @@ class Node(Generic[T]):
         _store(backward(self, feedback, propagator, score=score, _level=3))
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
-        """What would this be if those nodes had other values? See `_rerun`."""
+        """What this would be if the nodes in `changes` had those values; operators with effects
+        keep their values unless `effects` is true."""
         return _rerun(self, changes, effects)
 
     def tree(self, **options: Any) -> str:
@@ -413,7 +416,7 @@ class Node(Generic[T]):
         data: Any = self.data
         array = hasattr(data, "shape") and not hasattr(data, "iloc")
         items = self if array or isinstance(data, Sequence) else operators.to_list(self)
-        return (items[i] for i in range(len(cast(Any, items._data))))
+        return (items[i] for i in range(len(cast(Any, items.data))))
 
     def __copy__(self) -> Node[T]:
         return self._as_root(self.data, f"{self.py_name}_copy")
@@ -421,7 +424,7 @@ class Node(Generic[T]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Node[T]:
         return self._as_root(copy.deepcopy(self.data, memo), f"{self.py_name}_copy")
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _pickled_node(self)
 
     # Traced: one line each. A reflected operator comes with its own.
@@ -455,6 +458,7 @@ class Node(Generic[T]):
     __floor__ = _define("floor", math.floor, "the largest integer that is not above x")
     __ceil__ = _define("ceil", math.ceil, "the smallest integer that is not below x")
     __trunc__ = _define("trunc", math.trunc, "x without its fraction")
+    # From here on some names are those of built-in functions, which methods still see.
     __call__ = _define("call", lambda f, /, *args, **kwargs: f(*args, **kwargs),
                        "call f with the arguments", "f")
     len = _define("len", len, "the length of x")
@@ -517,7 +521,7 @@ class ParameterNode(Node[T]):
         choices: the values allowed.
         bounds: `(low, high)`, both inclusive; `None` leaves a side open.
         constraint: what a good value is, in words, for whoever proposes one.
-        projections: functions that move a value to the nearest good one, applied first, in order.
+        projections: functions that move a value to the nearest good one, applied in order, first.
         check: a function of the value that returns `False` or a reason (a text) to refuse it.
 
     >>> rate = node(0.5, name="rate", trainable=True, bounds=(0, 1))
@@ -529,7 +533,7 @@ class ParameterNode(Node[T]):
     ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
     """
 
-    __slots__ = ("_feedback", *_RULES)
+    __slots__ = ("feedback", *_RULES)
     trainable = True
     _depends = True
 
@@ -551,20 +555,15 @@ class ParameterNode(Node[T]):
             raise TypeError(f"bounds must be a pair (low, high), not {to_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
-        self._feedback: list[Any] = []
+        self.feedback: list[Any] = []
         self.set(data)
-
-    @property
-    def feedback(self) -> list[Any]:
-        """What backward brought here: one entry for each backward, until `zero_feedback`."""
-        return self._feedback
 
     def set(self, value: Any) -> None:
         """Give it a new value, after the checks."""
         self._data = self.checked(value)
 
     def restore(self, value: T) -> None:
-        """Put back a value that it had before: what was accepted once is not checked again."""
+        """Set a value that was checked already, such as one that it had, without checking again."""
         self._data = value
 
     def checked(self, value: Any) -> T:
@@ -575,10 +574,10 @@ class ParameterNode(Node[T]):
                 value = project(value)
             value = _as_type_of(self._data, value)
             reason = self._objection(value)
+            if reason:
+                raise ValueError(reason)
         except Exception as error:
             raise ValueError(f"parameter {self.name} cannot take {shown}: {error}") from error
-        if reason:
-            raise ValueError(f"parameter {self.name} cannot take {shown}: {reason}")
         return cast(T, value)
 
     def _objection(self, value: Any) -> str:
@@ -603,7 +602,9 @@ class ParameterNode(Node[T]):
 
 def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
     """A parameter whose value was checked before."""
-    parameter: ParameterNode[Any] = ParameterNode(None, base, words)  # None passes every check
+    parameter: ParameterNode[Any] = ParameterNode(
+        None, base, words
+    )  # no rules yet, nothing to check
     parameter.restore(data)
     for name, rule in rules.items():
         setattr(parameter, name, rule)
@@ -649,7 +650,8 @@ def node(
 ) -> Any:
     """Declare a value: a root of the graph, or with `trainable=True` a parameter.
 
-    A node of a node is that node; a trainable node of a node is a new parameter with its value.
+    `node(n)` is the node n itself; `node(n, trainable=True)` a new parameter with its value. Of a
+    container that holds nodes it makes one node, whose parents they are.
 
     Args:
         data: any Python value.
@@ -867,7 +869,8 @@ def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNod
     """The nodes and all they come from, parents first; or only those that depend on a parameter.
 
     A node is numbered after its parents, so sorting by number is a topological order. The ancestors
-    of the first node come first, so that programs which ran side by side stay apart.
+    of the first node come first, so that programs which ran side by side stay apart; each group
+    holds all its ancestors that no group before it has, so the whole is in order too.
     """
     found: set[int] = set()
     order: list[AnyNode] = []
@@ -1036,7 +1039,8 @@ class _Scope:
         return self.replacements.get(node._number, node)._data
 
     def runs(self, key: object) -> bool:
-        """Does the bundle or code that `key` stands for run here, directly or further out?"""
+        """Is this bundle or code running already, here or further out? Then a call recurses, and is
+        not recorded."""
         return self.key is key or (self.outer is not None and self.outer.runs(key))
 
 
@@ -1083,7 +1087,8 @@ class _Body(_Scope):
                 self.held.append((name, data, [*map(id, _items(data))]))
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        """Warn of arguments changed in place; add nodes from outside to `call`; record an error."""
+        """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
+        `ExecutionError` of a failure."""
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
@@ -1095,7 +1100,8 @@ class _Body(_Scope):
         if self.reads:
             self._keep_outside()
         if error is not None and self.bundle.options["catch_execution_error"]:
-            # Our own errors pass through as they are; those with a `failure` are the program's.
+            # minitrace's errors pass through, except a failure of the program: an inner
+            # ExecutionError, or an error with `failure`.
             ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
             if isinstance(error, ExecutionError) or not ours:
                 _fail(self.bundle.op, self.call, error)
@@ -1116,7 +1122,8 @@ class _Body(_Scope):
             raise error
         self.call = self.call._replace(outside=outside)
         if around := _scope.get():
-            around.reads.update(outside)
+            for each in outside.values():
+                around.read(each)
 
 
 class Bundle:
@@ -1263,7 +1270,7 @@ def bundle(
     Args:
         description: `"[op_name] what it does"`; the function's name and docstring by default.
         trainable: make the function's source a parameter, which an optimizer may rewrite.
-        traceable_code: run the body on nodes, as if it were not bundled.
+        traceable_code: record each operator in the body instead of one node for the call.
         catch_execution_error: make a node of a failure and raise `ExecutionError`.
         allow_external_dependencies: nodes that the body uses beside its arguments become parents.
         projections: functions that move new code to code that is allowed.
@@ -1332,7 +1339,7 @@ class Module:
 
     def copy(self) -> Any:
         """A new object of the same class that shares every attribute, parameters too."""
-        self.parameters()  # which makes the copies of methods' code, so that they are shared too
+        self.parameters()  # a method's code is copied when first looked up: do it now, to share it
         return copy.copy(self)
 
     def state_dict(self) -> Fields:
@@ -1361,6 +1368,7 @@ class Module:
         self.load_state_dict(_load(path))
 
 
+# Copied into the new class, so that tools which look into it find the methods where they were.
 _NOT_COPIED = "__dict__", "__weakref__", "__slots__", "__init_subclass__"
 
 
@@ -1384,7 +1392,7 @@ def model(cls: type[Any]) -> type[Any]:
 # How does feedback reach what may change?  From the output to the parents, the last made first.
 #
 #       x:0 ──┐                           output.backward("too small")
-#             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then x:0 and y:0,
+#             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then y:0 and x:0,
 #       y:0 ──┘                           each once, after every node made from it
 #
 # A propagator says how feedback starts, how several merge, and what each parent receives. Adding
@@ -1420,7 +1428,7 @@ Rule = Callable[["Node[Any]", Any], "Sequence[Any]"]
 
 
 class Propagator:
-    """How feedback flows: three small duties, which a subclass may redefine.
+    """How feedback flows: a few small methods, which a subclass may redefine.
 
     `init_feedback` says how it starts (`start` does so for all outputs at once), `aggregate` how
     several that reach one node merge, `propagate` what each parent receives. `register` overrides
@@ -1506,7 +1514,8 @@ class SumPropagator(Propagator):
 class GraphPropagator(Propagator):
     """Feedback that carries the graph along: every node it passes joins one `TraceGraph`.
 
-    One backward makes one graph, shared by all the parameters it reaches.
+    One backward makes one graph, shared by all the parameters it reaches. A rule that is registered
+    here must add its node itself.
 
     >>> x = node(1, name="x", trainable=True)
     >>> (x + 1).backward("too small")
@@ -1543,9 +1552,8 @@ def backward(
 ) -> dict[AnyNode, Any]:
     """Carry feedback from an output to every node that lies between it and a parameter.
 
-    Nodes are visited in the reverse of their creation, so each has heard from all its children
-    before its turn. Takes time linear in the graph, apart from a sort, and leaves the graph as it
-    was.
+    Every node is visited after all its children, so it has heard from each of them. Takes time
+    linear in the graph, apart from a sort, and leaves the graph as it was.
 
     Args:
         output: a node, or a list of nodes with a list of feedback.
@@ -1568,7 +1576,8 @@ def backward(
     if propagator is None:
         propagator = GraphPropagator()
     outputs = _outputs(output, feedback, score)
-    # A node hears from its last child first, so what it heard is turned round before it is merged.
+    # A node hears from its last child first: all lists are filled backwards, and turned round
+    # before they are merged. Roots are propagated too: so does a parameter join a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
     for each, start in zip(reversed(outputs), reversed(propagator.start(outputs)), strict=True):
         heard[each.node._number].append(start)
@@ -1655,7 +1664,7 @@ class TraceGraph:
         self.values: dict[AnyNode, Any] = {}
         self.extra: Fields = {}
         self.specs: dict[AnyNode, Fields] = {}  # of nodes that were read from JSON
-        self._added: deque[AnyNode] = deque()  # parents first; backward adds children first
+        self._added: deque[AnyNode] = deque()  # parents first: backward adds at the left
 
     @classmethod
     def of(cls, *nodes: AnyNode) -> TraceGraph:
@@ -1686,7 +1695,7 @@ class TraceGraph:
         self._added.appendleft(node)
         if node.trainable:
             self.values[node] = node._data
-        if "_nodes" in self.__dict__:  # what was derived before it grew
+        if "_nodes" in self.__dict__:  # the cached properties are out of date
             for derived in "_nodes", "names", "_children":
                 self.__dict__.pop(derived, None)
 
@@ -2025,6 +2034,8 @@ def _lines_of(found: Any, lines: list[str], namespace: Options) -> str:
     marks, margin = found.decorator_list, found.col_offset
     while any(_names_bundle(mark, namespace) for mark in marks):
         marks = marks[1:]
+    while marks and ast.unparse(marks[0]) in ("property", "classmethod", "staticmethod"):
+        marks = marks[1:]  # these stand around the bundle: see `_bundle`
     inside: set[int] = set()  # lines of a text of several: their white space is part of its value
     for part in ast.walk(found):
         documents = part is getattr(found.body[0], "value", None)
@@ -2079,7 +2090,13 @@ def _compile_in_closure(text: str, free: Iterable[str], name: str, owner: str) -
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
     tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
-    tree.body[0].body[0].body[1].body[:0] = ast.parse(text, filename).body
+    body = ast.parse(text, filename).body
+    for function in _definitions(body, name):
+        if not function.decorator_list:  # then it gets the defaults of the original
+            for defaults in function.args.defaults, function.args.kw_defaults:
+                defaults[:] = [each and ast.Constant(None) for each in defaults]
+    tree.body[0].body[0].body[1].body[:0] = body
+    ast.fix_missing_locations(tree)
     code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
     for _ in "class", "outer", "maker":
         code = next(part for part in code.co_consts if isinstance(part, CodeType))
@@ -2869,9 +2886,9 @@ class Optimizer:
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        for name in attempt.values:
-            if name not in self._named:
-                raise ValueError(f"the attempt has a value for {name}, which is no parameter here")
+        strays = ", ".join(attempt.values.keys() - self._named.keys())
+        if strays:
+            raise ValueError(f"the attempt has values of {strays}, which this optimizer has not")
         for name, value in attempt.values.items():
             self._named[name].restore(value)
 
@@ -3904,8 +3921,10 @@ class LLM(LanguageModel):
         self._headers = headers = {name: _Key(value) for name, value in headers.items()}
         self.model = model
         self.base_url = base_url
-        self.timeout, self.retries = timeout, retries
-        self.allow_http, self.sleep = allow_http, sleep
+        self.timeout = timeout
+        self.retries = retries
+        self.allow_http = allow_http
+        self.sleep = sleep
         self.options = {**options, "extra": extra}
         self._refused: set[str] = set()
         self._found: _Route | None = None
@@ -4238,9 +4257,13 @@ def to_text(value: Any, limit: int = 0) -> str:
 def _sorted_repr(value: Any, depth: int = 30) -> str:
     """`repr` with the items of sets in order, at so many levels of containers."""
     kind = type(value)
-    if kind not in (list, tuple, dict, set, frozenset) or not (value and depth):
+    fields = getattr(kind, "_fields", ())  # of a named tuple
+    known = fields or kind in (list, tuple, dict, set, frozenset)
+    if not (known and value and depth):
         return repr(value)
     items = [_sorted_repr(item, depth - 1) for item in _items(value)]
+    if fields:
+        return f"{kind.__name__}({', '.join(map('{}={}'.format, fields, items))})"
     if kind is dict:
         half = len(value)
         return f"{{{', '.join(map('{}: {}'.format, items[:half], items[half:]))}}}"

@@ -1,6 +1,9 @@
 """Section 3, Backward: feedback on its way back, and the trace graph."""
 
+import decimal
+import fractions
 import gc
+import math
 import random
 import threading
 import time
@@ -708,3 +711,23 @@ def test_a_name_given_to_a_node_is_made_an_identifier():
     x = node(1, "x", trainable=True)
     graph = backward(node("a", "my words!") * x, "low")[x]
     assert [*graph.names.values()] == ["x0", "my_words_0", "multiply0"]
+
+
+# ---- Scores, and graphs merged from elsewhere
+
+
+def test_a_score_is_whatever_float_takes_and_nan_is_none():
+    x = node(1, "x", trainable=True)
+    for score in decimal.Decimal("0.5"), fractions.Fraction(1, 2), "0.5", True:
+        assert backward(x + 1, "", score=score)[x].score == float(score)
+    with pytest.warns(UserWarning, match="a score of nan is no score: it is left out"):
+        graph = backward(x + 1, "", score=math.nan)[x]
+    assert graph.score is None and TraceGraph.from_json(graph.to_json()).score is None
+
+
+def test_a_whole_graph_and_one_of_feedback_merge_with_parents_first():
+    x, a, b = node(2, "x", trainable=True), node(1, "a"), node(2, "b")
+    z = x * (a + b)
+    whole = TraceGraph.merged([backward(z, "low")[x], TraceGraph.of(z)])
+    assert [*whole.names.values()] == ["x0", "a0", "b0", "add0", "multiply0"]
+    assert len(TraceGraph.from_json(whole.to_json())) == 5

@@ -1093,3 +1093,67 @@ def test_code_is_checked_under_limits_when_they_are_given():
         check_code(source, "f", "(x)", Fence())
     with pytest.raises(ValueError, match="does not parse"):  # before anything else is asked
         check_code("def f(x) import", "f", "(x)", Fence())
+
+
+# ---- Names, defaults and decorators of code that changes
+
+
+def test_no_name_of_an_argument_is_taken():
+    @bundle(trainable=True)
+    def review(*, code, self=1):
+        return code
+
+    assert review(code=4).data == 4
+    review.parameter.set("def review(*, code, self=1):\n    return code + self")
+    assert review(code=4).data == 5
+
+
+def test_new_code_keeps_the_defaults_and_does_not_evaluate_them_again():
+    def make(k):
+        @bundle(trainable=True)
+        def scaled(x, k=k, *, more=k):
+            return x + k
+
+        return scaled
+
+    scaled = make(3)
+    scaled.parameter.set("def scaled(x, k=k, *, more=k):\n    return x * k + more")
+    assert scaled(5).data == 18
+
+    class Shop:
+        FEE = 2
+
+        @bundle(trainable=True)
+        def price(self, x, fee=FEE):
+            return x
+
+    shop = Shop()
+    shop.price.parameter.set("def price(self, x, fee=FEE):\n    return x + fee")
+    assert shop.price(1).data == 3
+
+
+def test_code_below_a_class_method_a_static_method_or_a_property_may_change():
+    class Shop:
+        @bundle(trainable=True)
+        @classmethod
+        def kind(cls, x):
+            return x
+
+        @bundle(trainable=True)
+        @staticmethod
+        def twice(x):
+            return x
+
+        @bundle(trainable=True)
+        @property
+        def size(self):
+            return 1
+
+    assert (Shop.kind(1).data, Shop.twice(1).data, Shop().size.data) == (1, 1, 1)
+    for name, call in ("kind", "cls, x"), ("twice", "x"):
+        inner = vars(Shop)[name].__func__
+        assert inner.parameter.data.startswith("def ")
+        inner.parameter.set(f"def {name}({call}):\n    return x * 10")
+    getter = vars(Shop)["size"].fget
+    getter.parameter.set("def size(self):\n    return 10")
+    assert (Shop.kind(2).data, Shop.twice(2).data, getter(Shop()).data) == (20, 20, 10)

@@ -25,6 +25,8 @@ from minitrace import (
     ExecutionError,
     MessageNode,
     Node,
+    SumPropagator,
+    backward,
     ParameterNode,
     bundle,
     node,
@@ -1283,3 +1285,23 @@ def test_a_value_as_text_is_cut_in_the_middle_and_says_how_long_it_was():
     shown = to_text(text, 60)
     assert len(shown) <= 60 and shown.startswith("'start") and shown.endswith("end'")
     assert "(1,010 characters)" in shown
+
+
+# ---- Containers of nodes, and what is shown of a value
+
+
+def test_a_node_of_a_container_of_nodes_is_made_of_them():
+    p = node(1, "p", trainable=True)
+    both = node([p, {"k": (p, 2)}])
+    assert both.data == [1, {"k": (1, 2)}] and [*both.inputs][:2] == ["x[0]", "x[1]['k'][0]"]
+    assert backward(both, 1, SumPropagator())[p] == 2
+    again = node([p, 2], "q", trainable=True)
+    assert type(again).__name__ == "ParameterNode" and again.data == [1, 2] and again.is_root
+
+
+def test_a_set_is_shown_in_order_wherever_it_stands():
+    Point = namedtuple("Point", "x y")
+    value = [Point({"b", "a"}, 1), {"k": (frozenset({3, "c"}), set())}]
+    shown = "[Point(x={'a', 'b'}, y=1), {'k': (frozenset({'c', 3}), set())}]"
+    assert to_text(value) == shown
+    assert to_text((1,)) == "(1,)" and to_text({1: {2}}) == "{1: {2}}"

@@ -1169,3 +1169,115 @@ def test_copying_a_context_carries_the_state_to_a_thread_of_ones_own():
         thread.start()
         thread.join()
     assert seen[0].parents == ()
+
+
+# ---- Defaults, wrappers, generators, and every way of reading a node from outside
+
+
+def test_a_default_is_no_node_from_outside():
+    @bundle()
+    def inner(x, scale=2):
+        return x * scale
+
+    @bundle()
+    def outer(x):
+        return inner(x) + 1
+
+    class Shop:
+        @bundle()
+        def price(self, x, fee=3):
+            return x + fee
+
+        @bundle()
+        def total(self, x):
+            return self.price(x) * 2
+
+    assert outer(1).data == 3 and Shop().total(1).data == 8
+
+
+def test_a_generator_says_what_to_do_instead():
+    def numbers(x):
+        yield x
+
+    async def later(x):
+        yield x
+
+    for function in numbers, later:
+        with pytest.raises(TypeError, match=r"\(\) is a generator, .*: return a list"):
+            bundle()(function)
+
+
+def test_a_wrapper_may_pass_arguments_of_its_own():
+    def with_one(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            return function(1, *args, **kwargs)
+
+        return wrapper
+
+    @bundle()
+    @with_one
+    def add(one, x):
+        return one + x
+
+    assert add(2).data == 3
+    with pytest.raises(ExecutionError, match="missing 1 required positional argument: 'x'"):
+        add()
+
+
+@pytest.mark.parametrize(
+    "read", [copy.copy, copy.deepcopy, repr, list, lambda p: p.detach(), lambda p: [*p]]
+)
+def test_every_way_of_reading_a_node_from_outside_is_noticed(read):
+    p = node([], "p", trainable=True)
+
+    @bundle()
+    def f(x):
+        read(p)
+        return x
+
+    with pytest.raises(TraceMissingInputsError, match=r"f\(\) used p:0"):
+        f(1)
+
+
+def test_what_an_outer_body_makes_may_be_read_by_an_inner_one():
+    @bundle()
+    def outer(x):
+        made = node(x)
+
+        @bundle(allow_external_dependencies=True)
+        def inner(y):
+            return made.data + y
+
+        return inner(1)
+
+    assert outer(2).data == 3
+
+
+def test_a_model_has_its_methods_where_tools_look_for_them():
+    @model
+    class Greeter:
+        def greet(self):
+            return "Hello"
+
+        @property
+        def name(self):
+            return "Ada"
+
+    assert {"greet", "name"} <= vars(Greeter).keys() and Greeter().greet() == "Hello"
+    assert Greeter.__name__ == "Greeter" and isinstance(Greeter(), Module)
+
+
+def test_a_folder_is_made_for_what_is_saved(tmp_path):
+    class Small(Module):
+        def __init__(self):
+            self.p = node(1, trainable=True)
+
+    small = Small()
+    small.save(tmp_path / "new" / "folder" / "small.json")
+    small.p.set(5)
+    assert small.state_dict() == {"p": 5}
+    small.load(tmp_path / "new" / "folder" / "small.json")
+    assert small.p.data == 1
+    with pytest.raises(ValueError, match=r"missing \['p'\], extra \['q'\]"):
+        small.load_state_dict({"q": 1})

@@ -929,3 +929,30 @@ def test_code_read_from_a_graph_can_be_proposed():
     new = "def shout(words):\n    return words.upper() + '!'"
     proposal = OptoPrime(graph.parameters, llm=Script([reply(__code0=new)])).propose()
     assert proposal == {graph.parameters[0]: new}
+
+
+def test_an_update_names_its_own_parameters_in_either_form_and_no_others():
+    x, y = (node(1, name=name, trainable=True) for name in "xy")
+    optimizer = OptoPrime([x], llm=StubLLM())
+    for key in "x0", "x:0", x:
+        optimizer.update({key: x.data + 1})
+    assert x.data == 4
+    for key, shown in ("nobody", "'nobody'"), (y, "y:0"), (5, "5"), (x + 1, "add:0"):
+        with pytest.raises(ValueError, match=f"{shown}.*: no parameter of this optimizer, .* x0"):
+            optimizer.update({x: 9, key: 3})
+    assert (x.data, y.data) == (4, 1)
+
+
+def test_feedback_is_stored_on_the_optimizers_own_parameters_only():
+    x, y = (node(1, name=name, trainable=True) for name in "xy")
+    OptoPrime([x], llm=StubLLM()).backward(x + y, "low")
+    assert len(x.feedback) == 1 and y.feedback == []
+
+
+def test_an_answer_of_nothing_but_zero_is_an_answer():
+    reply = '{"answer": 0, "reasoning": false, "suggestion": {}}'
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=Script([reply]))
+    optimizer.backward(x + 1, "how many?")
+    proposal = optimizer.propose()
+    assert (proposal.answer, proposal.reasoning) == ("0", "False")
