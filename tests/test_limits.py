@@ -630,3 +630,28 @@ def test_a_bundle_under_limits_refuses_code_and_keeps_the_old():
     with pytest.raises(ValueError, match="`os` is not allowed under limits"):
         f.parameter.set("def f(x):\n    import os\n    return os.getpid()")
     assert f([1, (2,)]).data == [1, (2,)]
+
+
+def test_a_failure_under_limits_is_feedback_like_any_other():
+    @bundle(trainable=True, limits=Limits(seconds=0.3))
+    def work(x):
+        return x
+
+    work.parameter.set("def work(x):\n    y = x - 1\n    return x / y")
+    with pytest.raises(ExecutionError) as caught:
+        work(1)
+    failed = caught.value.exception_node
+    assert failed.data == "(ZeroDivisionError) division by zero"
+    assert "line 3: return x / y   <-- ZeroDivisionError" in failed.create_feedback("full")
+    work.parameter.set("def work(x):\n    while True:\n        pass")
+    with pytest.raises(ExecutionError, match="time: no result within 0.3 seconds") as caught:
+        work(1)
+    failed = caught.value.exception_node
+    failed.backward(failed.create_feedback())
+    assert work.parameter.feedback[0].feedback == [
+        "(LimitError) time: no result within 0.3 seconds"
+    ]
+    work.parameter.set("def work(x):\n    return x + 1")
+    assert work(1).data == 2
+    with pytest.raises(ValueError, match="`open` is not allowed under limits"):
+        work.parameter.set("def work(x):\n    return open('/etc/passwd').read()")

@@ -2143,3 +2143,16 @@ def test_progress_goes_to_a_function_a_terminal_or_nowhere(monkeypatch):
         train(Shift(), DATASET, near, Steps(Shift(), [1, 2]), batch_size=2, gate=False)
         assert ("\rstep 2/2  score -7  best -7" in screen.getvalue()) is shown
         assert screen.getvalue().endswith("\n") is shown
+
+
+def test_what_was_tried_in_vain_long_ago_is_kept_without_a_proposal():
+    class Down(Optimizer):
+        def propose(self, n=None):
+            return Proposal({p: p.data - 1 for p in self.parameters})
+
+    x = node(0, "x", trainable=True)
+    optimizer = Down(x)
+    train(x, [(None, 0)], lambda query, response, info: response, optimizer, epochs=110)
+    first, last = optimizer.history[0], optimizer.history[-1]
+    assert (len(optimizer.history), first.reason, first.score) == (110, "not kept", -1)
+    assert first.proposal is last.proposal is None and not first.feedback
