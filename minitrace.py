@@ -277,7 +277,7 @@ class Node(Generic[T]):
     Args:
         data: any Python value.
         name: the base of its name; the type's name by default. `name` is `base:index`.
-        description: words for whoever improves the program, shown in prompts.
+        description: words about it, shown in prompts.
 
     >>> x, y = node(3, name="x"), node([4, 5], name="y")
     >>> z = x * y[0] + 1
@@ -520,7 +520,7 @@ class ParameterNode(Node[T]):
     Args:
         choices: the values allowed.
         bounds: `(low, high)`, both inclusive; `None` leaves a side open.
-        constraint: what a good value is, in words, for whoever proposes one.
+        constraint: what a good value is, in words, shown in prompts.
         projections: functions that move a value to the nearest good one, applied in order, first.
         check: a function of the value that returns `False` or a reason (a text) to refuse it.
 
@@ -657,7 +657,7 @@ def node(
         data: any Python value.
         name: the base of its name, the type's name by default.
         trainable: may an optimizer change it?
-        description: words shown to whoever improves it.
+        description: words about it, shown in prompts.
         rules: `choices`, `bounds`, `constraint`, `projections`, `check`: see `ParameterNode`.
 
     Returns: a `Node`, or a `ParameterNode`.
@@ -3255,7 +3255,7 @@ class _View:
 
 # ---- 6. Language models --------------------------------------------------------------------------
 #
-# How does text go out to a language model and come back, whoever serves it?
+# How does text go out to a language model and come back, from any provider?
 #
 #     messages --> every hook around the call --> LLM     --> POST, retries, one deadline --> Reply
 #                                                 Script  --> a canned reply              --> Reply
@@ -3362,7 +3362,7 @@ def around_calls(hook: Function) -> Iterator[None]:
         yield
     finally:
         hooks = [*_hooks.get()]
-        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]  # the innermost, whoever left last
+        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]  # the innermost of these
         _hooks.set(tuple(hooks))
 
 
