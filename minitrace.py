@@ -2957,7 +2957,7 @@ def ask(diff: str) -> bool | str:
     For `step(approve=ask)`.
 
     >>> from unittest import mock
-    >>> with mock.patch("sys.stdin", io.StringIO("four is unlucky")):
+    >>> with mock.patch("sys.stdin", io.StringIO("four is unlucky")), mock.patch("sys.stderr"):
     ...     ask("-1\\n+4")
     Accept? Enter, or what is wrong with it: 'four is unlucky'
     """
