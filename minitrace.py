@@ -321,7 +321,7 @@ class Node(Generic[T]):
     @property
     def py_name(self) -> str:
         """The name as an identifier, such as `x0`: how prompts write it."""
-        return _identifier(self.name.replace(":", ""))
+        return _identifier(self._base if self._index is None else f"{self._base}{self._index}")
 
     @property
     def inputs(self) -> dict[str, AnyNode]:
@@ -701,12 +701,12 @@ def _items(container: Any) -> Iterable[Any]:
     return [*container, *container.values()] if isinstance(container, dict) else container
 
 
-def _nodes_in(value: Any) -> Iterator[AnyNode]:
-    """Every node in a value: itself, or inside containers at any depth."""
+def _inside(value: Any, kind: Any = Node) -> Iterator[Any]:
+    """All of a kind, such as the nodes, in a value: itself, or inside containers at any depth."""
     stack, seen = [value], set()
     while stack:
         item = stack.pop()
-        if isinstance(item, Node):
+        if isinstance(item, kind):
             yield item
         elif isinstance(item, _CONTAINERS) and id(item) not in seen:
             seen.add(id(item))
@@ -715,7 +715,7 @@ def _nodes_in(value: Any) -> Iterator[AnyNode]:
 
 def _holds_nodes(value: Any) -> bool:
     """Is it a container with a node in it at any depth?"""
-    return isinstance(value, _CONTAINERS) and next(_nodes_in(value), None) is not None
+    return isinstance(value, _CONTAINERS) and next(_inside(value), None) is not None
 
 
 def _replace(value: Any, leaf: Function) -> Any:
@@ -745,7 +745,7 @@ def _paths(path: str, value: Any) -> Iterator[tuple[str, AnyNode]]:
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from ((f"{path}.key", found) for found in _nodes_in(key))
+            yield from ((f"{path}.key", found) for found in _inside(key))
             yield from _paths(f"{path}[{to_text(key, 60)}]", item)
     elif isinstance(value, _CONTAINERS):
         for index, item in enumerate(_items(value)):
@@ -890,6 +890,9 @@ def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNod
 _define("identity", lambda x: x, "x itself")
 _define("cond", lambda test, a, b: a if test else b,
         "a if test is true, else b", "test", "a", "b")
+_define("not_", operator.not_, "not x")
+_define("is_", operator.is_, "x is y", "x", "y")
+_define("is_not", operator.is_not, "x is not y", "x", "y")
 _define("in_", lambda x, y: x in y, "x in y", "x", "y")
 _define("not_in", lambda x, y: x not in y, "x not in y", "x", "y")
 _define("concat", lambda *parts: reduce(operator.add, parts),
@@ -1075,16 +1078,19 @@ class _Body(_Scope):
 
     def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
-        self.arguments = call.data()
+
+    def __enter__(self) -> Any:
+        self.arguments = self.call.data()
         self.held: list[Any] = []
         if not _MUTABLE.isdisjoint(map(type, self.arguments)):
-            self._note_contents(call)
+            self._note_contents(self.call)
+        return super().__enter__()
 
     def _note_contents(self, call: _Call) -> None:
         """Note what each node that is a list, dict or set among the arguments holds."""
         for name, value, data in zip(call.names, call.values, self.arguments, strict=True):
             if type(data) in _MUTABLE and isinstance(value, Node):
-                self.held.append((name, data, [*map(id, _items(data))]))
+                self.held.append((name, data, [*_items(data)]))
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
@@ -1093,7 +1099,7 @@ class _Body(_Scope):
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
-            if before != [*map(id, _items(data))]:
+            if [*map(id, before)] != [*map(id, _items(data))]:
                 words = "in place: the graph shows the changed value as its input; work on a copy"
                 name = f"{name}, a {type(data).__name__},"
                 warn(f"{self.bundle.__name__}() changed its argument {name} {words}", stacklevel=4)
@@ -1108,7 +1114,7 @@ class _Body(_Scope):
 
     def _keep_outside(self) -> None:
         """Add the outside nodes as parents, or refuse those that are not allowed."""
-        given = {each._number for value in self.call.values for each in _nodes_in(value)}
+        given = {each._number for value in self.call.values for each in _inside(value)}
         outside = {number: each for number, each in self.reads.items() if number not in given}
         strays = ", ".join(each.name for each in outside.values() if not _is_code(each))
         if strays and not self.bundle.options["allow_external_dependencies"]:
@@ -1130,6 +1136,8 @@ class Bundle:
     """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
 
     parameter: ParameterNode[str] | None = None  # its code, if that may change: see section 4
+    trainable = False
+    limits: Any = None
 
     def __init__(self, function: Function, options: Options) -> None:
         import inspect
@@ -1168,7 +1176,7 @@ class Bundle:
     def _describe(self, words: str) -> _Op:
         """The operator that its calls are recorded as."""
         name, description = self.__qualname__, self.options["description"]
-        if description is not None:
+        if description:
             named = re.match(r"\s*\[([^\]]+)\]\s*", description)
             name = named[1] if named else name
             words = description[named.end() :] if named else description
@@ -1365,7 +1373,10 @@ class Module:
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read values that `save` wrote, and hand them to `load_state_dict`."""
-        self.load_state_dict(_load(path))
+        try:
+            self.load_state_dict(_load(path))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
 # Copied into the new class, so that tools which look into it find the methods where they were.
@@ -1602,10 +1613,8 @@ def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> 
     """Each output with its feedback and score; a single one applies to every output."""
     several = isinstance(output, (list, tuple))
     nodes: Any = output if several else [output]
-    words, scores = (
-        said if several and isinstance(said, (list, tuple)) else [said] * len(nodes)
-        for said in (feedback, score)
-    )
+    words = feedback if several and isinstance(feedback, (list, tuple)) else [feedback] * len(nodes)
+    scores = score if isinstance(score, (list, tuple)) else [score] * len(nodes)
     for each in nodes:
         if not isinstance(each, Node):
             told = to_text(each, 60)
@@ -1710,6 +1719,9 @@ class TraceGraph:
                 found.setdefault(parent, False)
             found[node] = True
         return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TraceGraph:
+        return self  # it says what happened, and its nodes are not to be told from their copies
 
     def __iter__(self) -> Iterator[AnyNode]:
         return iter(self._nodes)
@@ -1838,6 +1850,8 @@ class TraceGraph:
 
 class CodeBundle(Bundle):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
+
+    trainable = True
 
     def __init__(self, function: Function, options: Options) -> None:
         import textwrap
@@ -2624,7 +2638,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
         self.refused = [*self.refused, *other.refused]
         self.reasoning = f"{self.reasoning}\n{other.reasoning}".strip()
         self.answer = f"{self.answer}\n{other.answer}".strip()
-        self.usage = Counter(self.usage) + Counter(other.usage)
+        self.usage = Counter(self.usage) + Counter(other.usage) or None
         self.seconds = max(self.seconds, other.seconds)
 
     def diff(self) -> str:
@@ -2754,6 +2768,7 @@ class Optimizer:
         self._remember_step(proposal, "" if good else "no change")
         for parameter, value in good.items():
             parameter.restore(value)
+        proposal.update(good)
         return proposal
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
@@ -2843,7 +2858,7 @@ class Optimizer:
             times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
             raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
         proposal.prompt, proposal.replies, proposal.refused = prompt, replies, problems
-        proposal.usage = sum((Counter(reply.usage) for reply in replies), Counter())
+        proposal.usage = sum((Counter(reply.usage) for reply in replies), Counter()) or None
         proposal.seconds = time.monotonic() - began
         return proposal
 
@@ -3476,6 +3491,14 @@ def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     return (llm if isinstance(llm, LanguageModel) else _Foreign(llm))(messages, **options)
 
 
+def _level_outside() -> int:
+    """How far up the first line outside this file is, as a caller's `stacklevel`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 _warned_of_stub = False
 
 
@@ -3490,7 +3513,7 @@ def _default_llm() -> LanguageModel:
             "no language model is configured, so a StubLLM answers: it can search numbers and "
             "choices but not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the "
             "provider's key, or pass llm=",
-            stacklevel=7,
+            stacklevel=_level_outside(),
         )
     return StubLLM()
 
@@ -4245,7 +4268,7 @@ def to_text(value: Any, limit: int = 0) -> str:
     """
     try:
         text = repr(value)
-        if "{" in text and not isinstance(value, str):
+        if any(_inside(value, (set, frozenset))):
             text = _sorted_repr(value)
     except Exception:
         text = f"<{type(value).__name__}>"
@@ -4254,14 +4277,15 @@ def to_text(value: Any, limit: int = 0) -> str:
     return _cut(text, limit)
 
 
-def _sorted_repr(value: Any, depth: int = 30) -> str:
-    """`repr` with the items of sets in order, at so many levels of containers."""
+def _sorted_repr(value: Any, around: tuple[int, ...] = ()) -> str:
+    """`repr` with the items of sets in order; `around` are the ids of the containers around it."""
     kind = type(value)
     fields = getattr(kind, "_fields", ())  # of a named tuple
-    known = fields or kind in (list, tuple, dict, set, frozenset)
-    if not (known and value and depth):
+    if not value or not (fields or kind in (list, tuple, dict, set, frozenset)):
         return repr(value)
-    items = [_sorted_repr(item, depth - 1) for item in _items(value)]
+    if id(value) in around:
+        return "..."
+    items = [_sorted_repr(item, (*around, id(value))) for item in _items(value)]
     if fields:
         return f"{kind.__name__}({', '.join(map('{}={}'.format, fields, items))})"
     if kind is dict:
@@ -4405,8 +4429,9 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         for each in nodes:
             if each in changes:
                 value = to_data(changes[each])
-                value = each.checked(value) if isinstance(each, ParameterNode) else value
-                new[each._number] = each._as_root(value, each._base)
+                new[each._number] = root = each._as_root(value, each._base)
+                if isinstance(root, ParameterNode):
+                    root.set(value)  # which checks all but its type
             elif each._op is None or (each._op.effects and not effects):
                 continue
             elif any(parent._number in new for parent in each.parents):
@@ -4557,12 +4582,12 @@ def _load(path: str | os.PathLike[str]) -> Fields:
         values = json.loads(text)["parameters"]
         return {name: decode(value) for name, value in values.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a saved module: {error}") from None
+        raise ValueError(f"it is not a saved module: {error}") from None
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
 _TYPES: list[tuple[Any, str]] = [  # of the fields of a graph, its nodes and its outputs
-    (str, "format version name kind operator type description constraint"),
+    (str, "format name kind operator type description constraint"),
     (list, "nodes outputs choices bounds"),
     (dict, "operators inputs"),
     (bool, "trainable"),
@@ -4588,8 +4613,12 @@ def _graph_form(graph: TraceGraph) -> Fields:
     nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
     outputs = []
     for output in graph.outputs:
-        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
-        outputs.append({"id": ids[output.node], **_filled(said), **output.extra})
+        spec = {"id": ids[output.node], **output.extra}
+        if output.feedback is not None:
+            spec["feedback"] = encode(output.feedback, as_text=True)
+        if output.score is not None:
+            spec["score"] = output.score
+        outputs.append(spec)
     form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
     return {**form, "outputs": outputs, **extra}
 
@@ -4607,11 +4636,8 @@ def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fiel
         form |= {"constraint": node.constraint, "trainable": True}
         form["choices"] = node.choices and encode(node.choices, as_text=True)
         form["bounds"] = node.bounds and encode([*node.bounds])
-    return {**_filled(form), "value": encode(graph.value(node), as_text=True)}
-
-
-def _filled(fields: Fields) -> Fields:
-    return {key: value for key, value in fields.items() if value is not None}
+    form = {field: said for field, said in form.items() if said is not None}
+    return {**form, "value": encode(graph.value(node), as_text=True)}
 
 
 def _beyond(spec: Fields, fields: str) -> Fields:
@@ -4619,11 +4645,13 @@ def _beyond(spec: Fields, fields: str) -> Fields:
 
 
 @contextmanager
-def _at(place: str) -> Iterator[None]:
+def _at(place: str, spec: Any = None) -> Iterator[None]:
     """Say where in a JSON form something was wrong."""
     try:
         yield
     except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        known = _dig(spec, "id")
+        place = place if known is None else f"{place} ({known})"
         raise GraphError(f"{place}: {error}") from None
 
 
@@ -4652,7 +4680,7 @@ def _read_graph(text: str) -> TraceGraph:
         words = form.get("operators") or {}
         if not all(isinstance(said, str) for said in words.values()):
             raise TypeError("its operators are not described by texts")
-        named, version = form.get("format", _FORMAT), form.get("version", _VERSION)
+        named, version = form.get("format", _FORMAT), str(form.get("version") or _VERSION)
         if named != _FORMAT or not re.fullmatch(r"\d{1,9}(\.\d{1,9})*", version):
             raise ValueError(f"format {named!r}, version {version!r}")
         if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
@@ -4660,16 +4688,15 @@ def _read_graph(text: str) -> TraceGraph:
     graph, known = TraceGraph(), dict[str, AnyNode]()
     graph.extra = _beyond(form, "format version nodes outputs")
     for n, spec in enumerate(form["nodes"]):
-        with _at(f"nodes[{n}]"):
+        with _at(f"nodes[{n}]", spec):
             _check_fields(spec, "id")
-        with _at(f"nodes[{n}] ({spec['id']})"):
             node = _node_from(spec, known, words)
         known[str(spec["id"])] = node
         graph.specs[node] = spec
     for node in reversed(known.values()):
         graph.add(node)
     for n, spec in enumerate(form.get("outputs") or ()):
-        with _at(f"outputs[{n}]"):
+        with _at(f"outputs[{n}]", spec):
             _check_fields(spec, "id")
             graph.outputs.append(_output_from(spec, known))
     return graph

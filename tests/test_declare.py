@@ -1305,3 +1305,20 @@ def test_a_set_is_shown_in_order_wherever_it_stands():
     shown = "[Point(x={'a', 'b'}, y=1), {'k': (frozenset({'c', 3}), set())}]"
     assert to_text(value) == shown
     assert to_text((1,)) == "(1,)" and to_text({1: {2}}) == "{1: {2}}"
+
+
+def test_values_that_hold_each_other_are_shown_at_once():
+    ring = [{"value": number} for number in range(5)]
+    for number, each in enumerate(ring):
+        each["next"], each["before"] = ring[(number + 1) % 5], ring[number - 1]
+    assert to_text(ring[0]) == repr(ring[0])
+    ring[0]["kinds"] = [set(), {"b", "a"}]
+    assert "[set(), {'a', 'b'}]" in to_text(ring[0])
+    ring[0]["self"] = ring
+    assert len(repr(node(ring))) < 120
+
+
+def test_identity_is_that_of_the_value_itself():
+    x = [1]
+    assert operators.is_(node(x), x).data is True and operators.is_not(node(x), x).data is False
+    assert (operators.not_([]).data, operators.not_([]).description) == (True, "not x")

@@ -1281,3 +1281,38 @@ def test_a_folder_is_made_for_what_is_saved(tmp_path):
     assert small.p.data == 1
     with pytest.raises(ValueError, match=r"missing \['p'\], extra \['q'\]"):
         small.load_state_dict({"q": 1})
+
+
+def test_a_change_in_place_is_noticed_though_the_old_item_is_gone():
+    @bundle()
+    def swap(xs):
+        xs.pop()
+        xs.append([2])
+
+    with pytest.warns(UserWarning, match=r"swap\(\) changed its argument xs, a list, in place"):
+        swap(node([[1]]))
+
+
+def test_an_async_bundle_reads_its_arguments_when_it_is_awaited():
+    x = node(1, "x", trainable=True)
+
+    @bundle()
+    async def later(x):
+        return x
+
+    async def story():
+        waiting = later(x)
+        x.set(5)
+        return await waiting
+
+    assert asyncio.run(story()).data == 5
+
+
+def test_a_file_of_another_module_is_named(tmp_path):
+    class Small(Module):
+        def __init__(self, name):
+            setattr(self, name, node(1, trainable=True))
+
+    Small("a").save(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"m: values of another module: missing \['b'\]"):
+        Small("b").load(tmp_path / "m")

@@ -933,3 +933,26 @@ def test_a_kind_that_is_not_known_is_a_call_or_an_input():
     graph = read(form)
     assert [graph.kind(each) for each in graph] == ["input", "operator"]
     assert "y" in TraceGraph.of([*graph][-1]).tree() and isinstance(graph.tree(), str)
+
+
+def test_a_parameter_may_be_asked_about_in_another_type_but_not_outside_its_rules():
+    x = node(3, "x", trainable=True, bounds=(0, 9))
+    assert (x * 2).rerun({x: 2.5}).data == 5.0
+    with pytest.raises(ValueError, match="between 0 and 9"):
+        (x * 2).rerun({x: 10})
+
+
+def test_versions_may_be_numbers_and_ids_may_have_colons():
+    form = {"version": 1, "nodes": [{"id": "x:0", "trainable": True}, {"id": "x0", "value": 2}]}
+    graph = TraceGraph.from_json(json.dumps(form))
+    assert [*graph.names.values()] == ["x_0", "x0"] and [*graph.ids.values()] == ["x:0", "x0"]
+    with pytest.raises(GraphError, match=r"nodes\[0\] \(a\): its description cannot be 5"):
+        TraceGraph.from_json('{"nodes": [{"id": "a", "description": 5}]}')
+    with pytest.raises(GraphError, match=r"version 2 is newer than 1\.0"):
+        TraceGraph.from_json('{"version": 2, "nodes": []}')
+
+
+def test_a_copied_graph_is_the_graph():
+    x = node(1, "x", trainable=True)
+    graph = backward(x + 1, "low")[x]
+    assert copy.deepcopy([graph])[0] is graph

@@ -4,11 +4,14 @@ import json
 import random
 import re
 import string
+import subprocess
+import sys
 import threading
 import types
 import warnings
 
 import pytest
+from conftest import ROOT
 
 import minitrace
 from minitrace import (
@@ -956,3 +959,21 @@ def test_an_answer_of_nothing_but_zero_is_an_answer():
     optimizer.backward(x + 1, "how many?")
     proposal = optimizer.propose()
     assert (proposal.answer, proposal.reasoning) == ("0", "False")
+
+
+def test_the_warning_that_a_stub_answers_names_the_users_line():
+    code = (
+        "import warnings; warnings.simplefilter('always')\n"
+        "from minitrace import OptoPrime, node\n"
+        "x = node(1, 'x', trainable=True); optimizer = OptoPrime([x])\n"
+        "optimizer.backward(x + 1, 'low')\noptimizer.step()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "<string>:5: UserWarning: no language model is configured" in done.stderr
+
+
+def test_an_update_says_what_was_set():
+    x = node(1, name="x", trainable=True, projections=[lambda value: min(value, 5)])
+    assert OptoPrime([x], llm=StubLLM()).update(Proposal({x: 9})) == {x: 5}
