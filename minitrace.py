@@ -1376,7 +1376,7 @@ class Module:
         try:
             self.load_state_dict(_load(path))
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
+            raise ValueError(f"{os.path.basename(path)}: {error}") from None
 
 
 # Copied into the new class, so that tools which look into it find the methods where they were.
