@@ -326,6 +326,7 @@ def f():
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
+@pytest.mark.slow
 def test_many_calls_leak_nothing(slow):
     calls = 10_000 if slow else 500
     limits = Limits()
@@ -347,6 +348,7 @@ def test_many_calls_leak_nothing(slow):
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
+@pytest.mark.slow
 def test_calls_that_reach_their_limit_leak_nothing():
     limits = Limits(seconds=0.05)
     outcome(limits, "def f():\n while True: pass")
@@ -359,6 +361,7 @@ def test_calls_that_reach_their_limit_leak_nothing():
     assert eventually(lambda: threading.active_count() == 1)
 
 
+@pytest.mark.slow
 def test_no_way_to_end_leaves_a_warning():
     """Python warns of every pipe or process that nobody ended."""
     program = """

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from minitrace import GRAPH, ExecutionError, SumPropagator, TraceGraph, backward, to_text
 
-HEADER = '''from minitrace import bundle, model, node
+HEADER = """from minitrace import bundle, model, node
 def revise(function):  # change the code of a bundle by a comment
     function.parameter.set(function.parameter.data + "\\n    # revised")
-'''
-PRELUDE = '''import asyncio, contextlib, copy, functools, math
+"""
+PRELUDE = """import asyncio, contextlib, copy, functools, math
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 Point = namedtuple("Point", "x y")
@@ -34,6 +34,7 @@ K = 4
 class Mute(Exception):
     exception_node = 3
     def __str__(self): raise ValueError
+pair, words, nest = tuple, list, object  # kinds, in annotations
 def flat(value):  # the sum of what is at any depth
     if isinstance(value, dict): return flat([*value, *value.values()])
     if isinstance(value, (list, tuple, set, frozenset)): return sum(map(flat, value))
@@ -49,7 +50,7 @@ def fact(n, step=1): return step if n % 6 == 0 else n * fact(n % 6 - 1, step=ste
 many = bundle()(lambda a, *more, k=2: a * k + len(more))
 size, largest, upper, make = bundle()(len), bundle()(max), bundle()(str.upper), bundle()(Point)
 part = bundle()(functools.partial(lambda a, b, k=3: a + b * k, 2))
-'''
+"""
 
 # A table of the grammar: in each line the first column, then the others, two spaces between them.
 # In the text of a program `<kind>` becomes an expression of that kind, and `<!kind>` one in which
@@ -103,7 +104,7 @@ nest  defaultdict(list, q=[<int>])  node([<int>, 2])  node({'a': (<nest>, <str>)
 READING = grammar("""
 int  len(<list>)  int(<float>)  sum(<list>)  max(<int>, <int>)  (<int> if <bool> else 9)
 int  (<int> and <int>)  (<list> + [1, 2])[<int> % 2]  len(<str>)  sum(<dict>.values())
-int  copy.deepcopy(<int>)  len(<words>)
+int  copy.deepcopy(<int>)  copy.copy(<list> + [1])[-1]  len(<words>)
 float  float(<int>)  math.sqrt(abs(<int>))  min(<float>, 2.5)
 bool  (not <int>)  (<int> == <int>)  (<int> in <list>)  (0 < <int> < 5)  (<pair> != <pair>)
 str  str(<int>)  '{}-{:>9}'.format(<int>, <str>)  (<str> or 'none')  (<str> * (<int> % 3))
@@ -145,19 +146,21 @@ plain  int  with ThreadPoolExecutor(1) as pool: V = pool.submit(lambda: <int>).r
 plain  str  V = \"""two| lines\""" + <str>
 plain  dict  V = {**<!dict>}|V['a'] += 1|V.update(new=<!int>)|del V['new']
 awaiting  int  V = await asyncio.sleep(0, <int>)
-awaiting  any  V = await asyncio.gather(asyncio.sleep(0, <int>), asyncio.sleep(0, <str>))
+awaiting  any  async def one_V(): return <call>|V = await asyncio.gather(one_V(), one_V())
 awaiting  list  async def each_V(): yield <int>|V = [i async for i in each_V()]
 """)
-# Arguments, with `=` where there is a default, and calls with them; A, B and C are some kinds.
+# Arguments, annotated with their kinds, and calls with them. LOCAL is a name that is known only
+# where the function stands, ROOT a node from outside, where the function may use one.
 SIGNATURES = table("""
-x.A  <A>  x=<A>  *[<A>]
-x.A, y.B  <A>, <B>  y=<B>, x=<A>  <A>, **{'y': <B>}
-x.A=, y.B=  *()  y=<B>  <A>
-x.A, /, y.B, z.C=  <A>, <B>  <A>, y=<B>, z=<C>
-x.A, y.B=, *rest, u.C  <A>, u=<C>  <A>, <B>, 1, K, u=<C>  <A>, <B>, *<pair>, u=<C>
-x.A, *, u.B, w.C=  <A>, u=<B>  <A>, w=<C>, u=<B>
-x.A, y.B=, **options  <A>  <A>, q=<int>  <A>, **{'y': <B>, 'r': K}
-*, code.A=, function.B  function=<B>  code=<A>, function=<B>
+x: int  <int>  x=<int>  *[<int>]
+x: nest, y: dict  <nest>, <dict>  y=<dict>, x=<nest>  <nest>, **{'y': <dict>}
+x: list = [1, 2], y: str = 'Ab'  *()  y=<str>  <list>
+x: int, /, y: pair, z: int = LOCAL  <int>, <pair>  <int>, y=<pair>, z=<int>
+x: set, y: int = ROOT, *rest, u: str  <set>, u=<str>  <set>, 1, 2, K, u=<str>  <set>, *<pair>, u='u'
+x: words, *, u: float, w: int = LOCAL  <words>, u=<float>  <words>, w=<int>, u=<float>
+x: bool, y: list = [], **options  <bool>  <bool>, q=<int>  <bool>, **{'y': <list>, 'r': K}
+*, code: int = LOCAL, function: float = -0.5  *()  function=<float>  code=<int>, function=<float>
+x: str, y: int = ROOT  <str>  <str>, <int>
 """)
 BUNDLES = table("""
 int fact  <int>  n=<int>
@@ -168,18 +171,22 @@ int part  <int>  <int>, k=<int>
 str upper  <str>
 nest make  <list>, <nest>
 """)
-FORMS = {"": "self", "@property": "self", "@staticmethod": "", "@classmethod": "cls"}
 
 # Faults that are known: a construct that is not made while its row stands here, the reason, and the
 # shortest program that shows it, with other values of its parameters.
-KNOWN: dict = {}
-LOOPED = {"list", "words", "pair", "dict"} if "loop over outside" in KNOWN else {}
+THREAD = "with ThreadPoolExecutor(1) as pool: V = pool.submit(lambda: <int>).result()"
+KNOWN = {
+    THREAD: ("what a thread of a body reads from outside goes unnoticed",
+        "p = node(2, name='p', trainable=True)\n@bundle(allow_external_dependencies=True)\n"
+        "def f(x):\n    with ThreadPoolExecutor() as pool: return pool.submit(lambda: p + x).result()\n"
+        "def main(): return f(1)", {"p": "5"}),
+}  # fmt: skip
 
-# `outside`: does it use nodes beside its arguments? `bundled`: is it recorded? `plain`: never a node.
-FIELDS = "kind name calls written variables outside awaits bundled trainable cost"
-Function = namedtuple("Function", FIELDS, defaults=["", (), False, False, True, False, 1])
-Variable = namedtuple("Variable", "name kind plain", defaults=[False])
-# `changes`: other values of parameters; `straight`: does no value decide, unrecorded, what is done?
+Variable = namedtuple("Variable", "name kind plain", defaults=[False])  # plain: it is never a node
+# outside: does it use nodes beside its arguments?  records: does it give a node?
+FIELDS = "kind name calls signature outside awaits records trainable cost"
+Function = namedtuple("Function", FIELDS, defaults=["", False, False, True, False, 1])
+# changes: other values of parameters.  straight: does no value decide, unrecorded, what is done?
 Program = namedtuple("Program", "text changes straight", defaults=[True])
 
 
@@ -215,8 +222,7 @@ class Writer:
     def expr(self, kind, depth=2):
         """An expression: a variable, a literal, a call, or one of the grammar."""
         frame, roll = self.frame, self.dice.random()
-        plain = self.plain or (frame.body and kind in LOOPED)
-        known = [v for v in frame.variables if v.kind == kind and (v.plain or not plain)]
+        known = [v for v in frame.variables if v.kind == kind and (v.plain or not self.plain)]
         if known and (depth < 0 or roll < 0.4):
             chosen = self.dice.choice(known)
             self.touched |= not chosen.plain
@@ -237,9 +243,9 @@ class Writer:
 
         def place(found):
             outer, self.plain = self.plain, self.plain or plain or bool(found[1])
-            call = found[2] == "call"
-            function = self.callable(awaits=True) if call else None
-            made = self.call(function, depth) if function else self.expr("nest" if call else found[2], depth)
+            function = self.callable(awaits=True) if found[2] == "call" else None
+            kind = found[2].replace("call", "nest")
+            made = self.call(function, depth) if function else self.expr(kind, depth)
             self.plain = outer
             return made
 
@@ -251,14 +257,14 @@ class Writer:
         for each in self.functions + frame.functions:
             may_await = not (each.awaits and frame.body) or (awaits and frame.awaits)
             may_read = frame.outside or not (frame.body and each.outside)
-            cheap = frame.cost + each.cost < 40 and not (self.plain and each.bundled)
+            cheap = frame.cost + each.cost < 40 and not (self.plain and each.records)
             if kind in ("", each.kind) and may_await and may_read and cheap:
                 known.append(each)
         return self.dice.choice(known) if known else None
 
     def call(self, function, depth):
         self.frame.cost += function.cost
-        self.touched |= function.bundled
+        self.touched |= function.records
         if not function.calls:  # a property
             return function.name
         text = f"{function.name}({self.fill(self.dice.choice(function.calls), depth - 1)})"
@@ -281,47 +287,32 @@ class Writer:
                 frame.variables.append(Variable(name, kind, frame.body and not self.touched))
         return text.splitlines()
 
-    def signature(self, local, outside):
-        """Arguments of some kinds as they are written, calls with them, and as variables."""
-        kinds = {letter: self.dice.choice([*LITERALS]) for letter in "ABC"}
-        written, *calls = self.dice.choice(SIGNATURES)
-        variables = []
+    def function(self, name, frame, above="", first="", local="K", like=None, records=True):
+        """A function with the arguments of another or of its own: its lines, and how it is called.
 
-        def place(found):
-            kind = kinds[found[2]]
-            variables.append(Variable(found[1], kind))
-            known = [local] if local and kind == "int" else LITERALS[kind]
-            known = known + [each.name for each in self.roots if outside and each.kind == kind]
-            return found[1] + (f"={self.dice.choice(known)}" if found[3] else "")
-
-        calls = [re.sub("<([ABC])>", lambda c: f"<{kinds[c[1]]}>", each) for each in calls]
-        return calls, re.sub(r"(\w+)\.(\w)(=?)", place, written), variables
-
-    def function(self, name, frame, first="", local="", above="", like=None, bundled=True):
-        """The lines of a function, and how it is called; `local` may be the default of a number."""
-        kind, trainable = self.dice.choice([*LITERALS]), bundled and self.flip(0.3)
-        if "local default" in KNOWN:
-            local, trainable = "" if trainable else local, trainable and not like
-        facts = like[2:5] if like else self.signature(local, frame.outside)
-        frame.variables += [each._replace(plain=frame.body) for each in facts[2]]
-        outer, self.frame, lines = self.frame, frame, []
+        It is a bundle if it records; `above` is one more decorator."""
+        kind, trainable = self.dice.choice([*LITERALS]), records and self.flip(0.3)
+        signature, *calls = self.dice.choice(SIGNATURES)
+        if like:
+            signature, calls = like.signature, like.calls
+        root = self.root("r" + name, "int") if frame.outside else "K"
+        signature = signature.replace("LOCAL", local).replace("ROOT", root)
+        for argument in re.findall(r"(\w+): (\w+)", signature):
+            frame.variables.append(Variable(*argument, frame.body))
+        outer, self.frame, body = self.frame, frame, []
         for _ in range(self.dice.randint(0, 4) * frame.body):
-            lines += self.statement()
-        lines.append(f"return {self.expr(kind)}")
+            body += self.statement()
+        body.append(f"return {self.expr(kind)}")
         self.frame = outer
-        header = ", ".join(filter(None, [first, facts[1]]))
-        lines = [f"{'async ' * frame.awaits}def {name}({header}):", *indented(lines)]
-        if bundled:
-            options = ['"[does] What it does."'] * self.flip(0.1) + ["trainable=True"] * trainable
-            options += ["allow_external_dependencies=True"] * frame.outside
-            lines.insert(0, f"@bundle({', '.join(options)})" if options else "@bundle")
-        if above:
-            below = above != "@wrapped" and trainable and "bundle above" in KNOWN
-            lines.insert(0 if below else self.dice.randint(0, 1), above)
-        cost = max(frame.cost, 1) if frame.body else 1
-        return lines, Function(
-            kind, name, *facts, frame.outside, frame.awaits, bundled, trainable, cost
-        )
+        options = ['"[does] What it does."'] * self.flip(0.1) + ["trainable=True"] * trainable
+        options += ["allow_external_dependencies=True"] * frame.outside
+        marks = [f"@bundle({', '.join(options)})" if options else "@bundle"] * records
+        marks.insert(self.dice.randint(0, 1), above)
+        header = ", ".join(filter(None, [first, signature]))
+        header = f"{'async ' * frame.awaits}def {name}({header}):"
+        facts = frame.outside, frame.awaits, records, trainable, max(frame.cost, 1)
+        made = Function(kind, name, calls, signature, *facts)
+        return [*filter(None, marks), header, *indented(body)], made
 
     def body(self, awaits=False, outside=None):
         """A frame for the body of a bundle; some use nodes from outside."""
@@ -329,17 +320,16 @@ class Writer:
         return Frame(self.roots * outside, awaits=awaits, outside=outside)
 
     def bundle(self, frame=None):
-        """A bundle, perhaps with another decorator above or below, and its code perhaps revised."""
         frame = frame or self.body(awaits=self.flip(0.3))
-        lines, made = self.function(self.fresh("f"), frame, above="@wrapped" * self.flip(0.2))
+        lines, made = self.function(self.fresh("f"), frame, "@wrapped" * self.flip(0.2))
         self.functions.append(made)
         return lines + [f"revise({made.name})"] * made.trainable
 
     def helper(self):
         """A function that is no bundle, or none that is recorded: it runs on nodes."""
-        frame, name, traced = Frame(body=False, cost=99), self.fresh("h"), self.flip(0.4)
-        lines, made = self.function(name, frame, bundled=False)
-        self.functions.append(made._replace(bundled=traced))
+        frame, traced = Frame(body=False, cost=99), self.flip(0.4)
+        lines, made = self.function(self.fresh("h"), frame, records=False)
+        self.functions.append(made._replace(records=traced, cost=1))
         return ["@bundle(traceable_code=True)"] * traced + lines
 
     def factory(self):
@@ -352,37 +342,43 @@ class Writer:
         lines = [f"def make_{name}(k):", *indented(["more = k + 1", *lines])]
         return [*lines, f"{name} = make_{name}({self.root('k' + name, 'int') if nodes else 3})"]
 
+    def method(self, owner, owned, inherited):
+        """A method: it may call those before it, or the one of the base that it overrides."""
+        forms = {"": "self", "@property": "self", "@staticmethod": "", "@classmethod": "cls"}
+        form, name, frame, like = self.dice.choice(["", *forms]), self.fresh("m"), self.body(), None
+        if form == "@property":
+            like = Function("", "", [])
+        elif not form and inherited and self.flip():
+            like = inherited.pop()
+            name, frame = like.name, self.body(like.awaits, like.outside)
+            frame.functions = [like._replace(name=f"super().{name}")]
+        if forms[form] == "self":
+            own = [each._replace(name=f"self.{each.name}") for each in owned.functions]
+            frame.functions = frame.functions or own
+            frame.variables += [each for each in owned.variables if each.plain or frame.outside]
+        lines, made = self.function(name, frame, form, forms[form], "C", like)
+        owned.functions += [made] * (not form and not like)
+        place = owner if form in ("@staticmethod", "@classmethod") else owner.lower()
+        path = f"{owner}.{name}.fget" if form == "@property" else f"{place}.{name}"
+        revised = [f"revise({path})"] * made.trainable
+        return indented(lines), made._replace(name=f"{place}.{name}"), revised
+
     def klass(self):
-        """A class: a method may call those before it, or the one that it overrides."""
-        name, made, revised = self.fresh("Thing"), [], []
+        name, functions = self.fresh("Thing"), []
         base, nodes, inherited = self.dice.choice([*self.classes, ("", self.flip(), [])])
-        own = [Variable("self.k", "int", not nodes), Variable("self.w", "int")]
-        methods, overridable, thing = [*inherited], [*inherited], name.lower()
+        owned = Frame([Variable("self.k", "int", not nodes), Variable("self.w", "int")])
+        owned.functions += inherited
         lines = ["@model"] * self.flip(0.3) + [f"class {name}({base}):", "    C = 5"]
-        lines.append(f"    def __init__(self, k): self.k, self.w = k, {self.root('w' + name, 'int')}")
+        own, value = self.root("w" + name, "int"), self.root("k" + name, "int") if nodes else 3
+        lines.append(f"    def __init__(self, k): self.k, self.w = k, {own}")
+        revised, inherited = [], [*inherited]
         for _ in range(self.dice.randint(1, 4)):
-            form, frame, like = self.dice.choice(["", *FORMS]), self.body(), None
-            method, place = self.fresh("m"), name if form > "@q" else thing
-            known = [each._replace(name=f"self.{each.name}") for each in methods]
-            if overridable and not form and self.flip():
-                like = overridable.pop()
-                method, frame = like.name, self.body(like.awaits, like.outside)
-                known = [like._replace(name=f"super().{method}")]
-            elif form == "@property":
-                like = Function("", "", [])
-            if FORMS[form] == "self":
-                frame.functions = known
-                frame.variables += [each for each in own if each.plain or frame.outside]
-            text, each = self.function(method, frame, FORMS[form], "C", form, like)
-            lines += indented(text)
-            methods += [each] * (not form and not like)
-            made.append(each._replace(name=f"{place}.{method}"))
-            path = f"{name}.{method}.fget" if form == "@property" else made[-1].name
-            revised += [f"revise({path})"] * each.trainable
-        self.functions += made
-        self.classes.append((name, nodes, methods))
-        value = self.root("k" + name, "int") if nodes else 3
-        return [*lines, f"{thing} = {name}({value})", *revised]
+            written, made, changed = self.method(name, owned, inherited)
+            lines, revised = lines + written, revised + changed
+            functions.append(made)
+        self.functions += functions
+        self.classes.append((name, nodes, owned.functions))
+        return [*lines, f"{name.lower()} = {name}({value})", *revised]
 
     def root(self, name, kind):
         """A parameter or a plain root, and another value that the parameter may have."""
@@ -407,8 +403,8 @@ class Writer:
                 main += self.bundle(Frame(self.frame.variables, outside=True))
             main += self.statement()
         main.append(f"return everything([{', '.join(each.name for each in self.frame.variables)}])")
-        text = "\n".join([*lines, "def main():", *indented(main), ""])
-        return Program(text, self.changes, self.straight)
+        lines += ["def main():", *indented(main), ""]
+        return Program("\n".join(lines), self.changes, self.straight)
 
 
 # What must agree.
@@ -422,7 +418,11 @@ def run(program, recorded, changes=()):
     linecache.cache[name] = len(source), None, source.splitlines(True), name
     exec(HEADER, scope)
     if not recorded:
-        scope["node"] = lambda data, name="", **_: eval(changes[name], scope) if name in changes else data
+
+        def node(data, name="", **_):
+            return eval(changes[name], scope) if name in changes else data
+
+        scope["node"] = node
         scope["bundle"] = lambda f="", **_: (lambda function: function) if isinstance(f, str) else f
         scope["model"] = scope["revise"] = lambda thing: thing
     exec(compile(source, name, "exec", dont_inherit=True), scope)
@@ -511,9 +511,8 @@ def complaint(program):
         warnings.simplefilter("always")
         try:
             check(program)
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            return f"{type(error).__name__}: {error} ({place.name}, {place.line})"
+        except Exception:
+            return traceback.format_exc(limit=-1)
     odd = [str(each.message) for each in told if not re.search(EXPECTED, str(each.message))]
     return f"warned: {odd[0]}" if odd else ""
 
@@ -524,7 +523,7 @@ def failures(seeds):
         program = Writer(seed).program()
         if found := complaint(program):
             whole = f"{HEADER}{PRELUDE}{program.text}print(main())"
-            yield f"{whole}\n# then with {program.changes}\n# seed {seed}: {found}"
+            yield f"{whole}\n# then with {program.changes}\n\n# seed {seed}\n{found}"
 
 
 def test_random_programs(slow):
@@ -538,7 +537,7 @@ def test_known_faults_are_there():
 
 
 if __name__ == "__main__":
-    number, first = [*map(int, sys.argv[1:]), 100, 0][:2] if sys.argv[2:] else [int(*sys.argv[1:]), 0]
+    number, first = [*map(int, sys.argv[1:] or ["100"]), 0][:2]
     start, failed = time.perf_counter(), [*failures(range(first, first + number))]
     print(*failed, sep=f"\n\n{'-' * 60}\n\n")
     print(f"{number} programs, {len(failed)} disagreements, {time.perf_counter() - start:.1f} s")

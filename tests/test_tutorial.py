@@ -484,6 +484,7 @@ def test_an_exercise_that_ends_badly_has_a_verdict(number, old, new, told, tmp_p
     assert len(words) < 4000
 
 
+@pytest.mark.slow
 def test_check_tells_one_exercise_or_all(course):
     done = run_course(course, "check", "6")
     assert done.returncode == 1
