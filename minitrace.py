@@ -1128,8 +1128,9 @@ class _Body(_Scope):
             raise error
         self.call = self.call._replace(outside=outside)
         if around := _scope.get():
-            for each in outside.values():
-                around.read(each)
+            for number, each in outside.items():
+                if number < around.first or _is_code(each):  # code is made when first looked up
+                    around.reads[number] = each
 
 
 class Bundle:

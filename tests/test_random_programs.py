@@ -183,10 +183,6 @@ KNOWN = {
         "def main(): return f(1)", {"p": "5"}),
     "given and read": ("rerun makes a node that is given and read from outside a parent twice",
         ALLOW + "def f(x): return p + x\ndef main(): return f(p)", {"p": "5"}),
-    "first met inside": ("code met inside two bundles at the first call is no parent of the outer",
-        "class A:\n    @bundle(trainable=True)\n    def g(self): return 1\na = A()\n"
-        "@bundle\ndef middle(x): return a.g()\n@bundle\ndef outer(x): return middle(x)\n"
-        "def main(): return outer(node(1, name='p', trainable=True))", {"p": "2"}),
     "order of sets": ("what a set of an argument holds are parents in the order of addresses",
         "def main(): return everything([node(0), {*range(99)}])", {}),
 }  # fmt: skip
