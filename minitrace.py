@@ -3604,14 +3604,18 @@ llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
 PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 
 
-def _moved_address(said: str, path: str) -> str:
-    """The base address that a variable names: a URL or, as OLLAMA_HOST has it, a host and port."""
+def _moved_address(said: str, row: _Provider) -> str:
+    """The base address that a variable names: a URL, in OLLAMA_HOST also a host and a port."""
+    if row.variable != "OLLAMA_HOST":
+        return said.rstrip("/") + row.path
+    from urllib.parse import urlsplit
+
     scheme, _, rest = said.strip().rpartition("://")
-    if not scheme:
-        host, _, port = rest.partition(":")
-        known = host.replace("0.0.0.0", "") or "127.0.0.1"  # a server's own address is no client's
-        scheme, rest = "http", f"{known}:{port or 11434}"
-    return f"{scheme}://{rest.rstrip('/').removesuffix(path)}{path}"
+    parts = urlsplit(f"{scheme or 'http'}://{rest}")
+    port = parts.port or {"http": 80, "https": 443}.get(scheme, 11434)
+    host = (parts.hostname or "0.0.0.0").replace("0.0.0.0", "127.0.0.1")  # which none can call
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}{row.path}"
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
@@ -3731,6 +3735,7 @@ context.?(length|window)|maximum context|too long|status 413 -> shorten the prom
 ^status -> see its words, and the options and extra= of the call
 ^timeout -> raise timeout=, or ask for less with max_tokens=
 CERTIFICATE -> it is not trusted here: SSL_CERT_FILE can name who vouches for it
+unknown url type -> a proxy must have an http:// address: see the variables of proxies
 ^network -> see that the server runs and that its address is right
 ^unreadable -> see that base_url= points at the API of a language model
 ^cut off -> raise max_tokens=
@@ -4022,7 +4027,7 @@ class LLM(LanguageModel):
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
         row = _Provider(*PROVIDERS[provider])
         moved = os.environ.get(row.variable, "")
-        base = self.base_url or (_moved_address(moved, row.path) if moved else row.base_url)
+        base = self.base_url or (_moved_address(moved, row) if moved else row.base_url)
         protocol, headers = PROTOCOLS[row.protocol], _headers(row, self._key, self._headers)
         url = _address(base, protocol.path)
         route = _Route(provider, model, protocol, url, row.keys, headers)
@@ -4614,12 +4619,9 @@ def _graph_form(graph: TraceGraph) -> Fields:
     nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
     outputs = []
     for output in graph.outputs:
-        spec = {"id": ids[output.node], **output.extra}
-        if output.feedback is not None:
-            spec["feedback"] = encode(output.feedback, as_text=True)
-        if output.score is not None:
-            spec["score"] = output.score
-        outputs.append(spec)
+        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
+        said = {field: value for field, value in said.items() if value is not None}
+        outputs.append({"id": ids[output.node], **said, **output.extra})
     form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
     return {**form, "outputs": outputs, **extra}
 

@@ -262,6 +262,7 @@ def memory():
 
     row("forward, bytes per node, large / small", graph(large), graph(small), "B", "<= 1.1")
     many, few = trace_graph(large), trace_graph(small)
+    row("trace graph, bytes per node, large / small", many, few, "B", "<= 1.1")
     row("trace graph, bytes per node (the target is in bytes)", many, few, "B", "<= 64", many)
 
 

@@ -1157,3 +1157,22 @@ def test_code_below_a_class_method_a_static_method_or_a_property_may_change():
     getter = vars(Shop)["size"].fget
     getter.parameter.set("def size(self):\n    return 10")
     assert (Shop.kind(2).data, Shop.twice(2).data, getter(Shop()).data) == (20, 20, 10)
+
+
+def test_code_that_an_inner_bundle_meets_first_is_an_input_of_the_outer_one():
+    class Agent:
+        @bundle(trainable=True)
+        def act(self):
+            return 1
+
+    agent = Agent()
+
+    @bundle()
+    def middle(x):
+        return agent.act()
+
+    @bundle()
+    def outer(x):
+        return middle(x)
+
+    assert reaches(outer(1), agent.act.parameter)  # at the very first call

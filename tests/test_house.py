@@ -253,8 +253,8 @@ def test_the_whole_idea_is_small():
 
 
 def test_the_file_is_small():
-    """The aim is 2,700 code lines and 28,500 tokens; this is what was reached, and it only falls."""
-    assert len(CODE) <= 2915 and sum(CODE.values()) <= 31_000
+    """Promised are 2,700 code lines and 28,500 tokens, which is not kept; this is what was reached."""
+    assert len(CODE) <= 2914 and sum(CODE.values()) <= 30_990
 
 
 def test_lines_are_not_packed():

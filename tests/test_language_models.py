@@ -542,17 +542,25 @@ def test_each_providers_address_is_that_of_the_table(offline, provider):
         ("", "http://127.0.0.1:11434"),
         ("1.2.3.4", "http://1.2.3.4:11434"),
         (":5678", "http://127.0.0.1:5678"),
-        ("http://h", "http://h"),
-        ("https://h", "https://h"),
+        ("http://h", "http://h:80"),
+        ("https://h", "https://h:443"),
         ("https://h:1/p/", "https://h:1/p"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
         ("[::1]:99", "http://[::1]:99"),
+        ("[::1]", "http://[::1]:11434"),
+        ("http://0.0.0.0:99", "http://127.0.0.1:99"),
         ("h:12", "http://h:12"),
     ],
 )
 def test_ollama_host_in_its_forms(monkeypatch, offline, host, base):
     monkeypatch.setenv("OLLAMA_HOST", host)
     assert asked_at("ollama/m") == base + "/v1/chat/completions"
+
+
+def test_an_address_without_a_scheme_is_no_address_but_for_ollama(monkeypatch, offline):
+    monkeypatch.setenv("OPENAI_BASE_URL", "example.org")
+    with pytest.raises(LLMError, match=r"give base_url=: http\(s\)://"):
+        LLM("openai/m", api_key=KEY)("x")
 
 
 def test_anthropic_takes_a_token_too(server, monkeypatch):
@@ -1012,7 +1020,8 @@ def test_a_proxy_of_the_environment_is_used(server, monkeypatch):
         monkeypatch.setenv("http_proxy", "socks5://me:topsecretpw@127.0.0.1:9")
         monkeypatch.delenv("no_proxy")
         error, _ = fails(server, "ok", **far, retries=0)
-        assert "unknown url type: socks5" in str(error) and "topsecretpw" not in str(error)
+        assert "unknown url type: socks5; a proxy must have an http:// address" in str(error)
+        assert "topsecretpw" not in str(error)
 
 
 @pytest.fixture(scope="module")
