@@ -73,6 +73,7 @@ THE SOFTWARE.
 
 from __future__ import annotations
 
+import builtins
 import copy
 import io
 import json
@@ -89,15 +90,17 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 from warnings import warn
 
 if TYPE_CHECKING:
     import ast
-    import builtins
     import random
     from typing import NoReturn, TypeAlias
+
+if sys.version_info < (3, 10):  # noqa: UP036
+    raise ImportError(f"minitrace needs Python 3.10 or newer, and this is {sys.version.split()[0]}")
 
 __version__ = "0.2.0"
 # fmt: off
@@ -302,7 +305,7 @@ class Node(Generic[T]):
 
     def __init__(self, data: T, name: str | None = None, description: str | None = None) -> None:
         self._data = data
-        self._base = base = type(data).__name__ if name is None else name.partition(":")[0]
+        self._base = base = type(data).__name__ if name is None else _base_of(name)
         self._description = description
         self._number = next(_numbers)
         self._index: int | None = next(_names[base])
@@ -312,6 +315,21 @@ class Node(Generic[T]):
         """The value. Read inside a bundle's body, it is noted as an input from outside."""
         scope = _scope.get()
         return self._data if scope is None else cast(T, scope.read(self))
+
+    @data.setter
+    def data(self, value: T) -> None:
+        """Refuse: a node keeps its value, and a parameter checks a new one."""
+        remedy = "call its set(value)" if self.trainable else "make a new node"
+        raise AttributeError(f"the data of {self.name} cannot be assigned: {remedy}")
+
+    if not TYPE_CHECKING:  # a type checker knows that other attributes are not there
+
+        def __getattr__(self, name: str) -> Any:
+            words = f"a node has no attribute {name!r}"
+            if name[0] != "_" and hasattr(type(self._data), name):
+                kind = type(self._data).__name__
+                words += f"; its {kind} has: write x.call({name!r}, ...) or x.getattr({name!r})"
+            raise AttributeError(words)
 
     @property
     def name(self) -> str:
@@ -427,6 +445,9 @@ class Node(Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _pickled_node(self)
 
+    def __pow__(self, y: Any, modulus: Any = None) -> MessageNode[Any]:
+        return operators.pow(self, y, modulus) if modulus is not None else self._power(y)
+
     # Traced: one line each. A reflected operator comes with its own.
     # fmt: off
     __add__, __radd__ = _infix("add", operator.add, "x + y")
@@ -435,7 +456,7 @@ class Node(Generic[T]):
     __truediv__, __rtruediv__ = _infix("divide", operator.truediv, "x / y")
     __floordiv__, __rfloordiv__ = _infix("floor_divide", operator.floordiv, "x // y")
     __mod__, __rmod__ = _infix("mod", operator.mod, "x % y")
-    __pow__, __rpow__ = _infix("power", operator.pow, "x ** y")
+    _power, __rpow__ = _infix("power", operator.pow, "x ** y")
     __matmul__, __rmatmul__ = _infix("matmul", operator.matmul, "x @ y")
     __lshift__, __rlshift__ = _infix("lshift", operator.lshift, "x << y")
     __rshift__, __rrshift__ = _infix("rshift", operator.rshift, "x >> y")
@@ -518,7 +539,7 @@ class ParameterNode(Node[T]):
     and passes every rule given here; the first value is checked as well.
 
     Args:
-        choices: the values allowed.
+        choices: the values allowed; of an Enum its members, if nothing else is said.
         bounds: `(low, high)`, both inclusive; `None` leaves a side open.
         constraint: what a good value is, in words, shown in prompts.
         projections: functions that move a value to the nearest good one, applied in order, first.
@@ -533,7 +554,7 @@ class ParameterNode(Node[T]):
     ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
     """
 
-    __slots__ = ("feedback", *_RULES)
+    __slots__ = ("_since", "feedback", *_RULES)
     trainable = True
     _depends = True
 
@@ -550,20 +571,25 @@ class ParameterNode(Node[T]):
         check: Function | None = None,
     ) -> None:
         super().__init__(data, name, description)
+        if choices is None and hasattr(type(data), "__members__"):
+            choices = cast(Any, type(data))  # an Enum is a choice of its members
         self.choices = None if choices is None else list(choices)
         if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
             raise TypeError(f"bounds must be a pair (low, high), not {to_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
         self.feedback: list[Any] = []
+        self._since = 0
         self.set(data)
 
     def set(self, value: Any) -> None:
         """Give it a new value, after the checks."""
-        self._data = self.checked(value)
+        self.restore(self.checked(value))
 
     def restore(self, value: T) -> None:
         """Set a value that was checked already, such as one that it had, without checking again."""
+        if value is not self._data:
+            self._since = next(_numbers)  # what was computed from an older value has a lower one
         self._data = value
 
     def checked(self, value: Any) -> T:
@@ -572,7 +598,7 @@ class ParameterNode(Node[T]):
         try:
             for project in self.projections:
                 value = project(value)
-            value = _as_type_of(self._data, value)
+            value = _as_type_of(self._data, value, self.choices)
             reason = self._objection(value)
             if reason:
                 raise ValueError(reason)
@@ -611,24 +637,17 @@ def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> Param
     return parameter
 
 
+def _base_of(name: Any) -> str:
+    """The part of a name before its index."""
+    if not isinstance(name, str):
+        words = "write trainable=True for a parameter"
+        raise TypeError(f"the name of a node is a text, not {to_text(name, 60)}; {words}")
+    return name.partition(":")[0]
+
+
 def _everywhere(verdict: Any) -> bool:
     """Is it true? Of an array: of every element?"""
     return bool(verdict.all() if hasattr(verdict, "all") else verdict)
-
-
-def _as_type_of(like: Any, value: Any) -> Any:
-    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or `ValueError`."""
-    kind = type(like)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    listed = type(value) in (list, tuple) and kind in (list, tuple, set, frozenset)
-    whole = kind is int and number and value % 1 == 0
-    if whole or listed or (kind is float and number and math.isfinite(value)):
-        return cast(Any, kind)(value)
-    if like is None or (isinstance(value, kind) and kind not in (int, float)):
-        return value
-    name = "finite float" if kind is float else kind.__name__
-    article = "an" if name[0] in "aeiou" else "a"
-    raise ValueError(f"it must be {article} {name}, as its present value is")
 
 
 @overload
@@ -691,14 +710,23 @@ def node(
     return Node(data, name, description)
 
 
-_CONTAINERS = (list, tuple, dict, set, frozenset, slice)
+_DICTS = dict, getattr(builtins, "frozendict", dict)
+_CONTAINERS = (list, tuple, set, frozenset, deque, slice, *_DICTS)
 
 
 def _items(container: Any) -> Iterable[Any]:
     """What a container holds; of a dict first its keys, then its values."""
     if isinstance(container, slice):
         return container.start, container.stop, container.step
-    return [*container, *container.values()] if isinstance(container, dict) else container
+    return [*container, *container.values()] if isinstance(container, _DICTS) else container
+
+
+def _in_order(container: Any) -> Iterable[Any]:
+    """What a container holds, in an order that is the same on every run, of a set too."""
+    if not isinstance(container, (set, frozenset)):
+        return _items(container)
+    numbers = {item: item._number if isinstance(item, Node) else -1 for item in container}
+    return sorted(container, key=lambda item: (numbers[item], numbers[item] < 0 and to_text(item)))
 
 
 def _inside(value: Any, kind: Any = Node) -> Iterator[Any]:
@@ -722,33 +750,38 @@ def _replace(value: Any, leaf: Function) -> Any:
     """A copy of a container, of its own type, with `leaf(item)` for whatever is no container."""
     if not isinstance(value, _CONTAINERS):
         return leaf(value)
-    result: Any = copy.copy(value)  # it keeps what a subclass adds, such as a default factory
-    if isinstance(value, dict):
-        result.clear()
+    if isinstance(value, _DICTS):
+        new = {}
         for key, item in value.items():
             changes = isinstance(key, Node) or _holds_nodes(key)
-            result[_replace(key, leaf) if changes else key] = _replace(item, leaf)
-        return result
-    items = [_replace(item, leaf) for item in _items(value)]
-    if isinstance(value, list):
-        result[:] = items
-        return result
-    if isinstance(value, slice):
+            new[_replace(key, leaf) if changes else key] = _replace(item, leaf)
+        return _filled(value, new)
+    return _filled(value, [_replace(item, leaf) for item in _in_order(value)])
+
+
+def _filled(like: Any, items: Any) -> Any:
+    """A container of the type of `like` that holds these items."""
+    kind: Any = type(like)
+    if isinstance(like, slice):
         return slice(*items)
-    make = getattr(type(value), "_make", type(value))  # of a named tuple
-    return make(items)
+    if isinstance(like, (list, dict, deque)):
+        result: Any = copy.copy(like)  # it keeps what a subclass adds, such as a default factory
+        result.clear()
+        result.update(items) if isinstance(like, dict) else result.extend(items)
+        return result
+    return getattr(kind, "_make", kind)(items)  # of a named tuple
 
 
 def _paths(path: str, value: Any) -> Iterator[tuple[str, AnyNode]]:
     """The nodes of an argument, each with the way to it: `xs[0]`, `options['key']`."""
     if isinstance(value, Node):
         yield path, value
-    elif isinstance(value, dict):
+    elif isinstance(value, _DICTS):
         for key, item in value.items():
             yield from ((f"{path}.key", found) for found in _inside(key))
             yield from _paths(f"{path}[{to_text(key, 60)}]", item)
     elif isinstance(value, _CONTAINERS):
-        for index, item in enumerate(_items(value)):
+        for index, item in enumerate(_in_order(value)):
             yield from _paths(f"{path}[{index}]", item)
 
 
@@ -888,6 +921,7 @@ def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNod
 
 # fmt: off
 _define("identity", lambda x: x, "x itself")
+_define("pow", pow, "pow(x, y, modulus)", "x", "y", "modulus")
 _define("cond", lambda test, a, b: a if test else b,
         "a if test is true, else b", "test", "a", "b")
 _define("not_", operator.not_, "not x")
@@ -1059,10 +1093,13 @@ def stop_tracing() -> Iterator[None]:
     >>> y.data, y.parents
     (2, ())
     """
-    scope = _Scope()
+    scope, around = _Scope(), _scope.get()
     scope.tracing = False
-    with scope:
-        yield
+    try:
+        with scope:
+            yield
+    finally:
+        _scope.set(around)
 
 
 def _is_code(node: AnyNode) -> bool:
@@ -1070,7 +1107,21 @@ def _is_code(node: AnyNode) -> bool:
     return node._base.startswith("__code")
 
 
-_MUTABLE = {list, dict, set}
+_SIMPLE = {int, float, str, bool, bytes, complex, type(None)}
+_MOST_WATCHED = 1000  # items of an argument, in which a change is noticed
+
+
+def _held_by(value: Any) -> list[Any]:
+    """What a container holds at any depth, or the bytes of an array, up to a number of items."""
+    found, stack = list[Any](), [value]
+    while stack and len(found) < _MOST_WATCHED:
+        item = stack.pop()
+        found.append(item)
+        if isinstance(item, _CONTAINERS):
+            stack.extend(islice(_items(item), _MOST_WATCHED))
+        elif isinstance(item, bytearray) or hasattr(item, "frombytes"):
+            found += bytes(item[:_MOST_WATCHED])
+    return found
 
 
 class _Body(_Scope):
@@ -1082,15 +1133,12 @@ class _Body(_Scope):
     def __enter__(self) -> Any:
         self.arguments = self.call.data()
         self.held: list[Any] = []
-        if not _MUTABLE.isdisjoint(map(type, self.arguments)):
-            self._note_contents(self.call)
+        if not _SIMPLE.issuperset(map(type, self.arguments)):
+            for name, each in self.call.inputs().items():
+                held = _held_by(each._data)
+                if len(held) > 1:
+                    self.held.append((name, each._data, held))
         return super().__enter__()
-
-    def _note_contents(self, call: _Call) -> None:
-        """Note what each node that is a list, dict or set among the arguments holds."""
-        for name, value, data in zip(call.names, call.values, self.arguments, strict=True):
-            if type(data) in _MUTABLE and isinstance(value, Node):
-                self.held.append((name, data, [*_items(data)]))
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
@@ -1099,7 +1147,7 @@ class _Body(_Scope):
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
-            if [*map(id, before)] != [*map(id, _items(data))]:
+            if [*map(id, before)] != [*map(id, _held_by(data))]:
                 words = "in place: the graph shows the changed value as its input; work on a copy"
                 name = f"{name}, a {type(data).__name__},"
                 warn(f"{self.bundle.__name__}() changed its argument {name} {words}", stacklevel=4)
@@ -1221,8 +1269,12 @@ class Bundle:
         """Run the body, and record the call; of an async bundle, when it is awaited."""
         if self.is_async:
             return self._run_async(body)
-        with body:
-            data = to_data(body.call.invoke(self.op.function, body.arguments))
+        around = _scope.get()
+        try:
+            with body:
+                data = to_data(body.call.invoke(self.op.function, body.arguments))
+        finally:
+            _scope.set(around)  # even if Ctrl-C came while the block was entered or left
         return _record(self.op, body.call, data)
 
     async def _run_async(self, body: _Body) -> MessageNode[Any]:
@@ -1274,7 +1326,9 @@ def bundle(
     """Mark a function: each call becomes one node, whose parents are the arguments.
 
     Use it with or without parentheses, on functions, methods and `async def`. The body works on
-    plain values; a container that holds nodes is unwrapped, and each of them is a parent.
+    plain values; a container that holds nodes is unwrapped, and each of them is a parent. A body
+    that changes its arguments in place falsifies the graph, and a warning says so; it looks into
+    built-in containers, up to a thousand items, but not into NumPy arrays or your own objects.
 
     Args:
         description: `"[op_name] what it does"`; the function's name and docstring by default.
@@ -1334,6 +1388,9 @@ class Module:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with parameters {', '.join(self.parameters_dict())}>"
 
     def parameters(self) -> list[Parameter]:
         """Every parameter, each once."""
@@ -1600,14 +1657,27 @@ def backward(
         for parent, sent in zip(reversed(node.parents), reversed(sent_back), strict=True):
             if parent._depends:
                 heard[parent._number].append(sent)
-    if not reached:
+    doubt = _doubt(reached)
+    if doubt:
         names = ", ".join(each.node.name for each in outputs)
-        words = (
-            f"backward from {names} reaches no parameter: a trace ends where a value is read "
-            "plainly, by ==, bool, int(), an f-string or .data, and in stop_tracing"
-        )
-        warn(words, stacklevel=_level)
+        warn(f"backward from {names}{doubt}", stacklevel=_level)
     return reached
+
+
+def _doubt(reached: Collection[AnyNode]) -> str:
+    """Why the feedback may be lost or wrong: no parameter is reached, or one changed since a node
+    was computed from it."""
+    if not reached:
+        return (
+            " reaches no parameter: a trace ends where a value is read plainly, by ==, "
+            "bool, int(), an f-string or .data, and in stop_tracing"
+        )
+    newest = max([each._since for each in reached if isinstance(each, ParameterNode)], default=0)
+    old = [each for each in reached if each._number < newest]
+    parents = dict.fromkeys((parent, each) for each in old for parent in each.parents)
+    changed = [p for p, each in parents if each._number < getattr(p, "_since", 0)]
+    names = ", ".join(dict.fromkeys(parameter.name for parameter in changed))
+    return f": it is made of an older value of {names}; run the program again" if names else ""
 
 
 def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
@@ -1989,14 +2059,16 @@ def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str,
 
 def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
     """The items of a container, or the attributes of a module: its own, then its classes'."""
-    if isinstance(value, dict):
+    if isinstance(value, _DICTS):
         return list(value.items())
     if not isinstance(value, Module):
-        return enumerate(value if isinstance(value, (list, tuple)) else ())
+        return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
     codes = []
     for kind in type(value).__mro__:
         for name, item in vars(kind).items():
+            if isinstance(item, MemberDescriptorType):  # of __slots__
+                own[name] = getattr(value, name, None)
             while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
                 item = item.__wrapped__
             if isinstance(item, CodeBundle):
@@ -2312,6 +2384,67 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
     return _ReplyReader(text, names).read()
 
 
+def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
+    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or a choice of any
+    type. Else `ValueError`."""
+    kind = type(like)
+    if like is None or (isinstance(value, kind) and kind not in (int, float)):
+        return value
+    old, new = type(_as_builtin(like)), _as_builtin(value)
+    number = type(new) in (int, float)
+    whole = old is int and number and new % 1 == 0
+    listed = type(new) in (list, tuple) and old in (list, tuple, set, frozenset)
+    with suppress(ValueError, TypeError, ArithmeticError):
+        if whole or listed or (old is float and number and math.isfinite(new)):
+            return _remade(like, old(new))
+        if type(new) is old not in (int, float):
+            return _remade(like, new)
+    if any(type(each) is type(value) and each == value for each in choices or ()):
+        return value
+    name = "finite float" if kind is float else kind.__name__
+    article = "an" if name[0] in "aeiou" else "a"
+    raise ValueError(f"it must be {article} {name}, as its present value is")
+
+
+_BUILTINS: Any = bool, int, float, str, list, tuple, set, frozenset, dict
+
+
+def _as_builtin(value: Any) -> Any:
+    """The bool, number, text or container that a value amounts to: of an Enum its value, of a NumPy
+    number Python's own, of a date, a path, a Decimal and anything else a text."""
+    if hasattr(type(value), "__members__"):
+        value = value.value
+    elif getattr(value, "shape", None) == ():
+        value = value.item()
+    elif isinstance(value, (deque, *_DICTS)):
+        value = [*value] if isinstance(value, deque) else {**value}
+    for kind in _BUILTINS:
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
+    if value is None or _made_from_text(value):
+        return value and str(value)
+    return to_text(value)
+
+
+def _made_from_text(value: Any) -> bool:
+    """Is it a date, a path, a Decimal or another of the kinds that read what `str` writes?"""
+    return any(hasattr(type(value), name) for name in _READ_TEXT)
+
+
+_READ_TEXT = "fromisoformat", "as_integer_ratio", "__fspath__"
+
+
+def _remade(like: Any, value: Any) -> Any:
+    """A bool, number, text or container as the type of `like`, which amounts to such a one."""
+    kind: Any = type(like)
+    if isinstance(like, (list, dict, deque)):
+        return _filled(like, value)
+    if isinstance(value, str) and not isinstance(like, str) and not _made_from_text(like):
+        raise TypeError(kind)
+    make = getattr(kind, "_make", kind)  # of a named tuple
+    return getattr(kind, "fromisoformat", make)(value)
+
+
 def coerce_value(value: Any, like: Any) -> Any:
     """Read a reply's raw value as the type of `like`, the value that a parameter has now.
 
@@ -2330,14 +2463,29 @@ def coerce_value(value: Any, like: Any) -> Any:
     """
     with suppress(ValueError, TypeError, OverflowError):
         given, end = value, 0
-        if isinstance(value, str) and not isinstance(like, (str, type(None))):
+        text_wanted = isinstance(_as_builtin(like), str)
+        if isinstance(value, str) and not (text_wanted or like is None):
             given, end = _read_literal(value)
             given = object() if value[end:].strip() or isinstance(given, str) else given
-        elif isinstance(like, str) and type(value) in (int, float):
+        elif text_wanted and type(value) in (int, float):
             given = str(value)
         return _as_type_of(like, given)
     finite = "a finite " * isinstance(like, float)
     raise ValueError(f"Expected {finite}{type(like).__name__}, not {to_text(value, 80)}.")
+
+
+def _from_reply(raw: Any, parameter: Parameter) -> Any:
+    """A reply's raw value for a parameter: the choice that it names, or else a value of its type.
+
+    A choice is named by what it amounts to, in the prompt's form or as plain text, or by its name
+    in an Enum.
+    """
+    for choice in parameter.choices or ():
+        plain = _as_builtin(choice)
+        named = isinstance(raw, str) and raw in (str(plain), getattr(choice, "name", plain))
+        if named or to_text(raw) == to_text(plain):
+            return choice
+    return coerce_value(raw, parameter._data)
 
 
 class _Unreadable(ValueError):
@@ -2627,6 +2775,8 @@ class Proposal(dict[ParameterNode[Any], Any]):
     prompt: Sequence[Texts] = ()
     replies: Sequence[str] = ()
     refused: Sequence[str] = ()
+    accepted: Mapping[Parameter, Any] = {}  # the values that were checked when they were read
+    before: Mapping[Parameter, Any] = {}  # after an update, the values that these replaced
     reasoning = answer = ""
     usage: Mapping[str, int] | None = None
     seconds = 0.0
@@ -2634,6 +2784,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
     def absorb(self, other: Proposal) -> None:
         """Take in the values and the story of another."""
         self.update(other)
+        self.accepted = {**self.accepted, **other.accepted}
         self.prompt = [*self.prompt, *other.prompt]
         self.replies = [*self.replies, *other.replies]
         self.refused = [*self.refused, *other.refused]
@@ -2648,7 +2799,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
 
         rows: list[str] = []
         for parameter, value in self.items():
-            name, values = parameter.py_name, (parameter._data, value)
+            name, values = parameter.py_name, (self.before.get(parameter, parameter._data), value)
             texts = (each if isinstance(each, str) else to_text(each) for each in values)
             old, new = map(str.splitlines, texts)
             rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
@@ -2712,11 +2863,11 @@ class Optimizer:
         retries: int = 2,
         on_refusal: str = "raise",
     ) -> None:
-        if llm is not None and not callable(llm):
-            raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
         self._named = _by_name(parameters)
+        if type(self).propose is Optimizer.propose:  # by asking a language model
+            _refuse_unreadable(self._named.values())
         self.names, self.parameters = list(self._named), list(self._named.values())
-        self.llm = llm
+        self.llm = _callable(llm)
         self.propagator = GraphPropagator() if propagator is None else propagator
         self.objective = objective or _OBJECTIVE
         self.memory_size = memory_size
@@ -2726,11 +2877,11 @@ class Optimizer:
         self.on_refusal = on_refusal
         self.history: list[Attempt] = []
         self.refused: dict[str, None] = {}  # every rule that replies broke, in order
-        self._outputs: list[Output] = []  # what was said, where no graph carries it
+        self._heard: list[TraceGraph] = []  # what was said, where the feedback carries no graph
 
     def zero_feedback(self) -> None:
         """Forget the feedback of every parameter."""
-        self._outputs.clear()
+        self._heard.clear()
         for parameter in self.parameters:
             parameter.zero_feedback()
 
@@ -2747,6 +2898,9 @@ class Optimizer:
             verbose: print the prompt and the replies.
             approve: a function of the diff that returns true, or words of refusal.
         """
+        if any(map(self._is_stale, self._graphs())):
+            words = "some feedback is older than the last change: call zero_feedback() before it"
+            warn(words, stacklevel=2)
         proposal = self.propose()
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
@@ -2756,7 +2910,9 @@ class Optimizer:
             named = {parameter.py_name: value for parameter, value in proposal.items()}
             self.refused[f"{_listed(named)}: {refusal}"] = None
             self._remember_step(proposal, refusal)
-            return Proposal()
+            told: Proposal = copy.copy(proposal)
+            told.clear()
+            return told
         if bypassing:
             self._remember_step(proposal, "bypassed")
             return cast(Proposal, proposal)
@@ -2767,6 +2923,7 @@ class Optimizer:
         good = self.checked(values)
         proposal = values if isinstance(values, Proposal) else Proposal(good)
         self._remember_step(proposal, "" if good else "no change")
+        proposal.before = {parameter: parameter._data for parameter in good}
         for parameter, value in good.items():
             parameter.restore(value)
         proposal.update(good)
@@ -2783,7 +2940,12 @@ class Optimizer:
             raise ValueError(
                 f"{', '.join(strays)}: no parameter of this optimizer, which has {names}"
             )
-        return {known[key]: known[key].checked(value) for key, value in values.items()}
+        good = dict[Parameter, Any](getattr(values, "accepted", {}))
+        named = {known[key]: value for key, value in values.items()}
+        return {
+            each: value if each in good and good[each] is value else each.checked(value)
+            for each, value in named.items()
+        }
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -2834,10 +2996,17 @@ class Optimizer:
 
     def graph(self) -> TraceGraph:
         """All the feedback that the parameters hold, as one graph; empty if there is none."""
+        return TraceGraph.merged(self._graphs())
+
+    def _graphs(self) -> list[TraceGraph]:
+        """The trace graphs of the feedback, or what was said where it carries none."""
         found = [each for parameter in self.parameters for each in parameter.feedback]
-        graph = TraceGraph.merged(each for each in found if isinstance(each, TraceGraph))
-        graph.outputs = graph.outputs or [*self._outputs]
-        return graph
+        return [each for each in found if isinstance(each, TraceGraph)] or self._heard
+
+    def _is_stale(self, graph: TraceGraph) -> bool:
+        """Has a parameter of this optimizer another value now than this feedback was about?"""
+        values = {each: graph.values[each] for each in self.parameters if each in graph.values}
+        return any(each._data is not value for each, value in values.items())
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
@@ -2870,17 +3039,19 @@ class Optimizer:
         for name, raw in reply.values.items():
             parameter = self._named[name]
             try:
-                value = parameter.checked(coerce_value(raw, parameter._data))
+                value = parameter.checked(_from_reply(raw, parameter))
                 if to_text(value) != to_text(parameter._data):
                     changed[parameter] = value
             except ValueError as error:
                 problems.append(f"{name}: {_cut(str(error), 600)}")
         proposal = Proposal({} if problems else changed)
+        proposal.accepted = dict(proposal)
         proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
         return proposal, problems
 
     def _remember_step(self, proposal: Proposal, reason: str) -> None:
-        graph, values = self.graph(), {name: p._data for name, p in self._named.items()}
+        graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
+        values = {name: p._data for name, p in self._named.items()}
         diff = proposal.diff()
         self.remember(Attempt(values, graph.feedback, graph.score, proposal, diff, reason))
 
@@ -2933,12 +3104,16 @@ class Optimizer:
 
 def _by_name(parameters: Any) -> dict[str, Parameter]:
     """The parameters by the names that prompts give them, which must differ."""
-    found = parameters.parameters() if hasattr(parameters, "parameters") else parameters
-    found = [found] if isinstance(found, Node) else found
-    if not isinstance(found, Iterable):
-        raise TypeError(f"{to_text(found, 60)} has no parameters: pass optimizer=, or parameters")
+    if isinstance(parameters, Node) or hasattr(parameters, "parameters"):
+        parameters = [parameters]
+    elif not isinstance(parameters, Iterable):
+        words = "has no parameters: pass optimizer=, or parameters"
+        raise TypeError(f"{to_text(parameters, 60)} {words}")
+    elif isinstance(parameters, Mapping):  # such as `parameters_dict()`
+        parameters = parameters.values()
+    groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
-    for each in found:
+    for each in chain.from_iterable(groups):
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         name = each.py_name
@@ -2947,6 +3122,26 @@ def _by_name(parameters: Any) -> dict[str, Parameter]:
     if not named:
         raise ValueError("an optimizer needs at least one parameter: node(value, trainable=True)")
     return named
+
+
+def _callable(llm: Any) -> Any:
+    """The language model that was given, if it is one."""
+    if llm is None or callable(llm):
+        return llm
+    raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
+
+
+def _refuse_unreadable(parameters: Iterable[Parameter]) -> None:
+    """Refuse, before anything is paid, a parameter whose kind of value no reply could give."""
+    for each in parameters:
+        kind, made = type(each._data), object()
+        with suppress(ValueError):
+            made = _from_reply(_as_builtin(each._data), each)
+        if type(made) is not kind or kind is object:
+            raise TypeError(
+                f"no reply can give {each.name} another {kind.__name__}: keep it as a text, a "
+                "number or a list and convert it in a bundle, or give it choices=[...]"
+            )
 
 
 S = TypeVar("S")
@@ -3064,7 +3259,10 @@ class _Critic(SumPropagator):
 
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """What was said, which the optimizer's history keeps."""
-        self.optimizer._outputs += outputs
+        graph = TraceGraph()
+        graph.outputs = [*outputs]
+        graph.values = {each: each._data for each in self.optimizer.parameters}
+        self.optimizer._heard.append(graph)
         return super().start(outputs)
 
     def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
@@ -3135,7 +3333,8 @@ def _said(words: Any, limit: int = 0) -> str:
 
 
 def _listed(values: Options) -> str:
-    return "; ".join(f"{name} = {to_text(value, 300)}" for name, value in values.items())
+    shown = {name: to_text(_as_builtin(value), 300) for name, value in values.items()}
+    return "; ".join(f"{name} = {text}" for name, text in shown.items())
 
 
 def _feedback_text(graph: TraceGraph) -> str:
@@ -3149,13 +3348,17 @@ def _feedback_text(graph: TraceGraph) -> str:
 def _variable_text(name: str, parameter: Parameter) -> str:
     """A parameter in the prompt: its whole value, and the rules for a new one."""
     low, high = parameter.bounds or (None, None)
-    rules = {"at least": low, "at most": high, "one of": parameter.choices}
+    choices = parameter.choices and [*map(_as_builtin, parameter.choices)]
+    rules = {"at least": low, "at most": high, "one of": choices}
     words = [f"{rule} {to_text(value)}" for rule, value in rules.items() if value is not None]
     note = ", ".join(filter(None, (parameter.description, parameter.constraint, *words)))
     note = note and f"  # {note}"
     if _is_code(parameter):
         return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
-    return f"({type(parameter._data).__name__}) {name} = {to_text(parameter._data)}{note}"
+    value = _as_builtin(parameter._data)
+    stands = isinstance(value, str) and not isinstance(parameter._data, str)  # for something else
+    kind = type(parameter._data if stands else value).__name__
+    return f"({kind}) {name} = {to_text(value)}{note}"
 
 
 _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
@@ -4263,7 +4466,7 @@ def _climbed(seen: _Seen, turn: int, variables: int) -> float:
 # Left out: pictures, which the companion `minitrace_pictures` draws.
 
 
-_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) object at 0x[0-9a-fA-F]{1,16}>"
+_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) (?:object at 0x[0-9a-fA-F]{1,16}|with parameters [^<>]*)>"
 
 
 def to_text(value: Any, limit: int = 0) -> str:
@@ -4278,7 +4481,7 @@ def to_text(value: Any, limit: int = 0) -> str:
             text = _sorted_repr(value)
     except Exception:
         text = f"<{type(value).__name__}>"
-    if not isinstance(value, str) and " at 0x" in text:
+    if not isinstance(value, str) and (" at 0x" in text or " with parameters " in text):
         text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
     return _cut(text, limit)
 
@@ -4463,7 +4666,10 @@ def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
     if op.bundle.is_async:
         again = _run_coroutine(again)
     if body.call.outside:  # the replacements are the parents, not what the body names
-        again._call = body.call.map(leaf)
+        given = {part._number for value in call.values for part in _inside(value)}
+        read = body.call.outside.items()
+        outside = {n: each for n, each in read if leaf(each)._number not in given}
+        again._call = body.call._replace(outside=outside).map(leaf)
         again.parents = tuple(again._call.inputs().values())
     return cast(MessageNode[Any], again)
 

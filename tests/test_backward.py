@@ -1,12 +1,15 @@
 """Section 3, Backward: feedback on its way back, and the trace graph."""
 
+import copy
 import decimal
 import fractions
 import gc
 import math
+import pickle
 import random
 import threading
 import time
+import warnings
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +18,12 @@ import pytest
 
 import minitrace
 from minitrace import (
+    GRAPH,
     ExecutionError,
     GraphPropagator,
+    OptoPrime,
     Propagator,
+    Script,
     SumPropagator,
     TraceGraph,
     backward,
@@ -731,3 +737,70 @@ def test_a_whole_graph_and_one_of_feedback_merge_with_parents_first():
     whole = TraceGraph.merged([backward(z, "low")[x], TraceGraph.of(z)])
     assert [*whole.names.values()] == ["x0", "a0", "b0", "add0", "multiply0"]
     assert len(TraceGraph.from_json(whole.to_json())) == 5
+
+
+# ---- Feedback belongs to the values that ran
+
+
+def stale(x, act):
+    """What warns when an output that `act` made of x meets feedback after x changed."""
+    with pytest.warns(UserWarning, match="made of an older value of x:0; run the") as caught:
+        act()
+    assert caught[0].filename == __file__
+
+
+def test_an_output_of_an_older_value_is_noticed():
+    GRAPH.clear()
+    x = node(1, name="x", trainable=True)
+    out = x * 10
+    x.set(7)
+    stale(x, lambda: out.backward("just right"))
+    stale(x, lambda: backward(out, "just right", score=1.0))
+    stale(x, lambda: (out + 1).backward("made later, of what was made before"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (x * 10).backward("just right")
+        x.backward("the value itself")
+
+
+def test_an_output_from_before_an_undo_or_a_restored_value_is_noticed():
+    GRAPH.clear()
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=Script(['{"suggestion": {"x0": 5}}']))
+    optimizer.backward(x + 1, "too low")
+    optimizer.step()
+    out = x + 1
+    optimizer.undo()
+    stale(x, lambda: optimizer.backward(out, "fine"))
+
+
+def test_setting_the_same_value_changes_nothing():
+    x = node("same", name="x", trainable=True)
+    out = x + "!"
+    x.set(x.data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out.backward("fine")
+
+
+def test_rules_that_read_a_changed_value_are_warned_of():
+    GRAPH.clear()
+    gradients = SumPropagator()
+    gradients.register("multiply", lambda n, g: [g * p.data for p in reversed(n.parents)])
+    x = node(3.0, name="x", trainable=True)
+    out = x * node(4.0)
+    x.set(5.0)
+    stale(x, lambda: out.backward(1.0, gradients))
+
+
+def test_copies_pickles_and_json_are_no_older_values():
+    x = node(3, name="x", trainable=True)
+    x.set(4)
+    out = x + 1
+    graph = TraceGraph.from_json(TraceGraph.of(out).to_json())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pickle.loads(pickle.dumps(out)).backward("fine")
+        (copy.deepcopy(x) + 1).backward("fine")
+        [each for each in graph][-1].backward("fine")
+        out.rerun({x: 9}).backward("fine")

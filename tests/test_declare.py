@@ -11,6 +11,8 @@ import math
 import operator
 import pathlib
 import pickle
+import subprocess
+import sys
 import tracemalloc
 import warnings
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 import minitrace
 from minitrace import (
@@ -689,6 +692,7 @@ FUNCTIONS = [
     ("floor_divide", (3, 2), 1),
     ("mod", (3, 2), 1),
     ("power", (3, 2), 9),
+    ("pow", (3, 2, 5), 4),
     ("lshift", (3, 2), 12),
     ("rshift", (12, 2), 3),
     ("and_", (3, 2), 2),
@@ -1322,3 +1326,60 @@ def test_identity_is_that_of_the_value_itself():
     x = [1]
     assert operators.is_(node(x), x).data is True and operators.is_not(node(x), x).data is False
     assert (operators.not_([]).data, operators.not_([]).description) == (True, "not x")
+
+
+# ---- What a person types
+
+
+ADVICE = [
+    (lambda: setattr(node(1, "x"), "data", 2), AttributeError, "make a new node"),
+    (lambda: setattr(node(1, "x", True), "data", 2), AttributeError, r"call its set\(value\)"),
+    (lambda: node("a").find("a"), AttributeError, r"its str has: write x\.call\('find', \.\.\.\)"),
+    (lambda: node("a").startswith("a"), AttributeError, r"x\.getattr\('startswith'\)"),
+    (lambda: node("a").nonsense, AttributeError, "a node has no attribute 'nonsense'$"),
+    (lambda: node("a", True), TypeError, "a text, not True; write trainable=True"),
+    (lambda: Node("a", 5), TypeError, "the name of a node is a text, not 5"),
+    (lambda: node("a", constraint="c"), TypeError, "add trainable=True"),
+]
+
+
+@pytest.mark.parametrize("act, kind, words", ADVICE)
+def test_an_error_says_what_to_type(act, kind, words):
+    with pytest.raises(kind, match=words):
+        act()
+
+
+def test_probes_for_attributes_find_none():
+    x = node([1], trainable=True)
+    assert not any(
+        hasattr(x, name) for name in ["append_", "__array__", "parameters", "_x", "sort"]
+    )
+    assert getattr(x, "nothing", 5) == 5 and pickle.loads(pickle.dumps(x)).data == [1]
+
+
+def test_a_power_with_a_modulus_is_recorded():
+    x = node(3, "x")
+    z = pow(x, 5, 7)
+    assert z.data == pow(3, 5, 7) and x in [*z.parents] and pow(x, 5).data == 3**5
+    assert z.rerun({x: 2}).data == pow(2, 5, 7)
+
+
+def test_an_old_python_is_named(tmp_path):
+    old = "import sys; sys.version_info = (3, 9, 1); sys.version = '3.9.1 (old)'; import minitrace"
+    ran = subprocess.run([sys.executable, "-c", old], capture_output=True, text=True, cwd=ROOT)
+    assert "minitrace needs Python 3.10 or newer, and this is 3.9.1" in ran.stderr
+
+
+# ---- Containers in an order that is the same on every run
+
+
+def test_nodes_in_a_set_are_parents_in_their_order():
+    names = [f"n{i}" for i in range(40)]
+    nodes = [node(name) for name in names]
+    made = bundle()(lambda xs: sorted(xs))({*nodes, *names[:5]})
+    assert [each.data for each in made.parents][:40] == names
+
+
+def test_deques_of_nodes_are_unwrapped_and_stay_deques():
+    made = bundle()(lambda xs: xs)(deque([node(1), 2], 5))
+    assert made.data == deque([1, 2]) and made.data.maxlen == 5 and len(made.parents) == 2

@@ -1,6 +1,9 @@
 """Section 2, Forward: bundles in all their forms, exceptions as nodes, modules, isolation."""
 
+import array
 import asyncio
+import builtins
+import contextlib
 import contextvars
 import copy
 import functools
@@ -8,9 +11,13 @@ import inspect
 import json
 import os
 import pickle
+import random
+import signal
 import threading
 import warnings
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from conftest import reaches
@@ -29,6 +36,7 @@ from minitrace import (
     operators,
     stop_tracing,
     to_data,
+    to_text,
 )
 
 
@@ -1316,3 +1324,141 @@ def test_a_file_of_another_module_is_named(tmp_path):
     Small("a").save(tmp_path / "m")
     with pytest.raises(ValueError, match=r"m: values of another module: missing \['b'\]"):
         Small("b").load(tmp_path / "m")
+
+
+# ---- Ctrl-C
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that interrupt here")
+@pytest.mark.parametrize(
+    "kind", ["bundle", "nested", "trainable", "failing", "stop_tracing", "rerun"]
+)
+def test_ctrl_c_never_leaves_a_scope_behind(kind):
+    inner = bundle()(lambda x: x + 1)
+    outer = bundle()(lambda x: inner(x) + inner(x))
+    failing = bundle()(lambda x: 1 / (x - x))
+    made = outer(node(1))
+
+    def quiet():
+        with stop_tracing():
+            inner(1)
+
+    def fails():
+        with contextlib.suppress(ExecutionError):
+            failing(1)
+
+    act = {
+        "bundle": lambda: inner(1),
+        "nested": lambda: outer(1),
+        "trainable": lambda: shifted(1),
+        "failing": fails,
+        "stop_tracing": quiet,
+        "rerun": lambda: made.rerun({made.parents[0]: 5}),
+    }[kind]
+    dice, interrupts = random.Random(1), 0
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        while interrupts < 200:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 3e-4))
+                while True:
+                    act()
+            except KeyboardInterrupt:
+                interrupts += 1
+            assert len(inner(node(1)).parents) == 1 and len(shifted(1).parents) == 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@bundle(trainable=True)
+def shifted(x):
+    return x + 1
+
+
+# ---- Arguments changed in place, at any depth
+
+
+IN_PLACE = {
+    "list in dict": ({"temps": [1]}, lambda v: v["temps"].append(99)),
+    "dict in list": ([{"a": 1}], lambda v: v[0].update(a=2)),
+    "list in tuple": (([1], 2), lambda v: v[0].append(2)),
+    "deque": (deque([1]), lambda v: v.append(2)),
+    "Counter": (Counter("ab"), lambda v: v.update("a")),
+    "defaultdict": (defaultdict(list, a=[1]), lambda v: v["a"].append(1)),
+    "bytearray": (bytearray(b"ab"), lambda v: v.extend(b"c")),
+    "array": (array.array("d", [1, 2]), lambda v: v.append(3)),
+    "set": ({1}, lambda v: v.add(2)),
+    "deep": ([[[[{"a": ({1},)}]]]], lambda v: v[0][0][0][0]["a"][0].add(2)),
+}
+
+
+@pytest.mark.parametrize("value, change", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("form", ["argument", "inside a list"])
+def test_a_change_in_place_is_noticed_at_any_depth(value, change, form):
+    value = copy.deepcopy(value)
+
+    @bundle()
+    def touch(xs):
+        change(xs[0] if form == "inside a list" else xs)
+
+    given = [node(value)] if form == "inside a list" else node(value)
+    with pytest.warns(UserWarning, match=r"touch\(\) changed its argument xs.* in place"):
+        touch(given)
+
+
+@pytest.mark.parametrize("value, change", IN_PLACE.values(), ids=IN_PLACE)
+def test_nothing_is_said_where_nothing_changed(value, change):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bundle()(lambda xs: change(copy.deepcopy(xs)))(copy.deepcopy(value))
+
+
+def test_watching_for_changes_is_bounded():
+    deep = []
+    deep.append(deep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bundle()(lambda xs: len(xs))(node(deep))
+        bundle()(lambda xs: len(xs))(node([[n] for n in range(100_000)]))
+
+
+# ---- Modules: where parameters are found
+
+
+def test_parameters_in_slots_sets_and_deques():
+    @model
+    @dataclass(slots=True)
+    class Slotted:
+        rate: object
+        __private: object = None
+
+    class Other(Module):
+        __slots__ = ("__hidden", "shown")
+
+        def __init__(self):
+            self.shown = deque([node(1, "a", trainable=True)])
+            self.__hidden = {node(2, "b", trainable=True), node(3, "c", trainable=True)}
+
+    assert list(Slotted(node(1, trainable=True)).parameters_dict()) == ["rate"]
+    assert sorted(each.data for each in Other().parameters()) == [1, 2, 3]
+
+
+def test_the_repr_of_a_module_lists_its_parameters_and_prompts_its_class():
+    class Greeter(Module):
+        def __init__(self):
+            self.words = [node("Hello", trainable=True)]
+            self.rate = node(1, trainable=True)
+
+    assert repr(Greeter()) == "<Greeter with parameters words.0, rate>"
+    assert to_text([Greeter()]) == "[<Greeter>]"
+
+
+@pytest.mark.skipif(not hasattr(builtins, "frozendict"), reason="Python 3.15 has frozendict")
+def test_a_frozendict_is_a_container():
+    made = builtins.frozendict(a=node(1), b=[node(2)])
+    got = bundle()(lambda x: x)(made)
+    assert type(got.data) is builtins.frozendict and got.data["b"] == [2] and len(got.parents) == 2
+    part = Module()
+    part.rates = builtins.frozendict(a=node(1, trainable=True))
+    assert list(part.parameters_dict()) == ["rates.a"]

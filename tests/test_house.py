@@ -142,6 +142,7 @@ LOOK_DOWN = {
     (5, "to_text"): "the same, in prompts",
     (6, "to_text"): "the same",
     (5, "_cut"): "a text cut to a limit",
+    (1, "_as_type_of"): "what a new value of a parameter may be",
     (1, "_identifier"): "a name as an identifier",
     (3, "_identifier"): "the same",
     (2, "CodeBundle"): "bundle(trainable=True)",

@@ -181,10 +181,6 @@ KNOWN = {
         ALLOW + "def f(x):\n"
         "    with ThreadPoolExecutor() as pool: return pool.submit(lambda: p + x).result()\n"
         "def main(): return f(1)", {"p": "5"}),
-    "given and read": ("rerun makes a node that is given and read from outside a parent twice",
-        ALLOW + "def f(x): return p + x\ndef main(): return f(p)", {"p": "5"}),
-    "order of sets": ("what a set of an argument holds are parents in the order of addresses",
-        "def main(): return everything([node(0), {*range(99)}])", {}),
 }  # fmt: skip
 
 Variable = namedtuple("Variable", "name kind plain", defaults=[False])  # plain: it is never a node
