@@ -1108,19 +1108,18 @@ def _is_code(node: AnyNode) -> bool:
 
 
 _SIMPLE = {int, float, str, bool, bytes, complex, type(None)}
-_MOST_WATCHED = 1000  # items of an argument, in which a change is noticed
 
 
-def _held_by(value: Any) -> list[Any]:
+def _held_by(value: Any, most: int = 1000) -> list[Any]:
     """What a container holds at any depth, or the bytes of an array, up to a number of items."""
     found, stack = list[Any](), [value]
-    while stack and len(found) < _MOST_WATCHED:
+    while stack and len(found) < most:
         item = stack.pop()
         found.append(item)
         if isinstance(item, _CONTAINERS):
-            stack.extend(islice(_items(item), _MOST_WATCHED))
+            stack.extend(islice(_items(item), most))
         elif isinstance(item, bytearray) or hasattr(item, "frombytes"):
-            found += bytes(item[:_MOST_WATCHED])
+            found += bytes(item[:most])
     return found
 
 
@@ -2384,29 +2383,8 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
     return _ReplyReader(text, names).read()
 
 
-def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
-    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or a choice of any
-    type. Else `ValueError`."""
-    kind = type(like)
-    if like is None or (isinstance(value, kind) and kind not in (int, float)):
-        return value
-    old, new = type(_as_builtin(like)), _as_builtin(value)
-    number = type(new) in (int, float)
-    whole = old is int and number and new % 1 == 0
-    listed = type(new) in (list, tuple) and old in (list, tuple, set, frozenset)
-    with suppress(ValueError, TypeError, ArithmeticError):
-        if whole or listed or (old is float and number and math.isfinite(new)):
-            return _remade(like, old(new))
-        if type(new) is old not in (int, float):
-            return _remade(like, new)
-    if any(type(each) is type(value) and each == value for each in choices or ()):
-        return value
-    name = "finite float" if kind is float else kind.__name__
-    article = "an" if name[0] in "aeiou" else "a"
-    raise ValueError(f"it must be {article} {name}, as its present value is")
-
-
 _BUILTINS: Any = bool, int, float, str, list, tuple, set, frozenset, dict
+_READ_TEXT = "fromisoformat", "as_integer_ratio", "__fspath__"  # dates, Decimals, paths
 
 
 def _as_builtin(value: Any) -> Any:
@@ -2421,28 +2399,41 @@ def _as_builtin(value: Any) -> Any:
     for kind in _BUILTINS:
         if isinstance(value, kind):
             return value if type(value) is kind else kind(value)
-    if value is None or _made_from_text(value):
-        return value and str(value)
-    return to_text(value)
+    reads_text = any(hasattr(type(value), name) for name in _READ_TEXT)
+    return None if value is None else str(value) if reads_text else to_text(value)
 
 
-def _made_from_text(value: Any) -> bool:
-    """Is it a date, a path, a Decimal or another of the kinds that read what `str` writes?"""
-    return any(hasattr(type(value), name) for name in _READ_TEXT)
-
-
-_READ_TEXT = "fromisoformat", "as_integer_ratio", "__fspath__"
+def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
+    """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or a choice of any
+    type. Else `ValueError`."""
+    kind = type(like)
+    if like is None or (isinstance(value, kind) and kind not in (int, float)):
+        return value
+    old, new = type(_as_builtin(like)), _as_builtin(value)
+    number = type(new) in (int, float)
+    with suppress(ValueError, TypeError, ArithmeticError):
+        if old in (int, float):
+            fits = number and (new % 1 == 0 if old is int else math.isfinite(new))
+        else:
+            listed = type(new) in (list, tuple) and old in (list, tuple, set, frozenset)
+            fits = listed or type(new) is old
+        if fits:
+            return _remade(like, old(new))
+    if any(type(each) is type(value) and each == value for each in choices or ()):
+        return value
+    name = "finite float" if kind is float else kind.__name__
+    article = "an" if name[0] in "aeiou" else "a"
+    raise ValueError(f"it must be {article} {name}, as its present value is")
 
 
 def _remade(like: Any, value: Any) -> Any:
     """A bool, number, text or container as the type of `like`, which amounts to such a one."""
-    kind: Any = type(like)
-    if isinstance(like, (list, dict, deque)):
-        return _filled(like, value)
-    if isinstance(value, str) and not isinstance(like, str) and not _made_from_text(like):
-        raise TypeError(kind)
-    make = getattr(kind, "_make", kind)  # of a named tuple
-    return getattr(kind, "fromisoformat", make)(value)
+    kind = type(like)
+    if isinstance(value, str) and not isinstance(like, str):
+        if not any(hasattr(kind, name) for name in ("__members__", *_READ_TEXT)):
+            raise TypeError(kind)
+        return getattr(kind, "fromisoformat", kind)(value)
+    return _filled(like, value)
 
 
 def coerce_value(value: Any, like: Any) -> Any:
@@ -2865,9 +2856,9 @@ class Optimizer:
     ) -> None:
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
-            _refuse_unreadable(self._named.values())
+            _refuse_unreadable(self._named.values(), llm)
         self.names, self.parameters = list(self._named), list(self._named.values())
-        self.llm = _callable(llm)
+        self.llm = llm
         self.propagator = GraphPropagator() if propagator is None else propagator
         self.objective = objective or _OBJECTIVE
         self.memory_size = memory_size
@@ -3124,15 +3115,11 @@ def _by_name(parameters: Any) -> dict[str, Parameter]:
     return named
 
 
-def _callable(llm: Any) -> Any:
-    """The language model that was given, if it is one."""
-    if llm is None or callable(llm):
-        return llm
-    raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
-
-
-def _refuse_unreadable(parameters: Iterable[Parameter]) -> None:
-    """Refuse, before anything is paid, a parameter whose kind of value no reply could give."""
+def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
+    """Refuse, before anything is paid, a parameter whose kind of value no reply could give, and
+    what is no language model."""
+    if llm is not None and not callable(llm):
+        raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
     for each in parameters:
         kind, made = type(each._data), object()
         with suppress(ValueError):
@@ -4633,19 +4620,29 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     if strays:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new: dict[int, AnyNode] = {}
-    with _Scope() as scope:
-        scope.replacements = new
-        for each in nodes:
-            if each in changes:
-                value = to_data(changes[each])
-                new[each._number] = root = each._as_root(value, each._base)
-                if isinstance(root, ParameterNode):
-                    root.set(value)  # which checks all but its type
-            elif each._op is None or (each._op.effects and not effects):
-                continue
-            elif any(parent._number in new for parent in each.parents):
-                new[each._number] = _recompute(each._op, each, new)
+    scope, around = _Scope(), _scope.get()
+    try:
+        with scope:
+            scope.replacements = new
+            for each in nodes:
+                _replay(each, changes, effects, new)
+    finally:
+        _scope.set(around)
     return new.get(output._number, output)
+
+
+def _replay(
+    each: AnyNode, changes: Mapping[Any, Any], effects: bool, new: dict[int, AnyNode]
+) -> None:
+    """Put into `new` what takes the place of a node, if it changes."""
+    if each in changes:
+        value = to_data(changes[each])
+        new[each._number] = root = each._as_root(value, each._base)
+        if isinstance(root, ParameterNode):
+            root.set(value)  # which checks all but its type
+    elif each._op and (effects or not each._op.effects):
+        if any(parent._number in new for parent in each.parents):
+            new[each._number] = _recompute(each._op, each, new)
 
 
 def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:

@@ -1366,6 +1366,8 @@ def test_ctrl_c_never_leaves_a_scope_behind(kind):
             except KeyboardInterrupt:
                 interrupts += 1
             assert len(inner(node(1)).parents) == 1 and len(shifted(1).parents) == 2
+            with pytest.warns(UserWarning, match="ends at this f-string"):  # as outside of scopes
+                assert f"{node(1, trainable=True)}" == "1"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
