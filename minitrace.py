@@ -89,7 +89,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
-from itertools import chain, count, dropwhile, groupby, islice
+from itertools import chain, count, dropwhile, groupby, islice, zip_longest
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 from warnings import warn
@@ -634,6 +634,8 @@ def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> Param
     parameter.restore(data)
     for name, rule in rules.items():
         setattr(parameter, name, rule)
+    if _is_code(parameter):
+        parameter._index = None  # it is called after its function
     return parameter
 
 
@@ -1104,7 +1106,7 @@ def stop_tracing() -> Iterator[None]:
 
 def _is_code(node: AnyNode) -> bool:
     """Is it the source of a function that may change? See section 4."""
-    return node._base.startswith("__code")
+    return getattr(getattr(node, "check", None), "func", None) is check_code
 
 
 _SIMPLE = {int, float, str, bool, bytes, complex, type(None)}
@@ -1351,7 +1353,7 @@ def bundle(
     ...     return "Hello " + name
     >>> greeting = greet(node("Ada", name="name"))
     >>> greeting.data, list(greeting.inputs)
-    ('Hello Ada', ['__code', 'name'])
+    ('Hello Ada', ['greet_code', 'name'])
     >>> greet.parameter.set("def greet(name):\\n    return 'Hi, ' + name + '!'")
     >>> greet("Ada").data
     'Hi, Ada!'
@@ -1742,6 +1744,7 @@ class TraceGraph:
         self.outputs: list[Output] = []
         self.values: dict[AnyNode, Any] = {}
         self.extra: Fields = {}
+        self.named: dict[AnyNode, str] = {}  # names that an optimizer gave to its parameters
         self.specs: dict[AnyNode, Fields] = {}  # of nodes that were read from JSON
         self._added: deque[AnyNode] = deque()  # parents first: backward adds at the left
 
@@ -1861,9 +1864,10 @@ class TraceGraph:
         """
         taken: dict[str, AnyNode] = {}
         counts: dict[str, Iterator[int]] = defaultdict(count)
-        for node in sorted(self, key=lambda node: not node.trainable):  # parameters first
-            named = node.trainable or node in self.specs
-            name = node.py_name if named else ""
+        first = sorted(self, key=lambda node: (node not in self.named, not node.trainable))
+        for node in first:  # parameters, and of these an optimizer's own
+            own = node.py_name if node.trainable or node in self.specs else ""
+            name = self.named.get(node, own)
             while not name or name in taken:
                 name = _identifier(f"{node._base}{next(counts[node._base])}")
             taken[name] = node
@@ -1909,9 +1913,9 @@ class TraceGraph:
 # What if the function itself may change?  Its source becomes a parameter, and each call an operator
 # on that parameter and the arguments:
 #
-#       __code ───┐
-#                 ├── eval ── eval:0
-#       question ─┘
+#       answer_code ─┐
+#                    ├── answer ── answer:0
+#       question ────┘
 #
 # So the source has to be found, new source has to be checked, and what was accepted compiled where
 # the old function stood: with its globals, its closure and its defaults. Code from a language model
@@ -1937,24 +1941,21 @@ class CodeBundle(Bundle):
         header = _signature_text(self.source, name)
         self.parameter = ParameterNode(
             self.source,
-            "__code",
-            f"The source code of {name}",
-            constraint=f"It must define: {header.splitlines()[-1]}",
+            f"{name}_code",
+            f"the source code of {name}",
+            constraint=f"it defines: {header.splitlines()[-1]}",
             projections=options["projections"] or (),
-            check=partial(check_code, name=name, signature=header, limits=self.limits),
+            check=_code_check(header, self.limits),
         )
+        self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
         self._owner: tuple[type | None, str] = None, ""
 
     def _describe(self, words: str) -> _Op:
         op = super()._describe(words)
-        about = f"{op.name}: {op.description}" if op.description else ""
-        return op._replace(
-            name="eval",
-            description=about or f"{op.name}, by the code in __code",
-            names=("__code", *op.names),
-            function=self._evaluate,
-        )
+        named = op.name if op.name != self.__qualname__ else self.__name__
+        names = f"{self.__name__}_code", *op.names
+        return op._replace(name=named, names=names, function=self._evaluate)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         parameter, scope = self.code_of(args[0] if args else None), _scope.get()
@@ -1964,8 +1965,9 @@ class CodeBundle(Bundle):
         if scope is not None and scope.tracing:  # made here or not, it is an input from outside
             scope.reads[parameter._number] = parameter
         call = self._bind(args, kwargs)
-        with_code = call._replace(names=("__code", *call.names), values=(parameter, *call.values))
-        return self._run(_Body(self, with_code, parameter))
+        names = f"{self.__name__}_code", *call.names
+        call = call._replace(names=names, values=(parameter, *call.values))
+        return self._run(_Body(self, call, parameter))
 
     def runs_new_code(self, call: _Call) -> bool:
         return bool(call.data()[0] != self.source)
@@ -1979,7 +1981,7 @@ class CodeBundle(Bundle):
             return shared
         key = f"code of {name}, {classes.index(owner)}"  # a class and its base may share a name
         if key not in state:
-            state[key] = shared._as_root(shared._data, "__code")
+            state[key] = shared._as_root(shared._data, shared._base)
         return cast("ParameterNode[str]", state[key])
 
     def _evaluate(self, code: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -2189,6 +2191,14 @@ def _compile_in_closure(text: str, free: Iterable[str], name: str, owner: str) -
     return code
 
 
+def _code_check(header: str, limits: Any = None) -> Function:
+    """The check of a parameter that holds the source of the function with this header."""
+    name = re.search(r"def\s+(\w+)", header)
+    if not name:
+        raise ValueError(f"no header of a function: {to_text(header, 80)}")
+    return partial(check_code, name=name[1], signature=header, limits=limits)
+
+
 # May new code be accepted?
 
 _LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
@@ -2364,7 +2374,7 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
 
     Args:
         text: the reply, at most MAX_REPLY characters; read in one pass, in linear time.
-        names: the variables' names as the prompt shows them, such as `x0` or `__code0`.
+        names: the variables' names as the prompt shows them, such as `x0` or `greet_code`.
 
     Returns: a Reading; never raises, whatever the text.
 
@@ -2546,12 +2556,20 @@ def _unescape(found: re.Match[str]) -> str:
     return chr(int(digits, 16)) if digits else _ESCAPES.get(found[4], found[0])
 
 
-_THOUGHT = r"(?is)\A\s*<(think\w*|thoughts?|reflection|scratchpad)>(?:.*?</\1>|.*)"
+# How models mark their thoughts, and where the answer begins after them.
+_THOUGHT = r"""</?(?:[\w-]{1,20}:)?(?:think|thought|reflect|analysis|scratchpad|inner_mono|antthink)
+    [^<>]{0,200}> | \[/?THINK\] | ◁/?think▷ | <\|(?:begin|end)_of_thought\|> | <unused9[45]>
+    | <\|(?:START|END)_THINKING\|> | <\|channel\|>\s*\w{1,20} | \bassistantfinal
+    | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
+_THOUGHT_KIND = (
+    r"(?i)think|thought|reflect|analysis|scratchpad|mono|unused|channel|assistant|my res"
+)
+_THOUGHT_END = r"(?i)/|end|final|unused95|my res"
 _NAMED = r"""<\s*(?:var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
-_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | <(?P<tag>[\w:]{{1,99}})\s*>"
+_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT}) | <(?P<tag>[\w:]{{1,99}})\s*>"
 _FIELDS = ("reasoning", "answer", "suggestion")
 _BARE, _TAGGED, _WHOLE = 1, 2, 3
 
@@ -2559,8 +2577,8 @@ _BARE, _TAGGED, _WHOLE = 1, 2, 3
 class _ReplyReader:
     """Reads a reply from left to right and keeps the last complete answer.
 
-        reply    := [thought] {object | variable | reasoning | any other character}
-        thought  := "<think>" text "</think>"
+        reply    := {thought | object | variable | reasoning | answer | any other character}
+        thought  := "<think>" text "</think>", or other marks of the kind
         object   := a literal with the keys reasoning, answer, suggestion, or with names as keys
         variable := "<x0>" value "</x0>" | "<variable name='x0'>" value "</variable>"
                   | "<variable><name>x0</name><value>" value "</value></variable>"
@@ -2568,11 +2586,12 @@ class _ReplyReader:
     An object with a suggestion is whole and replaces the one before. It outranks tags, and tags
     outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
     up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
-    nothing inside or after it counts, except another answer that replaces it.
+    nothing inside or after it counts, except another answer that replaces it. What stands in
+    thoughts, or before the end of thoughts whose beginning is missing, is no answer.
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
-        self.text, self.names = re.sub(_THOUGHT, "", text), names
+        self.text, self.names = text, names
         folded = {name.casefold(): name for name in names}
         self.folded = folded if len(folded) == len(names) else {}
         self.rank, self.reasoning, self.answer = 0, "", ""
@@ -2583,13 +2602,34 @@ class _ReplyReader:
         """Read the whole text."""
         pos = 0
         while opening := re.compile(_OPENING).search(self.text, pos):
-            pos = self.read_object(opening) if opening[0] == "{" else self.read_tag(opening)
+            if opening[0] == "{":
+                pos = self.read_object(opening)
+            elif opening["thought"] and not self.name(opening[0].strip("</>")):
+                pos = self.skip_thought(opening)
+            else:
+                pos = self.read_tag(opening)
         if re.match(r"</?[a-zA-Z_][^<>]*\Z", self.text[self.text.rfind("<") :]):
             self.begin(_TAGGED, "The reply is cut short inside a tag.")
         if not (self.rank or self.reasoning):
             self.begin(_BARE, "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
         return Reading(self.reasoning, self.answer, values, self.problems[:8])
+
+    def skip_thought(self, mark: re.Match[str]) -> int:
+        """Skip a thought, with those inside it; at the mere end of one, forget what was before."""
+        if re.search(_THOUGHT_END, mark[0]):
+            self.rank, self.reasoning, self.answer = 0, "", ""
+            self.values, self.problems = {}, []
+            return mark.end()
+        kind = re.findall(_THOUGHT_KIND, mark[0])[0].lower()
+        depth, end = 1, len(self.text)
+        for other in re.compile(rf"(?xi){_THOUGHT}").finditer(self.text, mark.end()):
+            if kind in other[0].lower():
+                ends = re.search(_THOUGHT_END, other[0])
+                depth, end = (depth - 1, other.end()) if ends else (depth + 1, end)
+                if not depth:
+                    break
+        return end
 
     def begin(self, rank: int, *problems: str) -> bool:
         """Say whether an item of this rank counts; a whole or higher one drops all before it."""
@@ -2606,7 +2646,7 @@ class _ReplyReader:
     def assign(self, given: Any, value: Any) -> None:
         """Note a value for a variable, or what is wrong with it."""
         name = self.name(given)
-        value = _unfence(value) if name[:6] == "__code" and isinstance(value, str) else value
+        value = _unfence(value) if "_code" in name and isinstance(value, str) else value
         if not name:
             known = ", ".join(self.names)
             self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
@@ -2646,22 +2686,26 @@ class _ReplyReader:
 
         A value may hold ends of tags itself: the last one before the next such tag counts.
         """
-        tag = (opening["attribute"] or opening["child"] or opening["tag"]).strip()
-        reasons = tag.lower() == "reasoning"
-        if not (opening["named"] or reasons or self.name(tag)):
+        tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
+        tag = tag.strip()
+        field = tag.lower() if tag.lower() in ("reasoning", "answer") and not self.name(tag) else ""
+        if not (opening["named"] or field or self.name(tag)):
             return opening.end()
         same, word = (_NAMED, r"var\w*|param\w*") if opening["named"] else (rf"<{tag}\s*>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, opening.end())
         stop = after.start() if after else len(self.text)
         ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, opening.end(), stop)]
         if not ends:
+            thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, opening.end(), stop)
+            if thought and re.search(_THOUGHT_END, thought[0]):
+                return thought.start()  # it was a draft
             shown = to_text(tag, 80)
             self.begin(_TAGGED, f"The reply is cut short: the tag of {shown} has no end.")
             return len(self.text)
-        end = ends[0 if reasons else -1]
+        end = ends[0 if field else -1]
         body = self.text[opening.end() : end.start()]
-        if reasons:
-            self.reasoning = body.strip()
+        if field:
+            setattr(self, field, body.strip())
         elif self.begin(_TAGGED):
             self.assign(tag, _untag(body))
         return end.end()
@@ -2689,6 +2733,7 @@ def _untag(body: str) -> str:
 
 
 _AGAIN = "That reply was refused and changed nothing:\n- {}\nAnswer again, whole."
+_CUT_OFF = "The reply was cut off by the limit on its length: answer briefly, or raise max_tokens."
 
 
 def ask_until_usable(
@@ -2716,15 +2761,20 @@ def ask_until_usable(
     messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
     while True:
         replies.append(_ask_any(llm, [*messages], options))
-        result, problems = read(replies[-1])
+        cut = replies[-1].finish_reason == "length"  # however well what is there can be read
+        result, problems = read("" if cut else replies[-1])
+        problems = [_CUT_OFF] if cut else problems
         if not problems:
             return result, replies, refused
         refused.append(problems)
         if len(replies) > retries:
             return result, replies, refused
         again = _AGAIN.format("\n- ".join(problems))
-        messages.append(_message("assistant", _cut(replies[-1], 12_000)))
-        messages.append(_message("user", again))
+        if replies[-1].strip():
+            messages.append(_message("assistant", _cut(replies[-1], 12_000)))
+            messages.append(_message("user", again))
+        else:  # some servers refuse an empty turn, or two of the user
+            messages = [*prompt[:-1], _message("user", f"{prompt[-1]['content']}\n\n{again}")]
 
 
 def _message(role: str, content: str) -> Texts:
@@ -2733,19 +2783,27 @@ def _message(role: str, content: str) -> Texts:
 
 # ---- The optimizer: proposals, a history of attempts, and the four steps.
 
-_SYSTEM = """\
-You improve a program by changing its variables. It ran once: Code has a line for each call, in \
-the order they ran, with the value it gave after #. Feedback says how good the outputs were; work \
-back from it to the variables that caused them.
+_TASK = """\
+Change the variables of a program so that the feedback on what it gave becomes as good as it can.\
+"""
+_CODE_NOTE = """ Code has a line for each call that led to the {}, in order, with the value that it \
+gave after #. Work back from the feedback to the variables that caused it."""
+_JSON_FORM = """
 Answer with one JSON object and nothing else:
-{"reasoning": "what caused the feedback, and which change would mend it", "answer": "the answer to \
-a question in the instruction or the feedback; else empty", "suggestion": {"variable name": value}}
-In suggestion give each variable that should change, whole and in its own type. One that should \
-stay is left out; if nothing should change, suggestion is {}. A variable of type code is Python \
-source in a JSON string: it starts at the margin and keeps the name and the signature of its \
-function."""
+{{"reasoning": "what caused the feedback, and what would mend it", {}"suggestion": {{"{}": value, ...}}}}
+"""
+_TAG_FORM = """
+Answer in this form and nothing else:
+<reasoning>what caused the feedback, and what would mend it</reasoning>
+{0}<{1}>
+its new value as it is, without quotes or escapes
+</{1}>
+"""
+_RULES_OF_REPLY = """\
+Give every variable that should change, whole and in its type, and leave out the others."""
+_CODE_RULES = """ Code is Python: keep the name and the signature of the function; imports, constants \
+and helper functions may stand beside it."""
 
-_OBJECTIVE = "Change the variables so that the feedback becomes as good as it can."
 _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
 
 
@@ -2801,7 +2859,8 @@ class Attempt(NamedTuple):
     """A step as an optimizer's history keeps it.
 
     The values that were tried, by name, what was said of them, and the proposal that followed;
-    `reason` says why its values did not stay, if they did not.
+    `reason` says why its values did not stay, if they did not. `outputs` holds what the program
+    gave, as texts. `proposal.refused` tells what was wrong with replies that were refused.
 
     >>> Attempt({"x0": 3}, ["too low"], None).reason
     ''
@@ -2813,6 +2872,7 @@ class Attempt(NamedTuple):
     proposal: Proposal | None = None
     diff: str = ""
     reason: str = ""
+    outputs: Sequence[str] = ()
 
 
 class Optimizer:
@@ -2860,7 +2920,7 @@ class Optimizer:
         self.names, self.parameters = list(self._named), list(self._named.values())
         self.llm = llm
         self.propagator = GraphPropagator() if propagator is None else propagator
-        self.objective = objective or _OBJECTIVE
+        self.objective = objective or ""
         self.memory_size = memory_size
         self.max_tokens = max_tokens
         self.max_chars = max_chars
@@ -2959,24 +3019,45 @@ class Optimizer:
         graph = self.graph()
         if not graph.outputs:
             raise MinitraceError(_NO_FEEDBACK)
-        return [self._prompt(self._named, _feedback_text(graph), note)]
+        return [self._prompt(self._reached(), _feedback_text(graph), note)]
+
+    def _reached(self) -> dict[str, Parameter]:
+        """The parameters that the feedback reached, by name: only these are offered for change."""
+        reached = set(chain.from_iterable(graph.values for graph in self._graphs()))
+        return {name: each for name, each in self._named.items() if each in reached}
 
     def _prompt(self, named: Mapping[str, Parameter], feedback: str, note: str) -> Prompt:
         """A prompt about some variables; feedback and the past take a third of the room each."""
         variables = "\n".join(_variable_text(name, each) for name, each in named.items())
-        head = _page(Instruction=self.objective + note)
-        room = self.max_chars - len(_SYSTEM + head + variables) - 80
+        head = _page(Instruction=(self.objective + note).strip())
+        system = self._system(named, "# Code")
+        room = self.max_chars - len(system + head + variables) - 80
         if room < 400:
             raise ValueError(
                 "the prompt's fixed text and the variables' own values take "
                 f"{self.max_chars - room:,} characters, and max_chars is {self.max_chars:,}: "
                 "raise it, or optimize fewer parameters"
             )
-        feedback, past = _cut(feedback, room // 3), self._past(room // 3)
+        feedback, past = _cut(feedback, room // 3), self._past(named, room // 3)
         tail = _page(Variables=variables, Feedback=feedback, **{_PAST: past})
-        shown = self.describe(self.max_chars - len(_SYSTEM + head + tail) - 2)
+        shown = self.describe(self.max_chars - len(system + head + tail) - 2)
         text = "\n".join(filter(None, (head, shown, tail)))
-        return [_message("system", _SYSTEM), _message("user", text)]
+        return [_message("system", self._system(named, shown)), _message("user", text)]
+
+    def _system(self, named: Mapping[str, Parameter], shown: str) -> str:
+        """The task, and the form of a reply, for what there is at hand."""
+        text, count = _TASK, len(self.graph().outputs)
+        if shown.startswith("# Code"):
+            text += _CODE_NOTE.format("output" if count == 1 else f"{count} outputs")
+        long = [name for name, each in named.items() if _is_long(each)]
+        asked = re.search(r"(?i)\banswer|\?", self.objective)
+        if long:
+            answer = "<answer>the answer that the instruction asks for</answer>\n"
+            text += _TAG_FORM.format(answer if asked else "", long[0])
+        else:
+            answer = '"answer": "the answer that the instruction asks for", '
+            text += _JSON_FORM.format(answer if asked else "", next(iter(named)))
+        return text + _RULES_OF_REPLY + _CODE_RULES * any(map(_is_code, named.values()))
 
     def describe(self, room: int) -> str:
         """What is shown of the program, in at most `room` characters.
@@ -2987,7 +3068,9 @@ class Optimizer:
 
     def graph(self) -> TraceGraph:
         """All the feedback that the parameters hold, as one graph; empty if there is none."""
-        return TraceGraph.merged(self._graphs())
+        graph = TraceGraph.merged(self._graphs())
+        graph.named = {each: name for name, each in self._named.items()}
+        return graph
 
     def _graphs(self) -> list[TraceGraph]:
         """The trace graphs of the feedback, or what was said where it carries none."""
@@ -3025,7 +3108,7 @@ class Optimizer:
 
     def _read(self, text: str) -> tuple[Proposal, list[str]]:
         """The proposal in a reply, which is empty if something is wrong, and all that is wrong."""
-        reply = read_reply(text, self.names)
+        reply = read_reply(text, self._reached())
         changed, problems = dict[Parameter, Any](), list(reply.problems)
         for name, raw in reply.values.items():
             parameter = self._named[name]
@@ -3043,8 +3126,11 @@ class Optimizer:
     def _remember_step(self, proposal: Proposal, reason: str) -> None:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
         values = {name: p._data for name, p in self._named.items()}
-        diff = proposal.diff()
-        self.remember(Attempt(values, graph.feedback, graph.score, proposal, diff, reason))
+        if not proposal and proposal.refused and reason == "no change":
+            reason = f"{len(proposal.replies)} replies refused: {proposal.refused[-1]}"
+        outputs = [to_text(each.node._data, 100) for each in graph.outputs]
+        heard, diff = (graph.feedback, graph.score), proposal.diff()
+        self.remember(Attempt(values, *heard, proposal, diff, reason, outputs))
 
     def remember(self, attempt: Attempt) -> None:
         """Put an attempt into the history; of the hundred before it everything is kept."""
@@ -3079,18 +3165,48 @@ class Optimizer:
                 return
         raise MinitraceError("there is no update to undo")
 
-    def _past(self, room: int) -> str:
-        """Past attempts with what was said of them, and the rules that replies broke."""
-        rows = []
+    def _past(self, named: Mapping[str, Parameter], room: int) -> str:
+        """Past attempts, what was said of them, and the rules that replies broke."""
         shown = self.history[-self.memory_size :] if self.memory_size else []
-        for number, attempt in enumerate(shown, 1):
-            rows.append(f"{number}. {_listed(attempt.values)}")
-            rows += [f"   feedback: {_said(each, 300)}" for each in attempt.feedback]
-            rows += [f"   score: {attempt.score:g}"] if attempt.score is not None else []
+        now = {name: each._data for name, each in named.items()}
+        versions = [{name: each.values.get(name) for name in named} for each in shown] + [now]
+        rows: list[str] = []
+        for number, attempt in enumerate(shown):
+            rows += _attempt_rows(number + 1, attempt, versions[number], versions[number + 1])
         if self.refused:
             rows.append("Refused so far, do not repeat:")
             rows += [f"- {_said(words, 300)}" for words in [*self.refused][-8:]]
         return _cut("\n".join(rows), room)
+
+
+def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options) -> Iterator[str]:
+    """An attempt: its values, what they gave, what was said, and how long texts changed then."""
+    long = [name for name, value in values.items() if _is_long_text(value)]
+    short = {name: value for name, value in values.items() if name not in long}
+    yield f"{number}. {_listed(short) or ', '.join(long) + ' as it was then'}"
+    about: dict[str, list[str]] = {}
+    for words, gave in zip_longest(attempt.feedback, attempt.outputs, fillvalue=""):
+        said = _said(words, 300)
+        about.setdefault(said, []).extend([] if gave.strip("'\"") in said else [gave])
+    for said, outputs in about.items():
+        yield f"   feedback{' on ' * bool(outputs)}{_cut(', '.join(outputs), 200)}: {said}"
+    if attempt.score is not None:
+        yield f"   score: {attempt.score:g}"
+    for name in long:
+        yield from _change_rows(name, str(values[name]), str(then[name]))
+
+
+def _change_rows(name: str, old: str, new: str) -> Iterator[str]:
+    """The lines of a long text that changed."""
+    import difflib
+
+    rows = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
+    changed = [row for row in rows if not re.match(r"@@|---|\+\+\+", row)]
+    if changed:
+        yield f"   then {name} was changed:"
+        yield from (f"   {row}" for row in changed[:20])
+    if len(changed) > 20:
+        yield f"   ... {len(changed) - 20} more lines"
 
 
 def _by_name(parameters: Any) -> dict[str, Parameter]:
@@ -3108,6 +3224,8 @@ def _by_name(parameters: Any) -> dict[str, Parameter]:
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         name = each.py_name
+        if _is_code(each) and not any(each is other for other in named.values()):
+            name = _unused_name(name, named)  # two functions of one name
         if named.setdefault(name, each) is not each:
             raise ValueError(f"two parameters are called {name}: give one of them another name")
     if not named:
@@ -3179,8 +3297,6 @@ class OptoPrime(Optimizer):
     >>> optimizer = OptoPrime([x], llm=StubLLM())
     >>> optimizer.backward(x * 2, "too low")
     >>> print(optimizer.prompt()[1]["content"])
-    # Instruction
-    Change the variables so that the feedback becomes as good as it can.
     # Code
     multiply0 = x0 * 2  # 6
     # Variables
@@ -3196,7 +3312,7 @@ class OptoPrime(Optimizer):
 
     def describe(self, room: int) -> str:
         """The graph as text."""
-        view = _View(self.graph(), room)
+        view = _View(self.graph(), room, self.parameters)
         return view.text(view.shown)
 
 
@@ -3219,9 +3335,9 @@ class OPRO(Optimizer):
     multiply0: too high
     # Past attempts, the oldest first
     1. x0 = 3
-       feedback: too low
+       feedback on 6: too low
     2. x0 = 6
-       feedback: too high
+       feedback on 12: too high
 
     Source: OPRO, arXiv:2309.03409, which sorts its attempts by score; these stay in order of time.
     """
@@ -3310,13 +3426,13 @@ def _page(**sections: str) -> str:
 
 
 _PAST = "Past attempts, the oldest first"
-_TITLES = "Instruction|Code|Documentation|Variables|Inputs|Feedback|Past attempts"
-_HEADING = rf"(?m)^(?=# (?:{_TITLES})\b)"
 
 
 def _said(words: Any, limit: int = 0) -> str:
-    """Feedback, or the message of a failure, without memory addresses or headings of ours."""
-    return _cut(re.sub(_HEADING, "> ", re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words))), limit)
+    """Feedback, or the message of a failure, without memory addresses; its lines are indented, so
+    that none can be taken for a heading."""
+    text = re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words))
+    return _cut(text, limit).replace("\n", "\n     ")
 
 
 def _listed(values: Options) -> str:
@@ -3325,11 +3441,13 @@ def _listed(values: Options) -> str:
 
 
 def _feedback_text(graph: TraceGraph) -> str:
-    rows = []
+    """What was said of each output; what was said of several stands once."""
+    about: dict[str, list[str]] = {}
     for each, feedback, score, _ in graph.outputs:
         judged = "" if score is None else f" (score: {score:g})"
-        rows.append(f"{graph.names[each]}: {_said(feedback) or '(no words)'}{judged}")
-    return "\n".join(rows)
+        words = f"{_said(feedback) or '(no words)'}{judged}"
+        about.setdefault(words, []).append(graph.names[each])
+    return "\n".join(f"{_cut(', '.join(names), 200)}: {words}" for words, names in about.items())
 
 
 def _variable_text(name: str, parameter: Parameter) -> str:
@@ -3339,13 +3457,24 @@ def _variable_text(name: str, parameter: Parameter) -> str:
     rules = {"at least": low, "at most": high, "one of": choices}
     words = [f"{rule} {to_text(value)}" for rule, value in rules.items() if value is not None]
     note = ", ".join(filter(None, (parameter.description, parameter.constraint, *words)))
-    note = note and f"  # {note}"
-    if _is_code(parameter):
-        return f"(code) {name}:{note}\n```python\n{parameter._data}\n```"
+    note = f"  # {note}" if note and not _is_code(parameter) else ""
     value = _as_builtin(parameter._data)
+    if _is_code(parameter) or (isinstance(value, str) and "\n" in value):
+        fence = max(re.findall("`{3,}", value), default="``") + "`"
+        start, language = ("(code)", "python") if _is_code(parameter) else ("(str)", "")
+        return f"{start} {name}:{note}\n{fence}{language}\n{value}\n{fence}"
     stands = isinstance(value, str) and not isinstance(parameter._data, str)  # for something else
     kind = type(parameter._data if stands else value).__name__
     return f"({kind}) {name} = {to_text(value)}{note}"
+
+
+def _is_long(parameter: Parameter) -> bool:
+    """Is its value such that escapes in a reply would lead to mistakes?"""
+    return _is_code(parameter) or _is_long_text(parameter._data)
+
+
+def _is_long_text(value: Any) -> bool:
+    return isinstance(value, str) and ("\n" in value or len(value) > 300)
 
 
 _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
@@ -3387,6 +3516,15 @@ def _repeated(graph: TraceGraph, calls: Iterable[AnyNode]) -> set[AnyNode]:
     return folded
 
 
+def _documentation(call: AnyNode) -> str:
+    """What the operator of a call does, unless its line or its code says it already."""
+    words = call.description
+    code = " ".join(str(parent._data) for parent in call.parents if _is_code(parent))
+    if re.match(_FORMULA, words) or " ".join(words.split()) in " ".join(code.split()):
+        return ""
+    return f"{call.op_name}: {words}"
+
+
 class _View:
     """The part of a trace graph that fits into so many characters, as text.
 
@@ -3394,18 +3532,18 @@ class _View:
     of its operator, inputs too long to stand in the line.
     """
 
-    def __init__(self, graph: TraceGraph, room: int) -> None:
+    def __init__(self, graph: TraceGraph, room: int, own: Sequence[Parameter]) -> None:
         import bisect
 
         self.graph, self.names = graph, graph.names
         self.calls = [each for each in graph if graph.parents(each)]
         self.outputs = {output.node for output in graph.outputs}
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
-        self.most = max(60, min(1500, room // 4))  # of an output's value, or of a call
+        self.most = max(60, min(1500, room // 4))  # of a call, or of all the outputs' values
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
         parents = chain.from_iterable(map(graph.parents, self.nearest))
-        inputs = (each for each in parents if graph.kind(each) == "input")
-        self.inputs = {each: to_text(each._data, self.limit) for each in inputs}
+        given = {each for each in parents if not (graph.parents(each) or each in own)}
+        self.inputs = {each: to_text(graph.value(each), self.limit) for each in given}
         self.lines = {each: self._line(each) for each in self.nearest}
         sizes = range(1, len(self.nearest) + 1)
         self.shown = bisect.bisect(sizes, room, key=lambda size: len(self.text(size)))
@@ -3417,14 +3555,18 @@ class _View:
 
     def _line(self, each: AnyNode) -> str:
         """A call as a line of code, with its value."""
-        given = {name: self._operand(parent) for name, parent in each.inputs.items()}
+        inputs = each.inputs.items()
+        given = {name: self._operand(parent) for name, parent in inputs if not _is_code(parent)}
         call = each.description
         if re.match(_FORMULA, call):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), call)
         else:
             items = ", ".join(f"{name}={value}" for name, value in given.items())
             call = f"{each.op_name}({items})"
-        value = to_text(each._data, self.most if each in self.outputs else self.limit)
+        most = (
+            max(self.limit, self.most // len(self.outputs)) if each in self.outputs else self.limit
+        )
+        value = to_text(each._data, most)
         if self.graph.kind(each) == "exception":
             value = f"raised {_said(each._data, self.most)}"
         return f"{self.names[each]} = {_cut(call, self.most)}  # {value}"
@@ -3433,12 +3575,11 @@ class _View:
         """So many of the nearest calls, in the order of the program, with what they need."""
         near = set(self.nearest[:size])
         calls = [each for each in self.calls if each in near]
-        told = dict.fromkeys((each.op_name, each.description) for each in calls)
-        docs = [(name, words) for name, words in told if not re.match(_FORMULA, words)]
+        docs = dict.fromkeys(filter(None, map(_documentation, calls)))
         limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
-        about = [f"{name}: {_cut(words, limit)}" for name, words in docs]
+        about = [_said(words, limit) for words in docs]
         used = dict.fromkeys(chain.from_iterable(each.parents for each in calls))
-        long = [each for each in used if len(self.inputs.get(each, "")) > 40]
+        long = [each for each in used if len(self.inputs.get(each, "")) > 40 and not _is_code(each)]
         inputs = [f"{self.names[each]} = {self.inputs[each]}" for each in long]
         code = self._code(near)
         return _page(Code=code, Documentation="\n".join(about), Inputs="\n".join(inputs))
@@ -4333,7 +4474,7 @@ class StubLLM(LanguageModel):
 
     >>> prompt = "# Variables\\n(int) x0 = 3  # at least 0, at most 10\\n# Feedback\\nadd0: too low"
     >>> StubLLM()(prompt)
-    '{"reasoning": "x0: up from 3.", "answer": "", "suggestion": {"x0": 6}}'
+    '{"reasoning": "x0: up from 3.", "suggestion": {"x0": 6}}'
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -4355,7 +4496,7 @@ class StubLLM(LanguageModel):
             new, why = _guess(kind, rules, seen, (place, len(rows)), rng)
             reasons.append(f"{name}: {why}")
             suggestion |= {name: new} if new is not None else {}
-        said = {"reasoning": "; ".join(reasons) + ".", "answer": "", "suggestion": suggestion}
+        said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
 
@@ -4640,9 +4781,10 @@ def _replay(
         new[each._number] = root = each._as_root(value, each._base)
         if isinstance(root, ParameterNode):
             root.set(value)  # which checks all but its type
+    elif not any(parent._number in new for parent in each.parents):
+        return
     elif each._op and (effects or not each._op.effects):
-        if any(parent._number in new for parent in each.parents):
-            new[each._number] = _recompute(each._op, each, new)
+        new[each._number] = _recompute(each._op, each, new)
 
 
 def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
@@ -4796,7 +4938,7 @@ def _load(path: str | os.PathLike[str]) -> Fields:
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
 _TYPES: list[tuple[Any, str]] = [  # of the fields of a graph, its nodes and its outputs
-    (str, "format name kind operator type description constraint"),
+    (str, "format name kind operator type description constraint code"),
     (list, "nodes outputs choices bounds"),
     (dict, "operators inputs"),
     (bool, "trainable"),
@@ -4842,6 +4984,7 @@ def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fiel
         form |= {"constraint": node.constraint, "trainable": True}
         form["choices"] = node.choices and encode(node.choices, as_text=True)
         form["bounds"] = node.bounds and encode([*node.bounds])
+        form["code"] = cast(Any, node.check).keywords["signature"] if _is_code(node) else None
     form = {field: said for field, said in form.items() if said is not None}
     return {**form, "value": encode(graph.value(node), as_text=True)}
 
@@ -4923,9 +5066,11 @@ def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyN
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
         choices, bounds = decode(spec.get("choices")), decode(spec.get("bounds"))
-        rules = {"choices": choices, "bounds": bounds and tuple(bounds)}
-        constraint = spec.get("constraint")
-        node: AnyNode = ParameterNode(value, base, description, constraint=constraint, **rules)
+        rules: Fields = {"choices": choices, "bounds": bounds and tuple(bounds)}
+        if "code" in spec:
+            rules["check"] = _code_check(spec["code"])
+        rules["constraint"] = spec.get("constraint")
+        node: AnyNode = ParameterNode(value, base, description, **rules)
     elif inputs:
         kind = ExceptionNode if spec.get("kind") == "exception" else MessageNode
         parents = tuple([known[str(parent)] for parent in inputs.values()])
@@ -5046,9 +5191,9 @@ def demo(live: bool = False) -> None:
     ...         "suggestion": {
     ...             "ask_language0": "In which language is this? Answer with en or es only.",
     ...             "ask_name0": "What is the customer's name? Answer with the name only.",
-    ...             "__code2": "def language(self, reply):\\n"
+    ...             "language_code": "def language(self, reply):\\n"
     ...                        "    return 'es' if 'es' in reply.lower() else 'en'",
-    ...             "__code3": "def greet(self, language, name):\\n"
+    ...             "greet_code": "def greet(self, language, name):\\n"
     ...                        "    hello = {'en': 'Hello', 'es': 'Hola'}[language]\\n"
     ...                        "    return f'{hello}, {name}!'"}})]
     >>> agent = SalesAgent(Script(canned[:4]))
@@ -5066,11 +5211,11 @@ def demo(live: bool = False) -> None:
     ...     for changed, value in update.items():
     ...         print(changed.py_name, "=", value)
     Hola, soy Juan. is answered: Hello, The name is Juan.!
-    eval1 = 'Hello, The name is Juan.!'  <- It should be 'Hola, Juan!'.
-    |- __code3 = 'def greet(self, language, name):\\n    return f"Hello, {name}!"'  [parameter]
+    greet0 = 'Hello, The name is Juan.!'  <- It should be 'Hola, Juan!'.
+    |- greet_code = 'def greet(self, language, ...(64 characters)... o, {name}!"'  [parameter]
     |- self1 = <SalesAgent>
-    |- eval0 = 'en'
-    |  |- __code2 = 'def language(self, reply):\\n    return "en"'  [parameter]
+    |- language0 = 'en'
+    |  |- language_code = 'def language(self, reply):\\n    return "en"'  [parameter]
     |  |- self0 = <SalesAgent>
     |  `- call_llm0 = 'This message is in Spanish.'
     |     |- ask_language0 = 'Decide the language.'  [parameter]
@@ -5080,9 +5225,9 @@ def demo(live: bool = False) -> None:
        `- str1 = 'Hola, soy Juan.'
     ask_language0 = In which language is this? Answer with en or es only.
     ask_name0 = What is the customer's name? Answer with the name only.
-    __code2 = def language(self, reply):
+    language_code = def language(self, reply):
         return 'es' if 'es' in reply.lower() else 'en'
-    __code3 = def greet(self, language, name):
+    greet_code = def greet(self, language, name):
         hello = {'en': 'Hello', 'es': 'Hola'}[language]
         return f'{hello}, {name}!'
     Hola, soy Juan. is answered: Hola, Juan!

@@ -65,13 +65,13 @@ def test_the_source_is_exact_with_comments_and_without_the_decorator():
         "\n"
         "    return y  # noqa: RET504"
     )
-    assert commented.parameter.name.startswith("__code:")
+    assert commented.parameter.name == "commented_code"
 
 
 def test_the_output_is_an_eval_with_the_code_as_an_input():
     z = commented(node(1, "x"))
-    assert (z.data, z.op_name, list(z.inputs)) == (2, "eval", ["__code", "x"])
-    assert z.inputs["__code"] is commented.parameter and z.parents[0] is commented.parameter
+    assert (z.data, z.op_name, list(z.inputs)) == (2, "commented", ["commented_code", "x"])
+    assert z.inputs["commented_code"] is commented.parameter and z.parents[0] is commented.parameter
 
 
 def test_the_signature_is_the_constraint():
@@ -329,7 +329,7 @@ def test_wrong_code_is_refused_with_a_reason_and_never_stored():
         "def f(x, y):\n    return x",
         "",
     ):
-        with pytest.raises(ValueError, match="__code"):
+        with pytest.raises(ValueError, match="parameter f_code"):
             f.parameter.set(code)
         assert f.parameter.data == before and f(1).data == 1
 
@@ -362,7 +362,7 @@ def test_the_output_of_a_trainable_method_pickles():
     class_level = commented(node(1, "x"))
     z = pickle.loads(pickle.dumps(class_level))
     assert (
-        z.data == 2 and z.op_name == "eval" and z.inputs["__code"].data == commented.parameter.data
+        z.data == 2 and z.op_name == "commented" and z.inputs["commented_code"].data == commented.parameter.data
     )
 
 
@@ -634,8 +634,8 @@ def test_each_instance_owns_its_code():
     a.act.parameter.set("def act(self, x):\n    return self.base * 100")
     assert (a.act(1).data, b.act(1).data) == (100, 3)
     assert a.act.parameter is a.act.parameter and a.act.parameter is not b.act.parameter
-    assert list(a.act(1).inputs) == ["__code", "self", "x"]
-    assert a.act(1).inputs["__code"] is a.act.parameter
+    assert list(a.act(1).inputs) == ["act_code", "self", "x"]
+    assert a.act(1).inputs["act_code"] is a.act.parameter
 
 
 def test_a_method_can_be_replaced_on_an_instance_and_put_back(monkeypatch):
@@ -1034,7 +1034,7 @@ def test_limits_refuse_code_with_their_own_reason():
         return x
 
     before = f.parameter.data
-    with pytest.raises(ValueError, match=r"__code.* cannot take .*: nothing may be imported here"):
+    with pytest.raises(ValueError, match=r"f_code cannot take .*: nothing may be imported here"):
         f.parameter.set("def f(x):\n    import os\n    return x")
     assert f.parameter.data == before
 

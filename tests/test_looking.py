@@ -265,7 +265,7 @@ def test_rerun_of_trainable_code():
     assert output.rerun({step.parameter: code}).data == 250
     assert output.rerun({step.parameter: code, x: 2}).data == 500
     assert "x + 1" in step.parameter.data and output.data == 30
-    with pytest.raises(ValueError, match="__code"):
+    with pytest.raises(ValueError, match="parameter step_code"):
         output.rerun({step.parameter: "def step(x) return"})
 
 

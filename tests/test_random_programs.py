@@ -519,7 +519,7 @@ def check_rerun(program, output, values, scope, known):
         name = each.name.partition(":")[0]
         if name in values:
             changes[each] = eval(values[name], scope)
-        elif name.startswith("__code"):
+        elif name.endswith("_code"):
             changes[each] = f"{each.data}\n    # once more"
     again, failure = outcome(output.rerun, changes)
     anew, error = outcome(run, program, True, values)

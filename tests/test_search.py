@@ -210,7 +210,7 @@ def test_what_was_tried_is_in_the_next_prompt(how):
     optimizer = OptoPrime(model, llm=llm, on_refusal="keep")
     found = how(Task(model, dataset, guide, optimizer, limit=160, failed_score=-99))
     assert model.offset.data == 7 and found.best.mean == 0
-    first = "1. offset0 = 0\n   feedback: too low"
+    first = "1. offset0 = 0\n   feedback on "
     assert first in next(prompt for prompt in asked if "# Past attempts" in prompt)
     assert all(attempt.feedback for attempt in optimizer.history[:-1])
 
@@ -224,7 +224,7 @@ def test_a_failing_program_is_an_example_with_its_error_as_feedback(how):
 
     code = ["return x / 0", "return x * 2"]
     replies = [
-        json.dumps({"suggestion": {"__code0": f"def double(x):\n    {line}"}}) for line in code
+        json.dumps({"suggestion": {"double_code": f"def double(x):\n    {line}"}}) for line in code
     ]
     script = Script([("ZeroDivisionError|candidate 2", replies[1]), ("", replies[0])])
     optimizer = OptoPrime(double, llm=script, on_refusal="keep")
@@ -243,7 +243,7 @@ def test_a_program_that_fails_from_the_start_says_why_in_the_prompt():
         "Twice as much."
         return x / 0
 
-    good = json.dumps({"suggestion": {"__code0": "def double(x):\n    return x * 2"}})
+    good = json.dumps({"suggestion": {"double_code": "def double(x):\n    return x * 2"}})
     script = Script([("ZeroDivisionError", good)])
     task = Task(double, [(5, 10)], lambda q, r, i: r == i, OptoPrime(double, llm=script), limit=20)
     assert beam(task).best.mean == 1.0
