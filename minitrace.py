@@ -2557,14 +2557,13 @@ def _unescape(found: re.Match[str]) -> str:
 
 
 # How models mark their thoughts, and where the answer begins after them.
-_THOUGHT = r"""</?(?:[\w-]{1,20}:)?(?:think|thought|reflect|analysis|scratchpad|inner_mono|antthink)
-    [^<>]{0,200}> | \[/?THINK\] | ◁/?think▷ | <\|(?:begin|end)_of_thought\|> | <unused9[45]>
-    | <\|(?:START|END)_THINKING\|> | <\|channel\|>\s*\w{1,20} | \bassistantfinal
-    | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
-_THOUGHT_KIND = (
-    r"(?i)think|thought|reflect|analysis|scratchpad|mono|unused|channel|assistant|my res"
-)
-_THOUGHT_END = r"(?i)/|end|final|unused95|my res"
+_KINDS = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
+_THOUGHT = rf"""</?[|｜]?(?:[\w-]{{1,20}}[:_])?(?:ant)?(?:{_KINDS})[^<>]{{0,200}}> | \[/?THINK\]
+    | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
+    | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
+    | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
+_THOUGHT_KIND = rf"(?i){_KINDS}|unused|channel|assistant|response"
+_THOUGHT_END = r"(?i)/|end|final|unused95|response"
 _NAMED = r"""<\s*(?:var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
@@ -3432,7 +3431,7 @@ def _said(words: Any, limit: int = 0) -> str:
     """Feedback, or the message of a failure, without memory addresses; its lines are indented, so
     that none can be taken for a heading."""
     text = re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words))
-    return _cut(text, limit).replace("\n", "\n     ")
+    return _cut(text, limit).replace("\n", "\n    ")
 
 
 def _listed(values: Options) -> str:

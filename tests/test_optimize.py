@@ -6,7 +6,9 @@ import decimal
 import enum
 import fractions
 import json
+import os
 import pathlib
+import pickle
 import random
 import re
 import string
@@ -40,6 +42,7 @@ from minitrace import (
     ask,
     ask_until_usable,
     bundle,
+    model,
     nearest_calls,
     node,
     operators,
@@ -201,8 +204,8 @@ def test_code_is_shown_whole_with_its_signature():
     optimizer.backward(shout("hi"), "louder")
     shown = text(optimizer)
     assert "```python\ndef shout(words):\n    # louder\n    return words.upper()\n```" in shown
-    assert "def shout(words):" in shown.split("```python")[0]
-    assert "keeps the name and the signature" in optimizer.prompt()[0]["content"]
+    assert "shout0 = shout(words='hi')  # 'HI'\n" in shown and shown.count("def shout(words)") == 1
+    assert "keep the name and the signature" in optimizer.prompt()[0]["content"]
 
 
 def test_long_inputs_stand_in_the_order_of_their_use():
@@ -1254,3 +1257,242 @@ def test_parameters_in_many_forms():
         OptoPrime([a, 5])
     with pytest.raises(TypeError, match="5 has no parameters"):
         OptoPrime(5)
+
+
+# ---- What a prompt says
+
+
+def prompted(optimizer):
+    system, user = optimizer.prompt()
+    return system["content"], user["content"]
+
+
+def test_code_is_called_by_its_name_and_is_no_argument():
+    @model
+    class Greeter:
+        @bundle(trainable=True)
+        def opening(self, language):
+            "How to begin."
+            return {"en": "Hello"}[language]
+
+    greeter = Greeter()
+    said = greeter.opening("en")
+    assert (said.op_name, said.name.partition(":")[0]) == ("opening", "opening")
+    code = greeter.opening.parameter
+    assert (code.name, code.py_name) == ("opening_code", "opening_code")
+    optimizer = OptoPrime(greeter, llm=StubLLM())
+    optimizer.backward(said, "more friendly")
+    system, user = prompted(optimizer)
+    assert "opening0 = opening(self=<Greeter>, language='en')  # 'Hello'" in user
+    assert "(code) opening_code:\n```python\ndef opening" in user
+    assert "Documentation" not in user and user.count("How to begin.") == 1
+    assert "imports, constants and helper functions may stand beside it" in system
+    graph = optimizer.graph()
+    assert "opening_code = " in graph.tree() and '"opening_code"' in graph.to_json()
+    assert greeter.state_dict().keys() == {"opening"}
+    assert copy.deepcopy(greeter).opening.parameter.py_name == "opening_code_copy"
+    assert pickle.loads(pickle.dumps(code)).py_name == "opening_code"
+
+
+def test_two_functions_of_one_name_have_distinct_variables():
+    def made(n):
+        @bundle(trainable=True)
+        def step(x):
+            return x + 1
+
+        return step
+
+    one, two = made(1), made(2)
+    optimizer = OptoPrime(
+        [one, two], llm=Script(["<step_code_>def step(x):\n    return x + 5</step_code_>"])
+    )
+    optimizer.backward(two(one(1)), "more")
+    _, user = prompted(optimizer)
+    assert "(code) step_code:" in user and "(code) step_code_:" in user
+    optimizer.step()
+    assert two(one(1)).data == 7 and "+ 5" in two.parameter.data
+    assert optimizer.history[-1].values.keys() == {"step_code", "step_code_"}
+
+
+def test_the_system_text_says_what_the_variables_need():
+    short = problem(node(1, name="x", trainable=True))
+    system, _ = prompted(short)
+    assert '{"reasoning": ' in system and '"suggestion": {"x0": value, ...}' in system
+    assert "Code is Python" not in system and "answer" not in system and "<reasoning>" not in system
+    long = problem(node("one\ntwo", name="story", trainable=True))
+    system, user = prompted(long)
+    assert "<story0>\nits new value as it is, without quotes or escapes\n</story0>" in system
+    assert "(str) story0:\n```\none\ntwo\n```" in user
+    assert "Code is Python" not in system and "JSON" not in system
+    asks = problem(node(1, name="x", trainable=True), objective="Answer the question at the end.")
+    assert '"answer": "the answer that the instruction asks for"' in prompted(asks)[0]
+    asks = problem(node("a\nb", name="x", trainable=True), objective="What is best?")
+    assert "<answer>" in prompted(asks)[0]
+    for kind in (OPRO, TextGrad):
+        none = problem(node(1, name="x", trainable=True), kind=kind, llm=Script(["hm", "hm"]))
+        assert "Code has" not in prompted(none)[0] and "Instruction" not in prompted(none)[1]
+
+
+def test_the_system_text_says_how_many_outputs_there_are():
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(x + 1, "more")
+    assert "led to the output, in order" in prompted(optimizer)[0]
+    optimizer.zero_feedback()
+    optimizer.backward([x + n for n in range(4)], "more")
+    system, user = prompted(optimizer)
+    assert "led to the 4 outputs, in order" in system
+    assert user.endswith("# Feedback\nadd0, add1, add2, add3: more")
+
+
+def test_an_answer_comes_back_from_tags():
+    x = node("one\ntwo", name="x", trainable=True)
+    optimizer = problem(
+        x, llm=Script(["<reasoning>r</reasoning><answer>42</answer>\n<x0>\nthree\n</x0>"])
+    )
+    proposal = optimizer.step()
+    assert (proposal.answer, proposal.reasoning, x.data) == ("42", "r", "three")
+
+
+def test_only_what_the_feedback_reached_is_offered():
+    a, b = node(1, name="a", trainable=True), node(2, name="b", trainable=True)
+    optimizer = OptoPrime([a, b], llm=Script(['{"suggestion": {"b0": 5}}'] * 3))
+    optimizer.backward(a + 1, "more")
+    _, user = prompted(optimizer)
+    assert "(int) a0" in user and "b0" not in user
+    with pytest.raises(ReplyError, match="There is no variable 'b0', only a0."):
+        optimizer.step()
+    assert b.data == 2
+
+
+def test_a_parameter_of_somebody_else_is_an_input_with_its_value():
+    x, rate = node(3, name="x", trainable=True), node(0.25, name="rate", trainable=True)
+    story = node("long " * 20, name="story", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(operators.concat((rate * x).call("__str__"), story), "more")
+    _, user = prompted(optimizer)
+    assert "multiply0 = 0.25 * x0  # 0.75" in user
+    assert "# Inputs\nstory0 = 'long long" in user and "(float)" not in user
+
+
+def test_past_attempts_show_what_changed_in_code_and_what_was_given():
+    @bundle(trainable=True)
+    def twice(x):
+        "Double it."
+        return x
+
+    replies = [
+        f"<twice_code>\ndef twice(x):\n    return {rest}\n</twice_code>"
+        for rest in ("x + 2", "x + x")
+    ]
+    optimizer = OptoPrime(twice, llm=Script(replies))
+    for _ in replies:
+        optimizer.zero_feedback()
+        optimizer.backward(twice(5), "wrong:\n# Feedback\nten", score=0.0)
+        optimizer.step()
+    _, user = prompted(optimizer)
+    past = user[user.index("# Past attempts") :]
+    assert past.splitlines()[1:] == [
+        "1. twice_code as it was then",
+        "   feedback on 5: wrong:",
+        "    # Feedback",
+        "    ten",
+        "   score: 0",
+        "   then twice_code was changed:",
+        '   -    "Double it."',
+        "   -    return x",
+        "   +    return x + 2",
+        "2. twice_code as it was then",
+        "   feedback on 7: wrong:",
+        "    # Feedback",
+        "    ten",
+        "   score: 0",
+        "   then twice_code was changed:",
+        "   -    return x + 2",
+        "   +    return x + x",
+    ]
+    assert len(re.findall(r"(?m)^# Feedback", user)) == 1
+
+
+def test_documentation_has_no_empty_lines():
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(bundle()(lambda x: x)(x), "more")
+    assert "Documentation" not in prompted(optimizer)[1]
+
+
+def test_code_that_holds_a_fence_or_a_heading_stays_code():
+    x = node("```\n# Feedback\nx\n```", name="x", trainable=True)
+    _, user = prompted(problem(x))
+    assert "(str) x0:\n````\n```\n# Feedback\nx\n```\n````\n# Feedback\n" in user
+
+
+PROGRAM = """
+import sys; sys.path.insert(0, {root!r})
+{before}
+from minitrace import *
+{noise}
+x = node("a", name="x", trainable=True); y = node({{"u", "v", "w", "x1"}}, name="y", trainable=True)
+@bundle(trainable=True)
+def count(x, ys, options):
+    "Count."
+    return {{len(ys): [*map(str, ys)][:0], "o": options}}
+o = OptoPrime([x, y, count], llm=StubLLM())
+o.backward([count(x, y, object()), count(x, [y, x], {{"k": {{"a", "b"}}}})], "more")
+print(o.prompt())
+"""
+
+
+def test_a_prompt_depends_on_nothing_but_the_program():
+    said = set()
+    for seed, noise in [
+        ("1", ""),
+        ("2", ""),
+        ("3", "z = node(1, name='x') + 2; bundle()(len)([z])"),
+    ]:
+        noise += "; GRAPH.clear()" if noise else ""
+        text = PROGRAM.format(root=str(ROOT), before="import random", noise=noise)
+        ran = subprocess.run([sys.executable, "-c", text.replace("@bundle(trainable=True)\n", SOURCE)],
+                             capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        said.add(ran.stdout)
+    assert len(said) == 1
+
+
+SOURCE = """@bundle(trainable=True, source="def count(x, ys, options):\\n    return {len(ys): [], 'o': options}")
+"""
+
+
+# ---- Replies that are no replies
+
+
+def test_a_reply_that_a_limit_cut_off_is_not_applied():
+    x = node(1, name="x", trainable=True)
+    cut = Reply('{"suggestion": {"x0": 5}}', finish_reason="length")
+    with pytest.raises(ReplyError, match="cut off by the limit on its length.*max_tokens"):
+        problem(x, llm=lambda messages: cut, retries=1).step()
+    optimizer = problem(x, llm=lambda messages: cut, on_refusal="keep", retries=0)
+    assert optimizer.step() == {} and x.data == 1
+    replies = iter([cut, '{"suggestion": {"x0": 6}}'])
+    optimizer = problem(x, llm=lambda messages: next(replies))
+    assert optimizer.step() == {x: 6} and "cut off" in optimizer.history[-1].proposal.refused[0]
+
+
+def test_after_an_empty_reply_no_empty_turn_is_sent():
+    x = node(1, name="x", trainable=True)
+    script = Script(["", "  ", "nonsense", '{"suggestion": {"x0": 6}}'])
+    problem(x, llm=script, retries=3).step()
+    for asked in script.asked:
+        roles = [message["role"] for message in asked]
+        assert all(message["content"].strip() for message in asked)
+        assert all(one != two for one, two in zip(roles, roles[1:]))
+    assert "That reply was refused" in script.asked[1][-1]["content"]
+    assert script.asked[1][-1]["content"].startswith("# Code")
+
+
+def test_refused_replies_are_in_the_step_and_in_the_history():
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: "banana", on_refusal="keep", retries=1)
+    proposal = optimizer.step()
+    assert len(proposal.refused) == 2 and "No answer was found" in proposal.refused[0]
+    assert optimizer.history[-1].reason.startswith("2 replies refused: No answer was found")

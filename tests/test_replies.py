@@ -351,7 +351,8 @@ def test_a_reply_cut_anywhere_is_whole_or_refused():
         whole = read_reply(case["reply"], list(case["variables"])).values
         for stop in range(len(case["reply"])):
             values = read_reply(case["reply"][:stop], list(case["variables"])).values
-            if values not in ({}, whole) and case["name"] not in SEVERAL:
+            drafts = "missing" in case["name"] or case["name"] in SEVERAL
+            if values not in ({}, whole) and not drafts:
                 raise AssertionError((case["name"], case["reply"][:stop], values))
             checked += 1
     assert checked > 5_000
@@ -364,6 +365,8 @@ SEVERAL = {
     "a reasoning block whose opening is lost", "the name of another variable inside a value",
     "a value that holds the end of its own tag", "ends of tags inside code",
     "ends of tags inside a value tag",
+    "thoughts: stripped channel", "thoughts: nested", "thoughts: process", "thoughts: final response",
+    "thoughts: a variable that is called so", "thoughts: a draft in a tag that does not end",
 }  # fmt: skip
 
 

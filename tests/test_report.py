@@ -70,7 +70,7 @@ class StandIn:
     def __call__(self, messages, **options):
         asked = " ".join(message["content"] for message in messages)
         usage = {"input_tokens": len(asked) // 4, "output_tokens": 12}
-        if "# Instruction" not in asked:
+        if "# Variables" not in asked:
             words = re.findall(r"[a-z]+", messages[-1]["content"].lower())
             return Reply(" ".join(sorted(words, key=len)[-5:]), usage=usage, model="stand-in")
         wanted = self.suggestions.pop(0) if self.suggestions else {}
@@ -153,7 +153,7 @@ def test_a_run_becomes_a_page_with_all_its_steps(journal):
     assert len(outline.all("svg")) == 1 + len(steps)
     assert "Step 2, accepted: as good" in words and "wrong: this is urgent" in words
     assert "I would rather talk about the weather." in words  # the reply that was refused
-    assert "The rule always says calm" in words and "# Instruction" in words
+    assert "The rule always says calm" in words and "# Variables" in words
     assert re.search(r"best 1 · at step \d", words) and "$0.0" in words and "epochs" in words
     assert "+     alarming = " in words and '-     return "calm"' in words
 
