@@ -3541,7 +3541,7 @@ class _View:
         self.most = max(60, min(1500, room // 4))  # of a call, or of all the outputs' values
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
         parents = chain.from_iterable(map(graph.parents, self.nearest))
-        given = {each for each in parents if not (graph.parents(each) or each in own)}
+        given = {each for each in parents if not graph.parents(each)}.difference(own)
         self.inputs = {each: to_text(graph.value(each), self.limit) for each in given}
         self.lines = {each: self._line(each) for each in self.nearest}
         sizes = range(1, len(self.nearest) + 1)
