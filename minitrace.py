@@ -85,17 +85,39 @@ import sys
 import time
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice, zip_longest
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 from warnings import warn
 
 if TYPE_CHECKING:
     import ast
+    import inspect
     import random
     from typing import NoReturn, TypeAlias
 
@@ -129,6 +151,8 @@ __all__ = [
 # first. Left out: functions (section 2), feedback (section 3).
 
 T = TypeVar("T")
+P = ParamSpec("P")
+Q = ParamSpec("Q")
 AnyNode: TypeAlias = "Node[Any]"
 Parameter: TypeAlias = "ParameterNode[Any]"
 Nodes = tuple["Node[Any]", ...]
@@ -211,7 +235,7 @@ class _Operators:
         return _define(name, on_copy, words, "x", "y", "z")
 
 
-operators: Any = _Operators()
+operators = _Operators()
 
 
 def _define(name: str, function: Function, description: str, *names: str) -> Method:
@@ -268,7 +292,7 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
 _no_feedback: list[Any] = []
 
 
-class Node(Generic[T]):
+class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     """A value and where it came from.
 
     Made by `node`, by operators and by bundles. `data` is the value; `parents` the nodes that it
@@ -1128,7 +1152,7 @@ def _held_by(value: Any, most: int = 1000) -> list[Any]:
 class _Body(_Scope):
     """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
-    def __init__(self, bundle: Bundle, call: _Call, key: object) -> None:
+    def __init__(self, bundle: Bundle[..., Any], call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
 
     def __enter__(self) -> Any:
@@ -1182,16 +1206,56 @@ class _Body(_Scope):
                     around.reads[number] = each
 
 
-class Bundle:
+class Parameterized:
+    """What has parameters, with a path for each: a module, or a bundle with its code."""
+
+    def parameters_dict(self) -> dict[str, Parameter]:
+        """Every parameter by its path."""
+        raise NotImplementedError
+
+    def parameters(self) -> list[Parameter]:
+        """Every parameter, each once."""
+        return list(self.parameters_dict().values())
+
+    def state_dict(self) -> Fields:
+        """The values of the parameters, by the paths of `parameters_dict`."""
+        return {path: parameter._data for path, parameter in self.parameters_dict().items()}
+
+    def load_state_dict(self, values: Options) -> None:
+        """Set all parameters. All values are checked, code too, before any is set.
+
+        Raises: `ValueError` that lists what is missing and extra, or says which value is wrong.
+        """
+        own = self.parameters_dict()
+        missing, extra = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
+        if missing or extra:
+            raise ValueError(f"values of another module: missing {missing}, extra {extra}")
+        checked = {path: own[path].checked(value) for path, value in values.items()}
+        for path, value in checked.items():
+            own[path].restore(value)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `state_dict()` to a file as JSON, whole or not at all."""
+        _save(path, self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read values that `save` wrote, and hand them to `load_state_dict`."""
+        try:
+            self.load_state_dict(_load(path))
+        except ValueError as error:
+            raise ValueError(f"{os.path.basename(path)}: {error}") from None
+
+
+class Bundle(Parameterized, Generic[P, T]):
     """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
 
-    parameter: ParameterNode[str] | None = None  # its code, if that may change: see section 4
     trainable = False
     limits: Any = None
 
     def __init__(self, function: Function, options: Options) -> None:
         import inspect
 
+        self.parameter: ParameterNode[str] = cast(Any, None)  # its code, if that may change
         update_wrapper(self, function)
         self.fun, self.options = function, options
         inner: Any = inspect.unwrap(function)
@@ -1200,8 +1264,10 @@ class Bundle:
         self._inner = inner
         self.__name__ = name = getattr(inner, "__name__", type(inner).__name__)
         self.__qualname__ = getattr(inner, "__qualname__", name).replace("<locals>.", "")
-        called = inner if inspect.isroutine(inner) else type(inner).__call__
+        called: Any = inner if inspect.isroutine(inner) else type(inner).__call__
         self.is_async = inspect.iscoroutinefunction(called)
+        if self.is_async:  # `inspect` looks at these
+            self.__code__, self.__defaults__, self.__kwdefaults__ = called.__code__, None, None
         if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError(f"{name}() is a generator, which runs after its call: return a list")
         self.traceable_code: bool = options["traceable_code"]
@@ -1210,26 +1276,29 @@ class Bundle:
 
     def _read_signature(self) -> None:
         """Read the signature once, so that a call need not."""
+        self.signature = self._signature()
+        parameters = self.signature.parameters.values()
+        self._rest = "".join([p.name for p in parameters if p.kind == p.VAR_POSITIONAL])
+        self._positional = tuple([p.name for p in parameters if p.kind < p.VAR_POSITIONAL])
+        self._simple = len(self._positional) == len(parameters)
+
+    def _signature(self, **options: Any) -> inspect.Signature:
+        """The signature of the function; annotations need not mean anything yet."""
         import inspect
 
+        if sys.version_info >= (3, 14):
+            options["annotation_format"] = 4  # as texts
         try:
-            self.signature = inspect.signature(self.fun)
-        except (TypeError, ValueError):  # some functions written in C have none
-            self.signature = inspect.signature(lambda *args, **kwargs: None)
-        kinds = {p.kind.name: p.name for p in self.signature.parameters.values()}
-        self._rest = kinds.get("VAR_POSITIONAL", "")
-        plain = "POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD"
-        parameters = self.signature.parameters.values()
-        self._positional = tuple([p.name for p in parameters if p.kind.name in plain])
-        self._simple = len(self._positional) == len(parameters)
+            return inspect.signature(self.fun, **options)
+        except Exception:  # some functions written in C have none, and annotations may fail
+            return inspect.signature(lambda *args, **kwargs: None)
 
     def _describe(self, words: str) -> _Op:
         """The operator that its calls are recorded as."""
         name, description = self.__qualname__, self.options["description"]
         if description:
-            named = re.match(r"\s*\[([^\]]+)\]\s*", description)
-            name = named[1] if named else name
-            words = description[named.end() :] if named else description
+            named: Any = re.match(r"\s*(?:\[([^\]]+)\])?\s*(.*)", description, re.DOTALL)
+            name, words = named[1] or name, named[2]
         effects = self.options["effects"]
         return _Op(name, words.rstrip(), self._positional, self.fun, effects, self)
 
@@ -1242,10 +1311,8 @@ class Bundle:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            import inspect
-
             # A decorator may pass arguments of its own, and hide that by functools.wraps.
-            bare = inspect.signature(self.fun, follow_wrapped=False)
+            bare = self._signature(follow_wrapped=False)
             if bare == self.signature:
                 raise TypeError(f"{self.__name__}() {error}") from None
             bound = bare.bind(*args, **kwargs)
@@ -1255,11 +1322,11 @@ class Bundle:
         values = (*bound.args, *bound.kwargs.values())
         return _Call(names, tuple(map(_wrap, values, names)), len(bound.kwargs))
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         scope = _scope.get()
         if self.traceable_code or (scope is not None and scope.runs(self)):
-            return self._run_unrecorded(self.fun, args, kwargs)
-        return self._run(_Body(self, self._bind(args, kwargs), self))
+            return self._run_unrecorded(self.fun, args, kwargs)  # type: ignore
+        return self._run(_Body(self, self._bind(args, kwargs), self))  # type: ignore
 
     def _run_unrecorded(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function as if it were not bundled; inside its own body, or when asked to."""
@@ -1287,12 +1354,12 @@ class Bundle:
         """Is the code of this call not the one that its author wrote?"""
         return False
 
-    def parameters(self) -> list[Parameter]:
-        """Its code, if that is trainable; of a method, the instance's own."""
-        return [] if self.parameter is None else [self.parameter]
+    def parameters_dict(self) -> dict[str, Parameter]:
+        """Its code, if that is trainable, by its name; of a method, the instance's own."""
+        return {} if self.parameter is None else {self.__name__: self.parameter}
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else MethodType(self, instance)
+    def __get__(self, instance: Any, owner: Any = None) -> BoundCode[P, T]:
+        return self if instance is None else MethodType(self, instance)  # type: ignore
 
     def __reduce__(self) -> str:
         return self.__qualname__  # a text: pickle looks the bundle up by this name
@@ -1312,6 +1379,7 @@ def _bundle(function: Any, options: Options) -> Any:
     return (CodeBundle if options["trainable"] else Bundle)(function, options)
 
 
+@cast("Callable[[Any], _Mark]", lambda function: function)
 def bundle(
     description: Any = None,
     *,
@@ -1330,6 +1398,7 @@ def bundle(
     plain values; a container that holds nodes is unwrapped, and each of them is a parent. A body
     that changes its arguments in place falsifies the graph, and a warning says so; it looks into
     built-in containers, up to a thousand items, but not into NumPy arrays or your own objects.
+    A bundle whose code may change can `save(path)` and `load(path)` it.
 
     Args:
         description: `"[op_name] what it does"`; the function's name and docstring by default.
@@ -1367,7 +1436,7 @@ def bundle(
     return _bundle(description, {**options, "description": None})
 
 
-class Module:
+class Module(Parameterized):
     """An object with parameters: what `torch.nn.Module` is to tensors.
 
     Parameters are found in attributes that are parameters, trainable bundles, modules, or lists,
@@ -1393,10 +1462,6 @@ class Module:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with parameters {', '.join(self.parameters_dict())}>"
 
-    def parameters(self) -> list[Parameter]:
-        """Every parameter, each once."""
-        return list(self.parameters_dict().values())
-
     def parameters_dict(self) -> dict[str, Parameter]:
         """Every parameter by the dotted path of attributes that leads to it first."""
         found: dict[str, Parameter] = {}
@@ -1409,37 +1474,9 @@ class Module:
         self.parameters()  # a method's code is copied when first looked up: do it now, to share it
         return copy.copy(self)
 
-    def state_dict(self) -> Fields:
-        """The values of the parameters, by the paths of `parameters_dict`."""
-        return {path: parameter._data for path, parameter in self.parameters_dict().items()}
-
-    def load_state_dict(self, values: Options) -> None:
-        """Set all parameters. All values are checked, code too, before any is set.
-
-        Raises: `ValueError` that lists what is missing and extra, or says which value is wrong.
-        """
-        own = self.parameters_dict()
-        missing, extra = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
-        if missing or extra:
-            raise ValueError(f"values of another module: missing {missing}, extra {extra}")
-        checked = {path: own[path].checked(value) for path, value in values.items()}
-        for path, value in checked.items():
-            own[path].restore(value)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `state_dict()` to a file as JSON, whole or not at all."""
-        _save(path, self.state_dict())
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Read values that `save` wrote, and hand them to `load_state_dict`."""
-        try:
-            self.load_state_dict(_load(path))
-        except ValueError as error:
-            raise ValueError(f"{os.path.basename(path)}: {error}") from None
-
 
 # Copied into the new class, so that tools which look into it find the methods where they were.
-_NOT_COPIED = "__dict__", "__weakref__", "__slots__", "__init_subclass__"
+_NOT_COPIED = "__dict__", "__weakref__", "__slots__"
 
 
 def model(cls: type[Any]) -> type[Any]:
@@ -1454,7 +1491,11 @@ def model(cls: type[Any]) -> type[Any]:
     ('Counter', 'It counts.', 1)
     """
     own = {name: value for name, value in vars(cls).items() if name not in _NOT_COPIED}
-    return type(cls.__name__, (cls, Module), own)
+    # What `__init_subclass__` does was done for `cls`; its own, if any, is in the copy.
+    setattr(cls, "__init_subclass__", classmethod(lambda cls: None))
+    made = type(cls.__name__, (cls, Module), own)
+    delattr(cls, "__init_subclass__")
+    return made
 
 
 # ---- 3. Backward ---------------------------------------------------------------------------------
@@ -1922,7 +1963,7 @@ class TraceGraph:
 # is text that Python runs, and a check is no wall: see `check_code`. Left out: who writes new code.
 
 
-class CodeBundle(Bundle):
+class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
     trainable = True
@@ -1974,7 +2015,7 @@ class CodeBundle(Bundle):
 
     def code_of(self, instance: Any) -> ParameterNode[str]:
         """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
-        shared = cast("ParameterNode[str]", self.parameter)
+        shared = self.parameter
         (owner, name), classes = self._owner, type(instance).__mro__
         state = getattr(instance, "__dict__", None)
         if owner not in classes or type(state) is not dict:
@@ -2013,33 +2054,64 @@ class CodeBundle(Bundle):
     def __set_name__(self, owner: type, name: str) -> None:
         self._owner = owner, name
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else BoundCode(self, instance)
 
 
-class BoundCode:
+class BoundCode(Parameterized, Generic[P, T]):
     """A bundle with code seen through an instance, its first argument, which owns its code."""
 
     def __init__(self, bundle: CodeBundle, instance: Any) -> None:
-        self.__func__, self.__self__ = bundle, instance
+        self.__wrapped__ = MethodType(bundle, instance)
+        self.__module__, self.__doc__ = bundle.__module__, bundle.__doc__
 
+    # A type checker does not see what is bound, since classmethod or staticmethod may stand around.
+    @overload
+    def __call__(
+        self: BoundCode[Concatenate[Any, Q], T], /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> T: ...
+    @overload
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__(self.__self__, *args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("__func__", "__self__"):  # not set yet, while it is copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.__func__, name)
+        return getattr(self.__wrapped__, name)
 
     @property
     def parameter(self) -> ParameterNode[str]:
         """The instance's own code parameter."""
-        return self.__func__.code_of(self.__self__)
+        return self.__func__.code_of(self.__self__)  # type: ignore
 
-    parameters = Bundle.parameters
+    parameters_dict: Any = Bundle.parameters_dict
+
+    def __get__(self, *_: Any) -> BoundCode[P, T]:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BoundCode) and self.__wrapped__ == other.__wrapped__
+
+    def __hash__(self) -> int:
+        return hash(self.__wrapped__)
+
+    def __reduce__(self) -> Any:
+        return BoundCode, (self.__func__, self.__self__)
 
     def __repr__(self) -> str:
         return f"{self.__func__!r} of {type(self.__self__).__name__}"
+
+
+class _Mark(Protocol):
+    """What `bundle` makes of a function, for type checkers: a call gives a node of its result."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> Bundle[P, Coroutine[Any, Any, MessageNode[T]]]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Bundle[P, MessageNode[T]]: ...
+    @overload
+    def __call__(self, description: str | None = None, **options: Any) -> _Mark: ...
 
 
 # Which parameters does a module have? Those in its attributes, and the code of its methods.
@@ -2066,12 +2138,19 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
         return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
     codes = []
+    words: Fields = {}  # of each method that may run
     for kind in type(value).__mro__:
         for name, item in vars(kind).items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
             while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
-                item = item.__wrapped__
+                item = getattr(item, "__wrapped__")
+            # The next one counts if this one calls it: by super(), or by the name of its class.
+            if not words.get(name, {kind.__name__}).isdisjoint(("__class__", kind.__name__)):
+                code = getattr(getattr(item, "_inner", item), "__code__", _attributes.__code__)
+                words[name] = {*code.co_names, *code.co_freevars}
+            elif isinstance(item, CodeBundle):
+                continue
             if isinstance(item, CodeBundle):
                 path = f"{kind.__name__}.{name}" if name in own else name
                 codes.append((path, item.code_of(value)))
@@ -2088,25 +2167,68 @@ def _source_of(function: Any) -> tuple[str, Fields]:
     Decorators above `@bundle` wrap the bundle, not the function, and go too; those below stay. The
     second result holds the local names that those below need.
     """
-    import ast
     import linecache
 
     code: Any = getattr(function, "__code__", None)
-    lines = linecache.getlines(code.co_filename, function.__globals__) if code else []
-    frame: Any = sys._getframe(1)
-    while frame.f_code.co_filename == __file__ and frame.f_back:
-        frame = frame.f_back
-    with suppress(SyntaxError):
-        for found in _definitions(ast.walk(ast.parse("".join(lines))), code and code.co_name):
-            marks = found.decorator_list
-            if min(part.lineno for part in [*marks, found]) == code.co_firstlineno:
-                known = {} if frame.f_locals is frame.f_globals else frame.f_locals
-                names = set(re.findall(r"\w+", " ".join(map(ast.unparse, marks))))
-                local = {name: known[name] for name in names if name in known}
-                return _lines_of(found, lines, {**function.__globals__, **known}), local
-    called, file = getattr(function, "__qualname__", function), code and code.co_filename
-    remedy = "write the function in a file, or give it as bundle(trainable=True, source=text)"
-    raise ValueError(f"the source of {called} cannot be read (from {file}): {remedy}")
+    file, space = getattr(code, "co_filename", ""), getattr(function, "__globals__", None)
+    before = linecache.getlines(file, space)
+    linecache.checkcache(file)
+    for lines in linecache.getlines(file, space), before:  # a file may change after it was loaded
+        found = _definition_of(code, "".join(lines))
+        if found:
+            local = _drop_bundle(found, code)
+            return _lines_of(found, lines), local
+    called = getattr(function, "__qualname__", function)
+    remedy = "it has changed since it was loaded: load it again" if before else "write it in a file"
+    remedy += ", or give the source as bundle(trainable=True, source=text)"
+    raise ValueError(f"the source of {called} cannot be read (from {file or None}): {remedy}")
+
+
+def _definition_of(code: CodeType, text: str) -> Any:
+    """The definition of the function with this code in the text of its file; None if that has
+    changed. A tool such as pytest may have put more into the code than the author wrote."""
+    import __future__
+
+    import ast
+
+    try:
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in a notebook
+        flags |= code.co_flags & __future__.annotations.compiler_flag
+        tree, codes = ast.parse(text), [compile(text, "", "exec", flags, True)]
+    except (SyntaxError, AttributeError):  # a function written in C has no code
+        return None
+    for each in codes:  # which grows meanwhile
+        codes += [part for part in each.co_consts if isinstance(part, CodeType)]
+    place = code.co_name, code.co_firstlineno, True
+    more = [(c.co_name, c.co_firstlineno, {*c.co_names} < {*code.co_names}) for c in codes]
+    same = code in codes or place in more
+    for found in _definitions(ast.walk(tree) if same else [], code.co_name):
+        if min(part.lineno for part in [found, *found.decorator_list]) == code.co_firstlineno:
+            return found
+    return None
+
+
+def _drop_bundle(found: Any, code: CodeType) -> Fields:
+    """Take the decorator that is running now, and those above, from a definition. The result holds
+    the local names that the others need."""
+    import ast
+    import traceback
+
+    marks = found.decorator_list
+    for frame, line in traceback.walk_stack(None):
+        here = frame.f_code.co_filename == code.co_filename
+        if here and code.co_firstlineno <= line <= found.lineno:
+            below = sum(mark.lineno > line for mark in marks)
+            if line == found.lineno:  # Python 3.10, at the `def`: count the calls so far
+                done = frame.f_code.co_code[: frame.f_lasti]
+                below = (len(done) - len(done.rstrip(b"\x83\x01"))) // 2
+            del marks[: len(marks) - below]
+            known = frame.f_locals
+            if not frame.f_code.co_flags & 1:  # the body of a class: it sees what is around it
+                known = {**getattr(frame.f_back, "f_locals", {}), **known}
+            words = re.findall(r"\w+", " ".join(map(ast.unparse, marks)))
+            return {name: known[name] for name in words if name in known}
+    return {}
 
 
 def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
@@ -2115,13 +2237,11 @@ def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
     return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
 
 
-def _lines_of(found: Any, lines: list[str], namespace: Options) -> str:
-    """The lines of a function definition from below its bundle decorator, dedented."""
+def _lines_of(found: Any, lines: list[str]) -> str:
+    """The lines of a function definition, dedented."""
     import ast
 
     marks, margin = found.decorator_list, found.col_offset
-    while any(_names_bundle(mark, namespace) for mark in marks):
-        marks = marks[1:]
     while marks and ast.unparse(marks[0]) in ("property", "classmethod", "staticmethod"):
         marks = marks[1:]  # these stand around the bundle: see `_bundle`
     inside: set[int] = set()  # lines of a text of several: their white space is part of its value
@@ -2134,18 +2254,6 @@ def _lines_of(found: Any, lines: list[str], namespace: Options) -> str:
         row = lines[n - 1]
         text += row if n in inside or row[:margin].strip() else row[margin:] or "\n"
     return text.rstrip()
-
-
-def _names_bundle(decorator: ast.expr, namespace: Options) -> bool:
-    """Is this decorator `bundle`, whatever it is called here?"""
-    import ast
-
-    for part in ast.walk(decorator):
-        first, *rest = ast.unparse(part).split(".")
-        value = reduce(lambda v, name: getattr(v, name, None), rest, namespace.get(first))
-        if value is bundle or getattr(value, "func", None) in (bundle, _bundle):
-            return True
-    return False
 
 
 def _signature_text(text: str, name: str) -> str:
@@ -4456,7 +4564,7 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
     return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)
 
 
-operators.call_llm = _call_llm
+setattr(operators, "call_llm", _call_llm)
 
 
 class StubLLM(LanguageModel):

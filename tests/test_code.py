@@ -1,19 +1,25 @@
 """Section 4, Code: a bundle whose source is a parameter is found, checked, compiled and run."""
 
+import __future__
+import ast
 import asyncio
 import copy
 import doctest
 import functools
 import gc
+import importlib
 import inspect
 import json
 import linecache
 import os
 import pickle
+import pydoc
+import runpy
 import subprocess
 import sys
 import threading
 import traceback
+import types
 
 import pytest
 from conftest import ROOT, reaches
@@ -362,7 +368,9 @@ def test_the_output_of_a_trainable_method_pickles():
     class_level = commented(node(1, "x"))
     z = pickle.loads(pickle.dumps(class_level))
     assert (
-        z.data == 2 and z.op_name == "commented" and z.inputs["commented_code"].data == commented.parameter.data
+        z.data == 2
+        and z.op_name == "commented"
+        and z.inputs["commented_code"].data == commented.parameter.data
     )
 
 
@@ -1176,3 +1184,474 @@ def test_code_that_an_inner_bundle_meets_first_is_an_input_of_the_outer_one():
         return middle(x)
 
     assert reaches(outer(1), agent.act.parameter)  # at the very first call
+
+
+# ---- The source is the one that runs, whatever the decorator is called
+
+
+def kinds_of_marks():
+    """Methods and a function whose bundle is reached in many ways, all of them local."""
+    tools = types.SimpleNamespace(bundle=bundle, table={"b": bundle})
+
+    def mine(function):
+        return tools.bundle(trainable=True)(function)
+
+    def more(function):
+        return functools.wraps(function)(lambda *args: function(*args) + 1)
+
+    class Agent:
+        own = tools.bundle
+
+        @tools.bundle(trainable=True)
+        def namespace(self, x):
+            return x
+
+        @tools.table["b"]("Over some lines.", trainable=True)
+        def item(self, x):
+            return x
+
+        @mine
+        def helper(self, x):
+            return x
+
+        @(lambda function: mine(function))
+        def expression(self, x):
+            return x
+
+        @own(trainable=True)
+        def attribute(self, x):
+            return x
+
+        @more
+        @tools.bundle(trainable=True)
+        @more
+        def between(self, x):
+            return x
+
+        class Inner:
+            @tools.bundle(trainable=True)
+            def nested(self, x):
+                return x
+
+    @mine
+    @more
+    @more
+    def alone(self, x):
+        return x
+
+    methods = {**vars(Agent), **vars(Agent.Inner), "alone": alone}
+    methods["between"] = methods["between"].__wrapped__
+    return methods
+
+
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [
+        ("namespace", ""),
+        ("item", ""),
+        ("helper", ""),
+        ("expression", ""),
+        ("attribute", ""),
+        ("between", "@more\n"),
+        ("nested", ""),
+        ("alone", "@more\n@more\n"),
+    ],
+)
+def test_a_decorator_by_any_name_goes_and_those_below_stay(name, marks):
+    made = kinds_of_marks()[name]
+    assert made.parameter.data == f"{marks}def {name}(self, x):\n    return x"
+    made.parameter.set(f"{marks}def {name}(self, x):\n    return x * 10")
+    assert made(None, 2).data == 20 + marks.count("@")
+
+
+MODULE = """
+from minitrace import bundle
+
+@bundle(trainable=True)
+def f(x):
+    return x + 1
+
+def make():
+    @bundle(trainable=True)
+    def g(x):
+        # {}
+        return [x + {} for _ in range(1)][0]
+    return g
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module that was just imported, and its file."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "changing.py").write_text(MODULE.format("one", 1))
+    import changing
+
+    yield changing, tmp_path / "changing.py"
+    del sys.modules["changing"]
+
+
+def test_a_module_that_is_loaded_again_holds_the_new_source(module):
+    changing, path = module
+    path.write_text("# a line\n" + MODULE.format("two", 2).replace("x + 1", "x + 3"))
+    importlib.invalidate_caches()
+    importlib.reload(changing)
+    assert changing.f.parameter.data.endswith("return x + 3") and changing.f(1).data == 4
+    assert "# two" in changing.make().parameter.data and changing.make()(1).data == 3
+
+
+def test_a_script_that_runs_again_holds_the_new_source(tmp_path):
+    for number in range(3):
+        (tmp_path / "again.py").write_text(MODULE.format(number, number) + "# " * number)
+        g = runpy.run_path(str(tmp_path / "again.py"))["make"]()
+        assert f"# {number}\n" in g.parameter.data and g(1).data == 1 + number
+
+
+CHANGES = {
+    "another value": (("x + 1", "x + 2"), None),
+    "another operator": (("x + 1", "x - 1"), None),
+    "another name": (("range(1)", "xs(1)"), None),
+    "a comment": (("# one", "# 1"), "# 1"),
+    "lines above": (("\nfrom", "\n\n\nfrom"), None),
+    "it is gone": (("g(x)", "h(x)"), None),
+    "no Python": (("def make", "def def"), None),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["read before", "not read before"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_shown_is_what_runs_though_the_file_changed(change, known, module):
+    """The lines that were read before the change, if any, are those of the code that runs."""
+    changing, path = module
+    (old, new), shown = CHANGES[change]
+    if not known:
+        linecache.clearcache()
+    path.write_text(MODULE.format("one", 1).replace(old, new) + "# longer")
+    if known or shown:
+        g = changing.make()
+        assert (shown or "x + 1 for _ in range(1)") in g.parameter.data and g(1).data == 2
+    else:
+        words = r"source of .*g cannot be read .*has changed since it was loaded: load it again, or"
+        with pytest.raises(ValueError, match=words):
+            changing.make()
+
+
+def test_a_source_whose_file_is_gone_is_found_if_it_was_read_before(module):
+    changing, path = module
+    path.unlink()
+    assert "x + 1" in changing.make().parameter.data
+
+
+def test_code_that_a_tool_put_more_into_is_found():
+    def checked(x):
+        assert x in [1, 2] and x != {3}, "a test rewrites this line"
+        return x
+
+    learned = bundle(trainable=True)(checked)
+    assert learned.parameter.data.endswith("    return x") and learned(1).data == 1
+
+
+def test_a_cell_of_a_notebook_is_found_with_what_came_before_it():
+    """Cells share what `from __future__` said in one, and may await at top level."""
+    cell = (
+        "import asyncio\nawait asyncio.sleep(0)\n"
+        "@bundle(trainable=True)\ndef f(x):\n"
+        "    def half(y: int) -> int:\n        return y // 2\n"
+        "    return half(x)\n"
+    )
+    name = "<ipython-input-2-abcdef>"
+    linecache.cache[name] = (len(cell), None, cell.splitlines(True), name)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | __future__.annotations.compiler_flag
+    space = {"bundle": bundle, "__name__": "__main__"}
+    asyncio.run(eval(compile(cell, name, "exec", flags), space))
+    assert space["f"].parameter.data == cell[cell.index("def f") :].rstrip()
+    assert space["f"](4).data == 2
+
+
+# ---- Annotations need not mean anything when a function is marked
+
+
+LATER = """
+from minitrace import Module, bundle, model, node
+import asyncio
+
+@model
+class A:
+    x: Missing.thing
+
+    @bundle()
+    def plain(self, other: A, *rest: Gone[int], k: "A" | None = 2) -> A:
+        return k
+
+    @bundle(trainable=True)
+    def code(self, other: A | Never, k: Missing.some = 3) -> A:
+        return k
+
+    @bundle(trainable=True)
+    async def later(self, other: A) -> A:
+        return 4
+
+    @bundle(trainable=True)
+    @staticmethod
+    def static(x: A) -> A:
+        return x
+
+    @classmethod
+    @bundle()
+    def kind(cls, x: A) -> A:
+        return x
+
+    @bundle()
+    @property
+    def size(self) -> A:
+        return 6
+
+a = A()
+print(a.plain(1).data, a.code(1).data, asyncio.run(a.later(1)).data, A.static(5).data, a.kind(1).data)
+print(a.size.data, len(a.parameters()))
+a.code.parameter.set("def code(self, other: What, k: Missing.some = 3) -> Ever:\\n    return k * 10")
+print(a.code(1).data, [*a.code(1).inputs])
+for wrong in a.code, a.later:
+    try:
+        wrong()
+    except TypeError as error:
+        print(error)
+print(A.code, a.code, a.plain.__func__)
+"""
+
+
+def test_annotations_may_name_what_is_not_there_yet(tmp_path):
+    future = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"
+    (tmp_path / "script.py").write_text(future + LATER)
+    done = run("script.py", cwd=tmp_path)
+    assert done.stdout.splitlines()[:5] == [
+        "2 3 4 5 1",
+        "6 3",
+        "30 ['code_code', 'self', 'other', 'k']",
+        "code() missing a required argument: 'other'",
+        "later() missing a required argument: 'other'",
+    ], done.stderr
+
+
+# ---- A bundle that is bound to an instance
+
+
+class Bound:
+    def __len__(self):  # an instance that is false and equal to others
+        return 0
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+    @bundle()
+    def plain(self, x):
+        "Say it."
+        return x
+
+    @bundle(trainable=True)
+    def code(self, x):
+        "Say it."
+        return x
+
+    @bundle()
+    async def plain_later(self, x):
+        "Say it."
+        return x
+
+    @bundle(trainable=True)
+    async def code_later(self, x):
+        "Say it."
+        return x
+
+    @bundle(trainable=True)
+    def bare(self, x):
+        return x
+
+
+BOUND = "plain", "code", "plain_later", "code_later"
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_a_bound_bundle_is_like_a_bound_method(name):
+    first, second = Bound(), Bound()
+    bound = getattr(first, name)
+    assert bound == getattr(first, name) and hash(bound) == hash(getattr(first, name))
+    others = [getattr(second, name), getattr(Bound, name), *(getattr(first, n) for n in BOUND)]
+    assert [other == bound for other in others].count(True) == 1  # itself
+    assert str(inspect.signature(bound)) == "(x)"
+    assert str(inspect.signature(getattr(Bound, name))) == "(self, x)"
+    assert bound.__doc__ == getattr(Bound, name).__doc__ == "Say it."
+    assert (bound.__name__, bound.__module__) == (name, __name__)
+    assert bound.__qualname__ == f"Bound.{name}" and bound.__self__ is first
+    assert bound.__func__ is getattr(Bound, name) and inspect.isroutine(bound)
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_an_async_bundle_says_so(name):
+    later = name.endswith("later")
+    for each in (
+        getattr(Bound(), name),
+        getattr(Bound, name),
+        functools.partial(getattr(Bound(), name), 1),
+    ):
+        assert inspect.iscoroutinefunction(each) == later
+        if sys.version_info < (3, 14):  # deprecated since
+            assert asyncio.iscoroutinefunction(each) == later
+
+
+@pytest.mark.parametrize("name", [*BOUND, "bare"])
+def test_help_shows_the_signature_and_the_docstring(name):
+    for each, arguments in (getattr(Bound(), name), "(x)"), (getattr(Bound, name), "(self, x)"):
+        shown = pydoc.plain(pydoc.render_doc(each))
+        assert f"{name}{arguments}" in shown
+        assert ("Say it." in shown) == (name != "bare")
+        assert "Methods defined here" not in shown
+
+
+def test_a_bound_bundle_is_the_same_when_it_is_looked_up_again():
+    b = Bound()
+    kept = {b.code: 1}
+    assert kept[b.code] == 1 and b.code in [b.code] and b.code.__get__(None, Bound) == b.code
+    again = copy.copy(b.code)
+    assert again == b.code and again(2).data == 2
+
+
+# ---- What a subclass redefines
+
+
+class Top(Module):
+    @bundle(trainable=True)
+    def m(self, x):
+        return x
+
+    @bundle(trainable=True)
+    def n(self):
+        return 1
+
+
+class Redefined(Top):
+    @bundle(trainable=True)
+    def m(self, x):
+        return 2 * x
+
+
+class RedefinedTwice(Redefined):
+    @bundle(trainable=True)
+    def m(self, x):
+        return 3 * x
+
+
+class Plain(Redefined):
+    def m(self, x):
+        return x
+
+
+class Super(Top):
+    @bundle(trainable=True)
+    def m(self, x):
+        return [super(Super, self).m(x), *(Top.m(self, y) for y in [x])]
+
+
+class Through(Redefined):
+    @bundle(trainable=True)
+    def m(self, x):
+        return super().m(x)
+
+
+class Named(Top):
+    def m(self, x):
+        return Top.m(self, x)
+
+
+class Covered(Super):
+    m = None
+
+
+class AsProperty(Top):
+    @property
+    def m(self):
+        return 1
+
+
+class Wrapped(Top):
+    m = shout(Top.m)
+
+
+class Same(Top):
+    m = Top.m
+
+
+@pytest.mark.parametrize(
+    ("kind", "paths"),
+    [
+        (Top, "m n"),
+        (Redefined, "m n"),
+        (RedefinedTwice, "m n"),
+        (Plain, "n"),
+        (Super, "m Top.m n"),
+        (Through, "m Redefined.m n"),
+        (Named, "Top.m n"),
+        (Covered, "n"),
+        (AsProperty, "n"),
+        (Wrapped, "m n"),
+        (Same, "m n"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_method_that_is_redefined_is_no_parameter_unless_the_new_one_calls_it(kind, paths):
+    assert [*kind().parameters_dict()] == paths.split()
+
+
+# ---- A bundle saves its code
+
+
+def test_a_bundle_saves_and_loads_its_own_code(tmp_path):
+    def make():
+        @bundle(trainable=True)
+        def greet(name):
+            return "Hello, " + name
+
+        return greet
+
+    greet, path = make(), tmp_path / "new" / "folder" / "greet.json"
+    greet.parameter.set("def greet(name):\n    return 'Hi, ' + name")
+    greet.save(path)
+    assert greet.state_dict() == {"greet": greet.parameter.data}
+    again = make()
+    again.load(path)
+    assert again("Ada").data == "Hi, Ada" and [*again.parameters_dict()] == ["greet"]
+
+
+def test_a_bound_bundle_saves_the_code_of_its_instance(tmp_path):
+    first, second, path = Agent(), Agent(), tmp_path / "act.json"
+    first.act.parameter.set("def act(self, x):\n    return 100")
+    first.act.save(path)
+    second.act.load(path)
+    assert second.act(1).data == 100 and Agent().act(1).data == 1
+    Agent.act.save(path)
+    second.act.load(path)
+    assert second.act(1).data == 1
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({"act": "def act(self, y):\n    return 1"}, r"must stay `def act\(self, x\)`"),
+        ({"act": "def act("}, "does not parse"),
+        ({"act": 1}, "must be a str"),
+        ({"plan": "def plan(): 1"}, r"missing \['act'\], extra \['plan'\]"),
+    ],
+)
+def test_code_that_does_not_fit_is_not_loaded(saved, words, tmp_path):
+    agent, path = Agent(), tmp_path / "act.json"
+    path.write_text(json.dumps({"minitrace": 1, "parameters": saved}))
+    with pytest.raises(ValueError, match=rf"act\.json: .*{words}"):
+        agent.act.load(path)
+    assert agent.act(1).data == 1
+
+
+def test_a_bundle_without_code_has_nothing_to_save():
+    assert Big.fixed.parameters() == [] and Big.fixed.state_dict() == {}

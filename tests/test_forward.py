@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import random
+import rlcompleter
 import signal
 import threading
 import warnings
@@ -1464,3 +1465,31 @@ def test_a_frozendict_is_a_container():
     part = Module()
     part.rates = builtins.frozendict(a=node(1, trainable=True))
     assert list(part.parameters_dict()) == ["rates.a"]
+
+
+def test_what_runs_for_a_subclass_runs_once_for_a_model():
+    made = []
+
+    class Base:
+        def __init_subclass__(cls, key, **rest):
+            made.append((cls.__name__, key))
+            super().__init_subclass__(**rest)
+
+    @model
+    class Child(Base, key=1):
+        def __init_subclass__(cls, **rest):
+            made.append("hook")
+            super().__init_subclass__(**rest)
+
+    assert made == [("Child", 1)] and issubclass(Child, Module)
+
+    class Grandchild(Child, key=2):
+        pass
+
+    assert made == [("Child", 1), "hook", ("Grandchild", 2)] and issubclass(Grandchild, Module)
+
+
+def test_the_operators_complete():
+    completer = rlcompleter.Completer({"operators": operators})
+    for name in "add", "concat", "make_list", "call_llm", "to_dict", "identity":
+        assert completer.complete(f"operators.{name[:-1]}", 0).startswith(f"operators.{name}")
