@@ -85,41 +85,21 @@ import sys
 import time
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import (
-    Callable,
-    Collection,
-    Container,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice, zip_longest
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Generic,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 from warnings import warn
 
 if TYPE_CHECKING:
     import ast
     import inspect
     import random
-    from typing import NoReturn, TypeAlias
+    from collections.abc import Coroutine
+    from typing import Concatenate, Literal, NoReturn, Protocol, TypeAlias
 
 if sys.version_info < (3, 10):  # noqa: UP036
     raise ImportError(f"minitrace needs Python 3.10 or newer, and this is {sys.version.split()[0]}")
@@ -1136,19 +1116,6 @@ def _is_code(node: AnyNode) -> bool:
 _SIMPLE = {int, float, str, bool, bytes, complex, type(None)}
 
 
-def _held_by(value: Any, most: int = 1000) -> list[Any]:
-    """What a container holds at any depth, or the bytes of an array, up to a number of items."""
-    found, stack = list[Any](), [value]
-    while stack and len(found) < most:
-        item = stack.pop()
-        found.append(item)
-        if isinstance(item, _CONTAINERS):
-            stack.extend(islice(_items(item), most))
-        elif isinstance(item, bytearray) or hasattr(item, "frombytes"):
-            found += bytes(item[:most])
-    return found
-
-
 class _Body(_Scope):
     """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
@@ -2101,17 +2068,19 @@ class BoundCode(Parameterized, Generic[P, T]):
         return f"{self.__func__!r} of {type(self.__self__).__name__}"
 
 
-class _Mark(Protocol):
-    """What `bundle` makes of a function, for type checkers: a call gives a node of its result."""
+if TYPE_CHECKING:
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> Bundle[P, Coroutine[Any, Any, MessageNode[T]]]: ...
-    @overload
-    def __call__(self, function: Callable[P, T], /) -> Bundle[P, MessageNode[T]]: ...
-    @overload
-    def __call__(self, description: str | None = None, **options: Any) -> _Mark: ...
+    class _Mark(Protocol):
+        """What `bundle` makes of a function, for type checkers: its calls give nodes."""
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, function: Callable[P, Coroutine[Any, Any, T]], /
+        ) -> Bundle[P, Coroutine[Any, Any, MessageNode[T]]]: ...
+        @overload
+        def __call__(self, function: Callable[P, T], /) -> Bundle[P, MessageNode[T]]: ...
+        @overload
+        def __call__(self, description: str | None = None, **options: Any) -> _Mark: ...
 
 
 # Which parameters does a module have? Those in its attributes, and the code of its methods.
@@ -2665,18 +2634,19 @@ def _unescape(found: re.Match[str]) -> str:
 
 
 # How models mark their thoughts, and where the answer begins after them.
-_KINDS = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
-_THOUGHT = rf"""</?[|｜]?(?:[\w-]{{1,20}}[:_])?(?:ant)?(?:{_KINDS})[^<>]{{0,200}}> | \[/?THINK\]
+_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
+_THOUGHT = rf"""</?[|｜]?(?:[\w-]{{1,20}}[:_])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}> | \[/?THINK\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
     | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
     | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
-_THOUGHT_KIND = rf"(?i){_KINDS}|unused|channel|assistant|response"
+_THOUGHT_KIND = rf"(?i){_THINKING}|unused|channel|assistant|response"
 _THOUGHT_END = r"(?i)/|end|final|unused95|response"
 _NAMED = r"""<\s*(?:var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
-_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT}) | <(?P<tag>[\w:]{{1,99}})\s*>"
+_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
+_OPENING += r"| <(?P<tag>[\w:]{1,99})\s*>"
 _FIELDS = ("reasoning", "answer", "suggestion")
 _BARE, _TAGGED, _WHOLE = 1, 2, 3
 
@@ -2893,11 +2863,12 @@ def _message(role: str, content: str) -> Texts:
 _TASK = """\
 Change the variables of a program so that the feedback on what it gave becomes as good as it can.\
 """
-_CODE_NOTE = """ Code has a line for each call that led to the {}, in order, with the value that it \
-gave after #. Work back from the feedback to the variables that caused it."""
+_CODE_NOTE = """ Code has a line for each call that led to the {}, in order, with the value \
+that it gave after #. Work back from the feedback to the variables that caused it."""
 _JSON_FORM = """
 Answer with one JSON object and nothing else:
-{{"reasoning": "what caused the feedback, and what would mend it", {}"suggestion": {{"{}": value, ...}}}}
+{{"reasoning": "what caused the feedback, and what would mend it", {}"suggestion": \
+{{"{}": value, ...}}}}
 """
 _TAG_FORM = """
 Answer in this form and nothing else:
@@ -2908,8 +2879,8 @@ its new value as it is, without quotes or escapes
 """
 _RULES_OF_REPLY = """\
 Give every variable that should change, whole and in its type, and leave out the others."""
-_CODE_RULES = """ Code is Python: keep the name and the signature of the function; imports, constants \
-and helper functions may stand beside it."""
+_CODE_RULES = """ Code is Python: keep the name and the signature of the function; imports, \
+constants and helper functions may stand beside it."""
 
 _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
 
@@ -4719,6 +4690,19 @@ def to_text(value: Any, limit: int = 0) -> str:
     if not isinstance(value, str) and (" at 0x" in text or " with parameters " in text):
         text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
     return _cut(text, limit)
+
+
+def _held_by(value: Any, most: int = 1000) -> list[Any]:
+    """What a container holds at any depth, or the bytes of an array, up to a number of items."""
+    found, stack = list[Any](), [value]
+    while stack and len(found) < most:
+        item = stack.pop()
+        found.append(item)
+        if isinstance(item, _CONTAINERS):
+            stack.extend(islice(_items(item), most))
+        elif isinstance(item, bytearray) or hasattr(item, "frombytes"):
+            found += bytes(item[:most])
+    return found
 
 
 def _sorted_repr(value: Any, around: tuple[int, ...] = ()) -> str:
