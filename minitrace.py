@@ -3508,14 +3508,18 @@ class LLMError(MinitraceError):
         self.__dict__.update(facts)
 
 
-def _dig(data: Any, path: str) -> Any:
-    """What is at a path such as "choices 0 text" inside an answer, dict or object, or None."""
-    for step in path.split():
-        try:
-            data = data[int(step) if step.isdigit() else step]
-        except (LookupError, TypeError, AttributeError):
-            data = getattr(data, step, None)
-    return data
+def _dig(data: Any, paths: str) -> Any:
+    """What is found first in an answer, object or dict, at paths such as "error|choices 0 error"."""
+    for path in paths.split("|"):
+        found = data
+        for step in path.split():
+            try:
+                found = found[int(step) if step.isdigit() else step]
+            except (LookupError, TypeError, AttributeError):
+                found = getattr(found, step, None)
+        if found is not None:
+            return found
+    return None
 
 
 def _content(content: Any) -> str:
@@ -3554,13 +3558,12 @@ class Reply(str):
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         text = _answer_text(answer).encode("utf-8", "backslashreplace").decode("utf-8")
         self = super().__new__(cls, text)
-        end, model = _end(answer), _dig(answer, "model")
-        known = {"finish_reason": _ENDS.get(end.lower(), end), "model": model}
+        end = str(_dig(answer, _END) or "")
+        known = {"finish_reason": _ENDS.get(end.lower(), end), "model": _dig(answer, "model")}
         known = {name: fact for name, fact in known.items() if fact and isinstance(fact, str)}
         usage = _usage(facts.get("usage") or _dig(answer, "usage"))
-        self.__dict__.update(
-            known | facts | ({"usage": usage} if usage or "usage" in facts else {})
-        )
+        self.__dict__.update(known, **facts)
+        self.__dict__.update({"usage": usage} if usage or facts else {})
         return self
 
 
@@ -3568,18 +3571,12 @@ def _answer_text(answer: Any) -> str:
     """The text in an answer; those of OpenAI's form have `choices`, of Anthropic's `content`."""
     if isinstance(answer, str):
         return answer
-    for path in "choices 0 message content", "content":
-        if isinstance(_dig(answer, path.partition(" ")[0]), list):
-            return _content(_dig(answer, path))
-    raise TypeError(f"a language model must return text, not {to_text(answer, 80)}")
+    if not isinstance(_dig(answer, "choices|content"), list):
+        raise TypeError(f"a language model must return text, not {to_text(answer, 80)}")
+    return _content(_dig(answer, "choices 0 message content|content"))
 
 
-def _end(answer: Any) -> str:
-    """Why the text of an answer ended, in the server's own word."""
-    ends = _dig(answer, "choices 0 finish_reason"), _dig(answer, "stop_reason")
-    return next((str(end) for end in ends if end), "")
-
-
+_END = "choices 0 finish_reason|stop_reason"  # where an answer has the word for why its text ended
 # What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
 _ENDS = {
     word: row.split(": ")[0]
@@ -3665,7 +3662,6 @@ class LanguageModel:
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
         given = [dict(message) for message in messages]
         merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
-        self._check(merged)
         ask = partial(self._complete, given, merged)
         for hook in reversed(dict.fromkeys(_hooks.get())):
             ask = partial(hook, self, given, merged, ask)
@@ -3675,20 +3671,16 @@ class LanguageModel:
         finally:
             _hooks.reset(token)
 
-    def _check(self, options: Fields) -> None:
-        """Refuse options that this language model does not know: here, none."""
-
     def _complete(self, messages: _Messages, options: Fields) -> Reply:
-        """What `complete` gives, as a `Reply`; if it raises, it is a language model that failed."""
+        """What `complete` gives; one of yours that raises is a language model that failed."""
         try:
             answer = self.complete(messages, options)
-        except (MinitraceError, NotImplementedError):
-            raise
         except Exception as error:
-            name, status = self.model or type(self).__name__, _dig(error, "status_code")
+            if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
+                raise
+            name = self.model or type(self).__name__
             words = f"the language model {name} raised {to_text(error, 500)}, which is the cause"
-            status = status if isinstance(status, int) else 0
-            raise LLMError(words, kind="raised", status=status, model=name) from error
+            raise LLMError(words, kind="raised", model=name) from error
         return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
@@ -3791,17 +3783,6 @@ class _Protocol(NamedTuple):
     headers: Mapping[str, str] = {}  # those it demands beside the key
 
 
-class _Provider(NamedTuple):
-    """Who serves language models: a row of `PROVIDERS`, where any tuple in this order will do."""
-
-    protocol: str  # a name in PROTOCOLS
-    base_url: str  # with the /v1 where the provider has one
-    keys: str = ""  # variables that may hold the key; the first that is set wins
-    variable: str = ""  # the variable that moves the address ...
-    path: str = ""  # ... and what stands behind what it says
-    options: str = ""  # those that have other names here than in the protocol
-
-
 def _wire_names(options: str) -> dict[str, list[str]]:
     """The names on the wire of each option."""
     pairs = [each.partition("=") for each in options.split()]
@@ -3814,7 +3795,7 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
     if not turns:
-        return {"max_tokens": 8192, "messages": [_message("user", system)]}
+        system, turns = "", [dict(_message("user", system))]
     fields = {"max_tokens": 8192, "messages": turns}
     return {**fields, "system": system} if system else fields
 
@@ -3835,7 +3816,9 @@ PROTOCOLS = {
         {"anthropic-version": "2026-10-21"},
     ),
 }
-# By the first part of a name, as in "groq/llama-3"; "compatible" serves bare names at a `base_url`.
+# Who serves language models, by the first part of a name, as in "groq/llama-3": the protocol, the
+# base address, variables that may hold the key (the first that is set wins), the variable that
+# moves the address, and what stands behind what that says. "compatible" serves bare names.
 PROVIDERS: dict[str, tuple[str, ...]] = {}
 for _row in """
 openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
@@ -3845,26 +3828,29 @@ gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
 ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
 openrouter openai https://openrouter.ai/api/v1 OPENROUTER_API_KEY
 groq openai https://api.groq.com/openai/v1 GROQ_API_KEY GROQ_BASE_URL /openai/v1
-mistral openai https://api.mistral.ai/v1 MISTRAL_API_KEY - - seed=random_seed|seed
+mistral openai https://api.mistral.ai/v1 MISTRAL_API_KEY
 deepseek openai https://api.deepseek.com/v1 DEEPSEEK_API_KEY
 together openai https://api.together.xyz/v1 TOGETHER_API_KEY
 xai openai https://api.x.ai/v1 XAI_API_KEY
 lmstudio openai http://127.0.0.1:1234/v1
 vllm openai http://127.0.0.1:8000/v1 VLLM_API_KEY
 llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
-compatible openai - OPENAI_API_KEY OPENAI_BASE_URL
 """.strip().splitlines():
     _name, *_facts = _row.split()
-    PROVIDERS[_name] = tuple([fact.replace(",", " ") if fact != "-" else "" for fact in _facts])
+    PROVIDERS[_name] = tuple([fact.replace(",", " ") for fact in _facts])
+PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
+_OTHER_OPTIONS = {"mistral": "seed=random_seed|seed"}  # that a provider calls by another name
 
 
-def _moved_address(said: str, row: _Provider) -> str:
+def _moved_address(variable: str, path: str) -> str:
     """The base address that a variable names: a URL, in OLLAMA_HOST also a host and a port."""
-    if row.variable == "OLLAMA_HOST":
-        said = re.sub(r"0\.0\.0\.0|^(?=:)", "127.0.0.1", said.strip())  # 0.0.0.0 is for servers
+    said = os.environ.get(variable, "").strip().rstrip("/")
+    if said and variable == "OLLAMA_HOST":
+        said = re.sub(r"0\.0\.0\.0|^(?=:)", "127.0.0.1", said)  # 0.0.0.0 is for servers
         if "://" not in said:
             said = f"http://{said}" if re.search(r":\d+$", said) else f"http://{said}:11434"
-    return said.rstrip("/").removesuffix(row.path) + row.path
+    behind = not said.endswith(path[path.rfind("/") :])  # which some say with it
+    return said + path if said and behind else said
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
@@ -3892,38 +3878,27 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     from concurrent.futures import wait
     from urllib.request import Request
 
-    deadline, sockets = time.monotonic() + seconds, list[Any]()
-    late = _Answer("timeout", "no whole answer in time")
-
-    def connected(opened: Any) -> None:
-        sockets.append(opened)
-        opened.settimeout(seconds + 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name in {"TCP_KEEPIDLE", "TCP_KEEPINTVL"} & {*dir(socket)}:
-            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), 60)
-        if time.monotonic() > deadline:  # nobody pays for an answer that nobody waits for
-            raise TimeoutError("connected too late")
+    sockets: list[Any] = []
 
     def talk() -> _Answer:
         # Whatever goes wrong becomes text: a traceback through urllib would show the key.
         request = Request(route.url, body, {**route.headers}, method="POST")
         try:
-            opener = _opener(route.here, connected)
+            opener = _opener(route.here, seconds, sockets)
             with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
                 if response.status == 407:
-                    sockets.clear()
-                    raise OSError("it asks for a user and a password")
+                    raise OSError("status 407")
                 return _receive(response, route.redact)
         except Exception as error:
-            reason: Any = getattr(error, "reason", error)
-            said = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+            said = repr(getattr(error, "reason", error))
             said = said if sockets else f"no connection: {said}"
-            past = request.host in route.url
-            return _Answer("network", said if past else f"the proxy {request.host}: {said}")
+            direct = request.host in route.url
+            return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
 
     talking = _in_thread(talk)
     try:
         wait([talking], seconds)
+        late = _Answer("timeout", "no whole answer in time")
         return cast(_Answer, talking.result()) if talking.done() else late
     finally:
         for each in sockets:
@@ -3931,32 +3906,39 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
 
 
-def _opener(here: bool, connected: Callable[[Any], None]) -> Any:
+def _opener(here: bool, seconds: float, sockets: list[Any]) -> Any:
     """What opens a request: past proxies if it stays `here`, and without following redirects.
 
-    `connected` is told of the socket as soon as there is one, before anything is sent.
+    Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
     """
+    import socket
     from urllib import request
+
+    deadline = time.monotonic() + seconds
 
     class Connects(request.HTTPSHandler, request.HTTPHandler):
         def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
             def connect(connection: Any) -> None:
                 http_class.connect(connection)
-                connected(connection.sock)
+                opened = connection.sock
+                sockets.append(opened)
+                opened.settimeout(seconds + 1)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if hasattr(socket, "TCP_KEEPIDLE"):
+                    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+                if time.monotonic() > deadline:  # nobody pays for what nobody waits for
+                    raise TimeoutError("connected too late")
 
             tells: Any = type("Connection", (http_class,), {"connect": connect})
             return super().do_open(tells, req, **options)
 
-    class Answers(request.HTTPErrorProcessor):
-        def http_response(self, request: Any, response: Any) -> Any:
-            return response  # whatever its status: an error's words are in it
-
-        https_response = http_response
-
     proxies = {} if here else request.getproxies()
     if "all" in proxies:
         proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
-    return request.build_opener(request.ProxyHandler(proxies), Connects(), Answers())
+    opener = request.OpenerDirector()
+    for handler in (request.ProxyHandler(proxies), Connects(), request.UnknownHandler()):
+        opener.add_handler(handler)
+    return opener
 
 
 def _receive(response: Any, redact: Function) -> _Answer:
@@ -3976,6 +3958,7 @@ _REFUSES = (
     "un(supported|known|recognized|expected)|not (support|allowed|accepted)|permitted"
     "|extra_forbidden|deprecated|no longer"
 )
+_REASONING = "choices 0 message reasoning_content|choices 0 message reasoning"
 _FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
 # The first line whose pattern is found in "kind status words" has the advice. It also says
 # whether asking again can help (->) or not (=>).
@@ -3983,7 +3966,7 @@ _ADVICE = """
 insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
 |token count|request.too.large|reduce the length|status 413 => shorten the prompt
-the proxy \\S+: no connection => see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
+the proxy \\S+: (no connection|.*407) => see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
 asks to wait -> try again after that, or raise timeout= above it
 billing|credit -> the account has nothing left: top it up or use another
@@ -4003,25 +3986,22 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 """
 
 
-def _advice(said: str) -> list[str]:
-    """What to do about an error, behind a sign that is "=" if asking again cannot help."""
-    rows = [re.split(" ([-=])> ", row) for row in _ADVICE.splitlines()[1:]]
-    return next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
+def _advice(said: str) -> tuple[str, str]:
+    """The sign and the advice of the first line that fits."""
+    rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE)
+    return next((sign, words) for form, sign, words in rows if re.search(form, said, re.I | re.S))
 
 
-def _words(data: Any, answer: _Answer) -> str:
+def _words(error: Any, answer: _Answer) -> str:
     """A server's own words for an error, in whichever of the many shapes they come."""
-    data = data[0] if isinstance(data, list) and data else data
-    paths = "error message", "error", "detail", "message"
-    words = next(filter(None, (_dig(data, path) for path in paths)), None)
-    if words is None:
-        words = re.sub(r"<[^>]*>|[^\w!-~]+", " ", answer.body[:2000])
+    page = re.sub(r"<[^>]*>|[^\w!-~]", " ", answer.body[:2000])
+    words = _dig(error, "message") or error or page
     text = words if isinstance(words, str) else json.dumps(words)
-    codes = (_dig(data, f"error {name}") for name in ("code", "type", "metadata raw"))
-    labels = [f"[{code:.300}]" for code in codes if isinstance(code, str)]
-    pause = _asked_pause(answer)
-    labels += [f"[it asks to wait {math.ceil(pause)} s]"] if pause else []
-    said = text.strip()[:500], *labels, answer.headers.get("location", "")
+    pause = math.ceil(_asked_pause(answer))
+    notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
+    notes.append(pause and f"it asks to wait {pause} s")
+    labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
+    said = text[:500], *labels, answer.headers.get("location", "")
     return " ".join(" ".join(said).split())
 
 
@@ -4063,10 +4043,11 @@ class _Route(NamedTuple):
     provider: str
     model: str
     protocol: _Protocol
-    names: Mapping[str, list[str]]
+    names: Mapping[str, list[str]]  # of options, on the wire
     url: str
     keys: str
     headers: Texts
+    refused: set[str]  # names that the server does not take
 
     @property
     def name(self) -> str:
@@ -4104,15 +4085,38 @@ without a user or a password"""
             return f"there is no key: pass api_key= or set {self.keys or 'headers='}"
         return ""
 
+    def request(self, messages: _Messages, options: Fields) -> Fields:
+        """The body of a request, without what the server has refused by name."""
+        body = {"model": self.model, **self.protocol.fields(messages)}
+        for option, value in options.items():
+            left = [name for name in self.names.get(option, ()) if name not in self.refused]
+            if left:
+                alone = option == "stop" and isinstance(value, str)
+                body[left[0]] = [value] if alone else value
+        return {**body, **options.get("extra", {})}
+
+    def learn(self, sent: Fields, error: LLMError) -> None:
+        """Remember an option that the server refuses by name; another name is tried, or none."""
+        if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
+            return
+        said = error.words.replace("_", "")  # since some say it in camelCase
+        for names in self.names.values():
+            for name in names:
+                if name in sent and re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
+                    self.refused.add(name)
+                    if self.refused.issuperset(names):
+                        words = f"{self.name} refuses {name!r}: it is left out from now on"
+                        warn(words, stacklevel=_level_outside())
+                    return
+
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
         """What went wrong, where, and what to do."""
         words, url = self.redact(words), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         sign, advice = _advice(said)
         message = f"{self.name} at {url}: {said}; {advice.replace('{keys}', self.keys)}."
-        where = {"provider": self.provider, "model": self.model, "url": url}
         facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
-        return LLMError(message, **facts, **where)
+        return LLMError(message, provider=self.provider, model=self.model, url=url, **facts)
 
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
@@ -4122,25 +4126,24 @@ without a user or a password"""
             data = json.loads(answer.body)
         except (ValueError, RecursionError):
             data = None
-        choice, end, status = _dig(data, "choices 0"), _end(data), answer.status
-        errors = [each for each in (data, choice) if _dig(each, "error")]
-        words, code = _words([*errors, data][0], answer), str(_dig(errors, "0 error code"))
-        if status == 200 and re.fullmatch(r"[45]\d\d", code):  # as some gateways do
+        error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
+        words = _words(error or _dig(data, "detail|message"), answer)
+        code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
+        if status == 200 and code.isdigit():  # as some gateways do
             status = int(code)
-        if errors or not 200 <= status < 300:
+        if error or not 200 <= status < 300:
             kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
             return self.error(kind, words, status)
         try:
             reply = Reply(data)
         except TypeError:
             return self.error("unreadable", words, status)
-        refusal = _dig(choice, "message refusal")
+        refusal = _dig(data, "choices 0 message refusal")
         kind = "refused" if refusal else reply.finish_reason
         if kind in _FAILURES or not reply.strip():
             kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
-            thought = _dig(choice, "message reasoning_content") or _dig(choice, "message reasoning")
-            said = refusal or reply or ("all is in its reasoning" if thought else "")
-            return self.error(kind, f"{said} (finish reason: {end or 'stop'})", status)
+            said = refusal or reply or (_dig(data, _REASONING) and "all is in its reasoning") or ""
+            return self.error(kind, f"{said} (finish reason: {end})", status)
         model = self.redact(reply.model or self.model)
         return Reply(self.redact(reply), **{**vars(reply), "model": model})
 
@@ -4214,8 +4217,7 @@ class LLM(LanguageModel):
         self.allow_http = allow_http
         self.sleep = sleep
         self.options = {**options, "extra": extra}
-        self._refused: set[str] = set()
-        _check_options(options, *(_wire_names(each.options) for each in PROTOCOLS.values()))
+        _check_options(options, " ".join(each.options for each in PROTOCOLS.values()))
         if not 0 < timeout <= 1e6:
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
@@ -4228,22 +4230,20 @@ class LLM(LanguageModel):
         state.pop("_route", None)
         return state
 
-    def _check(self, options: Fields) -> None:
-        _check_options(options, self._route.names)
-
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
 
-        deadline, attempt = time.monotonic() + self.timeout, 0
+        deadline, attempt, route = time.monotonic() + self.timeout, 0, self._route
+        _check_options(options, route.protocol.options)
         while True:
-            sent = self._request(messages, options)
+            sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
-            answer = _post(self._route, body, deadline - time.monotonic())
-            result = self._route.read(answer)
+            answer = _post(route, body, deadline - time.monotonic())
+            result = route.read(answer)
             if isinstance(result, Reply):
                 return result
-            self._learn(sent, result)
-            if sent != self._request(messages, options):
+            route.learn(sent, result)
+            if sent != route.request(messages, options):
                 continue
             pause = _asked_pause(answer) or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
@@ -4251,31 +4251,6 @@ class LLM(LanguageModel):
                 raise result
             self.sleep(pause)
             attempt += 1
-
-    def _request(self, messages: _Messages, options: Fields) -> Fields:
-        """The body of a request, without what the server has refused by name."""
-        body = {"model": self._route.model, **self._route.protocol.fields(messages)}
-        for option, value in options.items():
-            names = self._route.names.get(option, ())
-            left = [name for name in names if name not in self._refused]
-            if left:
-                alone = option == "stop" and isinstance(value, str)
-                body[left[0]] = [value] if alone else value
-        return {**body, **options.get("extra", {})}
-
-    def _learn(self, sent: Fields, error: LLMError) -> None:
-        """Remember an option that the server refuses by name; another name is tried, or none."""
-        if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
-            return
-        for names in self._route.names.values():
-            for name in names:
-                spelled = name.replace("_", "_?")  # some say it in camelCase
-                if name in sent and re.search(rf"\b{spelled}\b", error.words, re.I):
-                    self._refused.add(name)
-                    if self._refused.issuperset(names):
-                        said = f"{self._route.name} refuses {name!r}: it is left out from now on"
-                        warn(said, stacklevel=_level_outside())
-                    return
 
     @cached_property
     def _route(self) -> _Route:
@@ -4288,24 +4263,27 @@ class LLM(LanguageModel):
             )
         first, _, rest = name.partition("/")
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
-        row = _Provider(*PROVIDERS[provider])
-        protocol = PROTOCOLS[row.protocol]
-        names = _wire_names(f"{protocol.options} {row.options}")
-        moved = os.environ.get(row.variable, "")
-        base = self.base_url or (_moved_address(moved, row) if moved else row.base_url)
-        url = _address(base, protocol.path)
-        headers = _headers(row, self._key, self._headers)
-        route = _Route(provider, model, protocol, names, url, row.keys, headers)
-        fault = route.fault(self.allow_http, base == row.base_url)
+        form, base, keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
+        protocol = PROTOCOLS[form]
+        names = _wire_names(f"{protocol.options} {_OTHER_OPTIONS.get(provider, '')}")
+        moved = self.base_url or _moved_address(variable, path) or base
+        url = _address(moved, protocol.path)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "minitrace",
+            **protocol.headers,
+            **_own_headers(variable, keys, self._key, self._headers),
+        }
+        refused = {"max_tokens"} if url.startswith("https://api.openai.com/") else set[str]()
+        route = _Route(provider, model, protocol, names, url, keys, headers, refused)
+        fault = route.fault(self.allow_http, moved == base)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
-        if url.startswith("https://api.openai.com/"):
-            self._refused.add("max_tokens")
         return route
 
 
-def _check_options(options: Fields, *known: Iterable[str]) -> None:
-    names = sorted(set(chain(*known)))
+def _check_options(options: Fields, known: str) -> None:
+    names = sorted(_wire_names(known))
     for name in sorted(options.keys() - {*names, "extra"}):
         words = "what one server alone knows goes into extra={...}"
         raise TypeError(f"no option {name!r}: known are {', '.join(names)}; {words}")
@@ -4327,21 +4305,19 @@ def _address(base: str, path: str) -> str:
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
 
 
-def _headers(row: _Provider, key: str | None, given: Texts) -> Texts:
-    """The headers of a request. Nothing is raised here, where the environment's keys are bare."""
-    get, prefix = os.environ.get, row.variable.removesuffix("_BASE_URL")
+def _own_headers(variable: str, keys: str, key: str | None, given: Texts) -> Texts:
+    """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
+    get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
     lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-    if prefix == "OPENAI":
-        lines.append(f"OpenAI-Organization:{get('OPENAI_ORG_ID', '')}")
-        lines.append(f"OpenAI-Project:{get('OPENAI_PROJECT_ID', '')}")
+    lines.append(f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}")
+    lines.append(f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}")
     pairs = [line.partition(":")[::2] for line in lines] + [*given.items()]
     own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
     if key is None and not own.keys() & _CREDENTIALS:
-        key = next(filter(None, map(get, row.keys.split())), None)
+        key = next(filter(None, map(get, keys.split())), None)
     if key and key.strip():
         own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-    common = {"content-type": "application/json", "user-agent": "minitrace"}
-    return {**common, **PROTOCOLS[row.protocol].headers, **own}
+    return own
 
 
 class Script(LanguageModel):
