@@ -3558,12 +3558,10 @@ class Reply(str):
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         text = _answer_text(answer).encode("utf-8", "backslashreplace").decode("utf-8")
         self = super().__new__(cls, text)
-        end = str(_dig(answer, _END) or "")
-        known = {"finish_reason": _ENDS.get(end.lower(), end), "model": _dig(answer, "model")}
-        known = {name: fact for name, fact in known.items() if fact and isinstance(fact, str)}
-        usage = _usage(facts.get("usage") or _dig(answer, "usage"))
-        self.__dict__.update(known, **facts)
-        self.__dict__.update({"usage": usage} if usage or facts else {})
+        end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
+        facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
+        facts["usage"] = _usage(facts.get("usage") or _dig(answer, "usage"))
+        self.__dict__.update({name: fact for name, fact in facts.items() if fact})
         return self
 
 
@@ -3657,7 +3655,7 @@ class LanguageModel:
     def __call__(self, messages: str | Sequence[Options], **options: Any) -> Reply:
         """Ask once. Options go over those of the constructor; None takes one away."""
         if isinstance(messages, str):
-            messages = [{"role": "user", "content": str(messages)}]
+            messages = [_message("user", str(messages))]
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
         given = [dict(message) for message in messages]
@@ -3794,10 +3792,9 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    if not turns:
-        system, turns = "", [dict(_message("user", system))]
-    fields = {"max_tokens": 8192, "messages": turns}
-    return {**fields, "system": system} if system else fields
+    first = {"system": system} if system and turns else {}
+    turns = turns or [{"role": "user", "content": system}]
+    return {"max_tokens": 8192, "messages": turns, **first}
 
 
 PROTOCOLS = {
@@ -3844,13 +3841,13 @@ _OTHER_OPTIONS = {"mistral": "seed=random_seed|seed"}  # that a provider calls b
 
 def _moved_address(variable: str, path: str) -> str:
     """The base address that a variable names: a URL, in OLLAMA_HOST also a host and a port."""
-    said = os.environ.get(variable, "").strip().rstrip("/")
-    if said and variable == "OLLAMA_HOST":
-        said = re.sub(r"0\.0\.0\.0|^(?=:)", "127.0.0.1", said)  # 0.0.0.0 is for servers
-        if "://" not in said:
-            said = f"http://{said}" if re.search(r":\d+$", said) else f"http://{said}:11434"
-    behind = not said.endswith(path[path.rfind("/") :])  # which some say with it
-    return said + path if said and behind else said
+    said = os.environ.get(variable, "").rstrip("/")
+    if said and variable == "OLLAMA_HOST" and "://" not in said:
+        host, port = re.findall(r"^(.*?)(:\d+)?$", said)[0]
+        said = f"http://{host or '127.0.0.1'}{port or ':11434'}"
+    said = said.replace("//0.0.0.0", "//127.0.0.1")  # where a server listens, and none can call
+    whole = said.endswith(path[path.rfind("/") :])  # some say the path too
+    return said if whole or not said else said + path
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
@@ -3958,7 +3955,6 @@ _REFUSES = (
     "un(supported|known|recognized|expected)|not (support|allowed|accepted)|permitted"
     "|extra_forbidden|deprecated|no longer"
 )
-_REASONING = "choices 0 message reasoning_content|choices 0 message reasoning"
 _FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
 # The first line whose pattern is found in "kind status words" has the advice. It also says
 # whether asking again can help (->) or not (=>).
@@ -3984,12 +3980,6 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^cut off|in its reasoning -> raise max_tokens=
  -> change the prompt, or ask again
 """
-
-
-def _advice(said: str) -> tuple[str, str]:
-    """The sign and the advice of the first line that fits."""
-    rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE)
-    return next((sign, words) for form, sign, words in rows if re.search(form, said, re.I | re.S))
 
 
 def _words(error: Any, answer: _Answer) -> str:
@@ -4062,13 +4052,15 @@ class _Route(NamedTuple):
 
     @property
     def secrets(self) -> list[_Key]:
+        """What no text may show, the longest first."""
         hidden = (k for k in self.headers if re.search("auth|key|token|secret|cookie", k))
-        return [_Key(word) for name in hidden for word in self.headers[name].split()]
+        words = [_Key(word) for name in hidden for word in self.headers[name].split()]
+        return sorted(words, key=len, reverse=True)
 
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
-        for word in sorted((w for w in self.secrets if len(w) > 7), key=len, reverse=True):
-            text = text.replace(word, "[key]")
+        for word in self.secrets:
+            text = text.replace(word, "[key]") if len(word) > 7 else text
         return text
 
     def fault(self, may_be_plain: bool, needs_key: bool) -> str:
@@ -4113,8 +4105,9 @@ without a user or a password"""
         """What went wrong, where, and what to do."""
         words, url = self.redact(words), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
-        sign, advice = _advice(said)
-        message = f"{self.name} at {url}: {said}; {advice.replace('{keys}', self.keys)}."
+        rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
+        sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
+        message = f"{self.name} at {url}: {said}; {advice}."
         facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
         return LLMError(message, provider=self.provider, model=self.model, url=url, **facts)
 
@@ -4142,7 +4135,8 @@ without a user or a password"""
         kind = "refused" if refusal else reply.finish_reason
         if kind in _FAILURES or not reply.strip():
             kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
-            said = refusal or reply or (_dig(data, _REASONING) and "all is in its reasoning") or ""
+            thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
+            said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
             return self.error(kind, f"{said} (finish reason: {end})", status)
         model = self.redact(reply.model or self.model)
         return Reply(self.redact(reply), **{**vars(reply), "model": model})
