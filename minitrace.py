@@ -1017,10 +1017,16 @@ class ExceptionNode(MessageNode[str]):
 
 
 def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
-    """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle."""
+    """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle.
+
+    An error of minitrace's own, such as an `LLMError`, is no failure of the program and is raised
+    as it is, except an inner `ExecutionError`, or an error with `failure`.
+    """
     if isinstance(error, ExecutionError):
         inner, original = error.exception_node, error.__cause__ or error
         message, full = inner.data, inner.create_feedback("full")
+    elif isinstance(error, MinitraceError) and not hasattr(error, "failure"):
+        raise error
     else:
         message, source = _failure(error)
         full, original = message + source, error
@@ -1153,11 +1159,7 @@ class _Body(_Scope):
         if self.reads:
             self._keep_outside()
         if error is not None and self.bundle.options["catch_execution_error"]:
-            # minitrace's errors pass through, except a failure of the program: an inner
-            # ExecutionError, or an error with `failure`.
-            ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
-            if isinstance(error, ExecutionError) or not ours:
-                _fail(self.bundle.op, self.call, error)
+            _fail(self.bundle.op, self.call, error)
 
     def _keep_outside(self) -> None:
         """Add the outside nodes as parents, or refuse those that are not allowed."""
