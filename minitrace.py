@@ -3508,6 +3508,8 @@ class LLMError(MinitraceError):
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
         self.__dict__.update(facts)
+        if self.kind in ("refused", "filtered", "empty", "cut off"):
+            self.failure = f"(LLMError) {message}", ""  # of the program, as its prompts caused it
 
 
 def _dig(data: Any, paths: str) -> Any:

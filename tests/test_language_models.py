@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 import warnings
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 
@@ -322,12 +323,19 @@ def test_a_language_model_that_fails_is_no_feedback(server):
     llm, _ = connect(server, "status400")
     with pytest.raises(LLMError, match="status 400"):
         operators.call_llm(llm, question)
+    for mode in "refused", "filtered", "empty", "cut_off":  # another prompt might do better
+        llm, _ = connect(server, mode)
+        inside = minitrace.bundle()(lambda x, llm=llm: llm(str(x)))
+        for ask in inside, partial(operators.call_llm, llm):
+            with pytest.raises(minitrace.ExecutionError, match="LLMError") as caught:
+                ask(question)
+            assert caught.value.__cause__.kind == mode.replace("_", " ")
     with pytest.raises(KeyboardInterrupt):
         operators.call_llm(raises(KeyboardInterrupt()), question)
 
 
 def test_an_error_of_ours_and_a_wrong_option_stay_what_they_are(server):
-    mine = LLMError("I would rather not", kind="refused")
+    mine = LLMError("no line", kind="network")
     with pytest.raises(LLMError) as caught:
         operators.call_llm(raises(mine), "hi")
     assert caught.value is mine
