@@ -3885,7 +3885,7 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
         # Whatever goes wrong becomes text: a traceback through urllib would show the key.
         request = Request(route.url, body, {**route.headers}, method="POST")
         try:
-            opener = _opener(route.here, seconds, sockets)
+            opener = _opener(route, seconds, sockets)
             with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
                 if response.status == 407:
                     raise OSError("status 407")
@@ -3907,8 +3907,8 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
 
 
-def _opener(here: bool, seconds: float, sockets: list[Any]) -> Any:
-    """What opens a request: past proxies if it stays `here`, and without following redirects.
+def _opener(route: _Route, seconds: float, sockets: list[Any]) -> Any:
+    """What opens a request: past proxies if it stays here, and without following redirects.
 
     Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
     """
@@ -3933,11 +3933,14 @@ def _opener(here: bool, seconds: float, sockets: list[Any]) -> Any:
             tells: Any = type("Connection", (http_class,), {"connect": connect})
             return super().do_open(tells, req, **options)
 
-    proxies = {} if here else request.getproxies()
+    proxies = {} if route.here else request.getproxies()
     if "all" in proxies:
         proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
+    # Certificates take long to load: none are, where nothing is encrypted.
+    context: Any = None if "https:" in f"{route.url} {proxies}" else 0
     opener = request.OpenerDirector()
-    for handler in (request.ProxyHandler(proxies), Connects(), request.UnknownHandler()):
+    handlers = request.ProxyHandler(proxies), Connects(context=context), request.UnknownHandler()
+    for handler in handlers:
         opener.add_handler(handler)
     return opener
 
@@ -4141,7 +4144,7 @@ without a user or a password"""
             kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
             thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
             said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
-            return self.error(kind, f"{said} (finish reason: {end})", status)
+            return self.error(kind, f"{said} (finish reason: {end})".strip(), status)
         model = self.redact(reply.model or self.model)
         return Reply(self.redact(reply), **{**vars(reply), "model": model})
 
