@@ -3559,9 +3559,13 @@ class Reply(str):
     def __new__(cls, answer: Any = "", **facts: Any) -> Reply:
         if isinstance(answer, Reply) and not facts:
             return answer
+        text = answer
+        if not isinstance(answer, str):
+            if not isinstance(_dig(answer, "choices|content"), list):
+                raise TypeError(f"a language model must return text, not {to_text(answer, 80)}")
+            text = _content(_dig(answer, "choices 0 message content|content"))
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
-        text = _answer_text(answer).encode("utf-8", "backslashreplace").decode("utf-8")
-        self = super().__new__(cls, text)
+        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
         end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
         facts["usage"] = _usage(facts.get("usage") or _dig(answer, "usage"))
@@ -3569,16 +3573,8 @@ class Reply(str):
         return self
 
 
-def _answer_text(answer: Any) -> str:
-    """The text in an answer; those of OpenAI's form have `choices`, of Anthropic's `content`."""
-    if isinstance(answer, str):
-        return answer
-    if not isinstance(_dig(answer, "choices|content"), list):
-        raise TypeError(f"a language model must return text, not {to_text(answer, 80)}")
-    return _content(_dig(answer, "choices 0 message content|content"))
-
-
-_END = "choices 0 finish_reason|stop_reason"  # where an answer has the word for why its text ended
+# Where an answer has the word for why its text ended. OpenAI's form comes first, then Anthropic's.
+_END = "choices 0 finish_reason|stop_reason"
 # What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
 _ENDS = {
     word: row.split(": ")[0]
@@ -3634,9 +3630,9 @@ def around_calls(hook: Function) -> Iterator[None]:
     try:
         yield
     finally:
-        hooks = [*_hooks.get()]
-        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]  # the innermost of these
-        _hooks.set(tuple(hooks))
+        left = [*_hooks.get()][::-1]
+        left.remove(hook)  # the innermost of these
+        _hooks.set(tuple(left[::-1]))
 
 
 class LanguageModel:
@@ -3680,9 +3676,10 @@ class LanguageModel:
         except Exception as error:
             if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
                 raise
-            name = self.model or type(self).__name__
-            words = f"the language model {name} raised {to_text(error, 500)}, which is the cause"
-            raise LLMError(words, kind="raised", model=name) from error
+            told = f"{self.model or type(self).__name__} raised {to_text(error, 500)}"
+            raise LLMError(
+                f"the language model {told}, the cause of this", kind="raised"
+            ) from error
         return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
@@ -3719,11 +3716,11 @@ def _in_thread(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             future.set_exception(error)
 
-    inside = copy_context()
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
     try:
-        threading.Thread(target=inside.run, args=(run,), daemon=True).start()
+        thread.start()
     except RuntimeError:  # none can be started here, as in WebAssembly
-        inside.run(run)
+        thread.run()
     return future
 
 
@@ -3787,7 +3784,7 @@ class _Protocol(NamedTuple):
 
 def _wire_names(options: str) -> dict[str, list[str]]:
     """The names on the wire of each option."""
-    pairs = [each.partition("=") for each in options.split()]
+    pairs = (each.partition("=") for each in options.split())
     return {option: (names or option).split("|") for option, _, names in pairs}
 
 
@@ -3797,8 +3794,8 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
     first = {"system": system} if system and turns else {}
-    turns = turns or [{"role": "user", "content": system}]
-    return {"max_tokens": 8192, "messages": turns, **first}
+    alone = {"role": "user", "content": system}
+    return {"max_tokens": 8192, "messages": turns or [alone], **first}
 
 
 PROTOCOLS = {
@@ -3823,7 +3820,8 @@ PROTOCOLS = {
 PROVIDERS: dict[str, tuple[str, ...]] = {}
 for _row in """
 openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
-anthropic anthropic https://api.anthropic.com ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
+anthropic anthropic https://api.anthropic.com \
+    ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
 gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
     GOOGLE_API_KEY,GEMINI_API_KEY GOOGLE_GEMINI_BASE_URL /v1beta/openai
 ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
@@ -3840,7 +3838,11 @@ llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
     _name, *_facts = _row.split()
     PROVIDERS[_name] = tuple([fact.replace(",", " ") for fact in _facts])
 PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
-_OTHER_OPTIONS = {"mistral": "seed=random_seed|seed"}  # that a provider calls by another name
+# Options that have other names than in the protocol, by a part of a provider's name or address.
+_OTHER_OPTIONS = {
+    "mistral": "seed=random_seed|seed",
+    "//api.openai.com/": "max_tokens=max_completion_tokens|max_tokens",
+}
 
 
 def _moved_address(variable: str, path: str) -> str:
@@ -3850,8 +3852,7 @@ def _moved_address(variable: str, path: str) -> str:
         host, port = re.findall(r"^(.*?)(:\d+)?$", said)[0]
         said = f"http://{host or '127.0.0.1'}{port or ':11434'}"
     said = said.replace("//0.0.0.0", "//127.0.0.1")  # where a server listens, and none can call
-    whole = said.endswith(path[path.rfind("/") :])  # some say the path too
-    return said if whole or not said else said + path
+    return said if not said or said.endswith(("/v1", "/openai")) else said + path
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
@@ -3896,11 +3897,11 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
             direct = request.host in route.url
             return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
 
-    talking = _in_thread(talk)
+    talking, answer = _in_thread(talk), _Answer("timeout", "no whole answer in time")
     try:
-        wait([talking], seconds)
-        late = _Answer("timeout", "no whole answer in time")
-        return cast(_Answer, talking.result()) if talking.done() else late
+        if wait([talking], seconds).done:
+            answer = talking.result()
+        return answer
     finally:
         for each in sockets:
             with suppress(OSError):  # closed already
@@ -3963,29 +3964,29 @@ _REFUSES = (
     "|extra_forbidden|deprecated|no longer"
 )
 _FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
-# The first line whose pattern is found in "kind status words" has the advice. It also says
-# whether asking again can help (->) or not (=>).
+# The first line whose pattern is found in "kind status words" has the advice, and says whether the
+# same may be asked again (->) or that it is hopeless (=>).
 _ADVICE = """
 insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
 |token count|request.too.large|reduce the length|status 413 => shorten the prompt
 the proxy \\S+: (no connection|.*407) => see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
-asks to wait -> try again after that, or raise timeout= above it
-billing|credit -> the account has nothing left: top it up or use another
-^status 401.*x-api-key -> check the key, or send it as the server asks: \
-headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
-^status 40[13]|api.?key|no connected db -> check the key: api_key= or {keys}
-^status 404|model.{0,80}not (found|exist)|invalid model|no endpoints \
--> check the language model's name, and base_url=
-^status 3 -> redirects are not followed, to keep the key: set base_url= to the new address
+^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
 ^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
-^status -> see its words, and the options and extra= of the call
-^timeout -> raise timeout=, or ask for less with max_tokens=
+billing|credit => the account has nothing left: top it up or use another
+^status 401.*x-api-key => check the key, or send it as the server asks: \
+headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
+^status 40[13]|api.?key|no connected db => check the key: api_key= or {keys}
+^status 404|model.{0,80}not (found|exist)|invalid model|no endpoints \
+=> check the language model's name, and base_url=
+^status 3 => redirects are not followed, to keep the key: set base_url= to the new address
+^status => see its words, and the options and extra= of the call
+^timeout => raise timeout=, or ask for less with max_tokens=
 ^network -> see that the server runs and that its address is right
-^unreadable -> see that base_url= points at the API of a language model
-^cut off|in its reasoning -> raise max_tokens=
- -> change the prompt, or ask again
+^unreadable => see that base_url= points at the API of a language model
+^cut off|in its reasoning => raise max_tokens=
+ => change the prompt, or ask again
 """
 
 
@@ -4018,13 +4019,10 @@ def _asked_pause(answer: _Answer) -> float:
 
 def _may_heal(answer: _Answer, error: LLMError) -> bool:
     """Is it worth asking again?"""
-    said = answer.headers.get("x-should-retry")
-    if said in ("true", "false") or error.hopeless:
-        return said == "true"
     # A body cut where no length tells is bad JSON; a page for people begins with "<", and stays.
     cut = error.kind == "unreadable" and answer.body.strip()[:1] in ("{", "")
-    transient = error.status in (408, 409, 429) or error.status >= 500
-    return cut or transient or error.kind in ("network", "failed")
+    said = answer.headers.get("x-should-retry", "")
+    return {"true": True, "false": False}.get(said, cut or not error.hopeless)
 
 
 class _Key(str):
@@ -4100,8 +4098,8 @@ without a user or a password"""
             return
         said = error.words.replace("_", "")  # since some say it in camelCase
         for names in self.names.values():
-            for name in names:
-                if name in sent and re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
+            for name in sent.keys() & names:
+                if re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
                     self.refused.add(name)
                     if self.refused.issuperset(names):
                         words = f"{self.name} refuses {name!r}: it is left out from now on"
@@ -4204,7 +4202,6 @@ class LLM(LanguageModel):
         timeout: float = 300.0,
         retries: int = 4,
         allow_http: bool = False,
-        extra: Options | None = None,
         sleep: Callable[[float], object] = time.sleep,
         **options: Any,
     ) -> None:
@@ -4217,19 +4214,18 @@ class LLM(LanguageModel):
         self.retries = retries
         self.allow_http = allow_http
         self.sleep = sleep
-        self.options = {**options, "extra": extra}
+        self.options = options
         _check_options(options, " ".join(each.options for each in PROTOCOLS.values()))
         if not 0 < timeout <= 1e6:
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
     def __repr__(self) -> str:
-        given = [f"{k}={v!r}" for k, v in self.options.items() if v is not None]
-        return f"LLM({', '.join([repr(self.model), *given])})"
+        given = [f", {k}={v!r}" for k, v in self.options.items() if v is not None]
+        return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
-        state = {**self.__dict__, "_key": None, "_headers": {}}
-        state.pop("_route", None)
-        return state
+        kept = {name: value for name, value in self.__dict__.items() if name != "_route"}
+        return {**kept, "_key": None, "_headers": {}}
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
@@ -4266,17 +4262,17 @@ class LLM(LanguageModel):
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
         form, base, keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
         protocol = PROTOCOLS[form]
-        names = _wire_names(f"{protocol.options} {_OTHER_OPTIONS.get(provider, '')}")
         moved = self.base_url or _moved_address(variable, path) or base
         url = _address(moved, protocol.path)
+        other = (row for part, row in _OTHER_OPTIONS.items() if part in f"{provider} {url}")
+        names = _wire_names(" ".join([protocol.options, *other]))
         headers = {
             "content-type": "application/json",
             "user-agent": "minitrace",
             **protocol.headers,
             **_own_headers(variable, keys, self._key, self._headers),
         }
-        refused = {"max_tokens"} if url.startswith("https://api.openai.com/") else set[str]()
-        route = _Route(provider, model, protocol, names, url, keys, headers, refused)
+        route = _Route(provider, model, protocol, names, url, keys, headers, set())
         fault = route.fault(self.allow_http, moved == base)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
@@ -4291,16 +4287,12 @@ def _check_options(options: Fields, known: str) -> None:
 
 
 def _address(base: str, path: str) -> str:
-    """The address of a request, or "" if the base is no address."""
-    host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])"
-    form = rf"(?=[!-~]+\Z)(https?://{host}(?::\d+)?)((?:/[^?#]*)?)((?:\?[^#]*)?)"
+    """The address of a request, or "" if the base, which may end as the path does, is none."""
+    host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?"
+    ending = re.sub("^/v1(/.*)", r"/v1(?:\1)?", path)
+    form = rf"(?=[!-~]+\Z)(https?://{host}(?:/[^?#]*?)??)/*(?:{ending})?/*(\?[^#]*)?"
     parts = re.fullmatch(form, base)
-    if not parts:
-        return ""
-    origin, trunk, query = parts.groups()
-    trunk = trunk.rstrip("/").removesuffix(path)
-    trunk = trunk.removesuffix("/v1") if path.startswith("/v1/") else trunk
-    return origin + trunk + path + query
+    return parts[1] + path + (parts[2] or "") if parts else ""
 
 
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
@@ -4310,8 +4302,10 @@ def _own_headers(variable: str, keys: str, key: str | None, given: Texts) -> Tex
     """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
     get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
     lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-    lines.append(f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}")
-    lines.append(f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}")
+    lines += [
+        f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
+        f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
+    ]
     pairs = [line.partition(":")[::2] for line in lines] + [*given.items()]
     own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
     if key is None and not own.keys() & _CREDENTIALS:
@@ -4358,11 +4352,11 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
     """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`."""
     llm, words = to_data(prompts[0]), prompts[1:]
     if not callable(llm):
-        llm, words = None, prompts
+        llm, words = _default_llm(), prompts
 
     def asked(system: str, *questions: str) -> str:
         messages = [_message("system", system), *(_message("user", each) for each in questions)]
-        return str(_ask_any(_default_llm() if llm is None else llm, messages))
+        return str(_ask_any(llm, messages))
 
     means = "the reply of a language model to the prompts"
     return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)

@@ -305,7 +305,7 @@ def test_a_callable_that_raises_is_a_language_model_that_failed(ask, error):
         assert caught.value.kind == "raised" and caught.value.__cause__ is error
         words = f"the language model {name} raised {type(error).__name__}("
         assert words in str(caught.value) or isinstance(error, Speechless)
-        assert str(caught.value).endswith(", which is the cause")
+        assert str(caught.value).endswith(", the cause of this")
 
 
 def test_a_language_model_that_fails_is_no_feedback(server):
