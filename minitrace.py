@@ -1023,10 +1023,16 @@ class ExceptionNode(MessageNode[str]):
 
 
 def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
-    """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle."""
+    """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle.
+
+    An error of minitrace's own, such as an `LLMError`, is no failure of the program and is raised
+    as it is, except an inner `ExecutionError`, or an error with `failure`.
+    """
     if isinstance(error, ExecutionError):
         inner, original = error.exception_node, error.__cause__ or error
         message, full = inner.data, inner.create_feedback("full")
+    elif isinstance(error, MinitraceError) and not hasattr(error, "failure"):
+        raise error
     else:
         message, source = _failure(error)
         full, original = message + source, error
@@ -1146,11 +1152,7 @@ class _Body(_Scope):
         if self.reads:
             self._keep_outside()
         if error is not None and self.bundle.options["catch_execution_error"]:
-            # minitrace's errors pass through, except a failure of the program: an inner
-            # ExecutionError, or an error with `failure`.
-            ours = isinstance(error, MinitraceError) and not hasattr(error, "failure")
-            if isinstance(error, ExecutionError) or not ours:
-                _fail(self.bundle.op, self.call, error)
+            _fail(self.bundle.op, self.call, error)
 
     def _keep_outside(self) -> None:
         """Add the outside nodes as parents, or refuse those that are not allowed."""
@@ -3331,10 +3333,14 @@ S = TypeVar("S")
 
 
 def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int = 8) -> list[T]:
-    """Call a function in threads, each in a copy of this context; the results, in order."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Call a function in threads, each in a copy of this context; the results, in order.
 
-    if min(len(items), workers) < 2:
+    Where no thread can be started, the calls come one after the other.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import get_ident
+
+    if min(len(items), workers) < 2 or _in_thread(get_ident).result() == get_ident():
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(copy_context().run, function, item) for item in items]
@@ -3691,7 +3697,6 @@ class _View:
 # streaming, tools, images, and connection reuse (a reply takes seconds, a handshake does not).
 
 _Messages = list[Fields]
-Hook = Callable[..., Any]
 
 
 class LLMError(MinitraceError):
@@ -3702,10 +3707,12 @@ class LLMError(MinitraceError):
 
     Attributes:
         kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (an error
-            from the server), `unreadable`, `empty`, `refused`, `filtered`, `cut off` (a limit came
-            before any text), `miss` (nothing recorded or scripted answers this).
+            from the server), `failed` (it gave up in the middle), `unreadable`, `empty`, `refused`,
+            `filtered`, `cut off` (a limit came before any text), `miss` (nothing recorded or
+            scripted answers this), `raised` (by a callable of yours; its error is the cause).
         status: the HTTP status, 0 if there was none.
         words: what the server said.
+        hopeless: whether it is known that asking the same again cannot help.
         provider, model, url: who was asked, and where, without the query string.
 
     >>> try:
@@ -3715,45 +3722,27 @@ class LLMError(MinitraceError):
     miss - the script has no reply for call 2: 'second'
     """
 
-    kind, status, provider, model, url, words = "setup", 0, "", "", "", ""
+    kind, status, provider, model, url, words, hopeless = "setup", 0, "", "", "", "", False
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
         self.__dict__.update(facts)
+        if self.kind in ("refused", "filtered", "empty", "cut off"):
+            self.failure = f"(LLMError) {message}", ""  # of the program, as its prompts caused it
 
 
-class Reply(str):
-    """The text that a language model gave, with what is known about it.
-
-    Attributes:
-        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
-        model: the language model that answered, in the server's words.
-
-    >>> reply = Reply("4", usage={"input_tokens": 9, "output_tokens": 1}, model="llama3")
-    >>> reply + "2", reply.usage["output_tokens"], reply.finish_reason
-    ('42', 1, 'stop')
-    """
-
-    usage: dict[str, int] | None = None
-    finish_reason = "stop"
-    model = ""
-
-    def __new__(cls, text: str = "", **facts: Any) -> Reply:
-        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
-        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        self.__dict__.update(facts)
-        return self
-
-
-def _dig(data: Any, path: str) -> Any:
-    """The value at a path inside data that we do not trust, such as "choices 0 text", or None."""
-    for step in path.split():
-        try:
-            data = data[int(step) if step.isdigit() else step]
-        except (LookupError, TypeError):
-            return None
-    return data
+def _dig(data: Any, paths: str) -> Any:
+    """What is found first in an answer, object or dict, at paths such as "error|choices 0 error"."""
+    for path in paths.split("|"):
+        found = data
+        for step in path.split():
+            try:
+                found = found[int(step) if step.isdigit() else step]
+            except (LookupError, TypeError, AttributeError):
+                found = getattr(found, step, None)
+        if found is not None:
+            return found
+    return None
 
 
 def _content(content: Any) -> str:
@@ -3761,6 +3750,80 @@ def _content(content: Any) -> str:
     if isinstance(content, list):
         return "".join(_content(_dig(p, "text")) for p in content if _dig(p, "type") == "text")
     return content if isinstance(content, str) else ""
+
+
+class Reply(str):
+    """The text that a language model gave, with what is known about it.
+
+    It is made of a text, or of what an official client returned, as an object or as a dict.
+
+    Attributes:
+        usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
+        model: the language model that answered, in the server's words.
+
+    >>> completion = {
+    ...     "choices": [{"message": {"content": "4"}, "finish_reason": "length"}],
+    ...     "usage": {"prompt_tokens": 9, "completion_tokens": 1},
+    ... }
+    >>> reply = Reply(completion, model="llama3")
+    >>> reply + "2", reply.usage, reply.finish_reason
+    ('42', {'input_tokens': 9, 'output_tokens': 1}, 'length')
+    """
+
+    usage: dict[str, int] | None = None
+    finish_reason = "stop"
+    model = ""
+
+    def __new__(cls, answer: Any = "", **facts: Any) -> Reply:
+        if isinstance(answer, Reply) and not facts:
+            return answer
+        text = answer
+        if not isinstance(answer, str):
+            if not isinstance(_dig(answer, "choices|content"), list):
+                raise TypeError(f"a language model must return text, not {to_text(answer, 80)}")
+            text = _content(_dig(answer, "choices 0 message content|content"))
+        # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
+        self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
+        facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
+        facts["usage"] = _usage(facts.get("usage") or _dig(answer, "usage"))
+        self.__dict__.update({name: fact for name, fact in facts.items() if fact})
+        return self
+
+
+# Where an answer has the word for why its text ended. OpenAI's form comes first, then Anthropic's.
+_END = "choices 0 finish_reason|stop_reason"
+# What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
+_ENDS = {
+    word: row.split(": ")[0]
+    for row in """
+stop: end_turn stop_sequence eos
+length: max_tokens model_length max_output_tokens
+cut off: model_context_window_exceeded
+refused: refusal
+filtered: content_filter content_filtered sensitive safety recitation blocklist prohibited_content
+failed: error network_error insufficient_system_resource abort aborted cancelled
+""".strip().splitlines()
+    for word in row.split(": ")[1].split()
+}
+# What the counts of tokens are called; those of the first row that is found add up.
+_COUNTS = (
+    "input_tokens prompt_tokens",
+    "input_tokens input_tokens cache_creation_input_tokens cache_read_input_tokens",
+    "output_tokens completion_tokens",
+    "output_tokens output_tokens",
+)
+
+
+def _usage(told: Any) -> dict[str, int] | None:
+    """The tokens that an answer says it took, by the same names whoever says it."""
+    usage: dict[str, int] = {}
+    for name, *kinds in map(str.split, _COUNTS):
+        counts = [count for kind in kinds if isinstance(count := _dig(told, kind), int)]
+        if counts:
+            usage.setdefault(name, sum(counts))
+    return usage or None
 
 
 _hooks: ContextVar[tuple[Function, ...]] = ContextVar("minitrace_hooks", default=())
@@ -3786,9 +3849,9 @@ def around_calls(hook: Function) -> Iterator[None]:
     try:
         yield
     finally:
-        hooks = [*_hooks.get()]
-        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]  # the innermost of these
-        _hooks.set(tuple(hooks))
+        left = [*_hooks.get()][::-1]
+        left.remove(hook)  # the innermost of these
+        _hooks.set(tuple(left[::-1]))
 
 
 class LanguageModel:
@@ -3811,12 +3874,12 @@ class LanguageModel:
     def __call__(self, messages: str | Sequence[Options], **options: Any) -> Reply:
         """Ask once. Options go over those of the constructor; None takes one away."""
         if isinstance(messages, str):
-            messages = [{"role": "user", "content": str(messages)}]
+            messages = [_message("user", str(messages))]
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
         given = [dict(message) for message in messages]
         merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
-        ask = partial(self.complete, given, merged)
+        ask = partial(self._complete, given, merged)
         for hook in reversed(dict.fromkeys(_hooks.get())):
             ask = partial(hook, self, given, merged, ask)
         token = _hooks.set(())
@@ -3824,6 +3887,19 @@ class LanguageModel:
             return ask()
         finally:
             _hooks.reset(token)
+
+    def _complete(self, messages: _Messages, options: Fields) -> Reply:
+        """What `complete` gives; one of yours that raises is a language model that failed."""
+        try:
+            answer = self.complete(messages, options)
+        except Exception as error:
+            if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
+                raise
+            told = f"{self.model or type(self).__name__} raised {to_text(error, 500)}"
+            raise LLMError(
+                f"the language model {told}, the cause of this", kind="raised"
+            ) from error
+        return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
         """Ask all prompts, up to `workers` at a time; replies come in the order of the prompts.
@@ -3843,7 +3919,10 @@ class LanguageModel:
 
 
 def _in_thread(work: Callable[[], Any]) -> Any:
-    """The future of `work`, run in this context in a daemon thread, which lets a program end."""
+    """The future of `work`, run in this context in a daemon thread, which lets a program end.
+
+    Where no thread can be started, it is run at once.
+    """
     import threading
     from concurrent.futures import Future
 
@@ -3856,7 +3935,11 @@ def _in_thread(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # none can be started here, as in WebAssembly
+        thread.run()
     return future
 
 
@@ -3870,30 +3953,8 @@ class _Foreign(LanguageModel):
         self.function = function
         self.model = str(getattr(function, "model", None) or "callable")
 
-    def complete(self, messages: _Messages, options: Fields) -> Reply:
-        answer = self.function(messages, **options)
-        if isinstance(answer, Reply):
-            return answer
-        return Reply(_reply_text(answer), usage=_usage_told(answer) or None)
-
-
-def _reply_text(answer: Any) -> str:
-    """The text of what a language model returned: text, or a chat completion as object or dict."""
-    if isinstance(answer, str):
-        return answer
-    get: Any = operator.getitem if isinstance(answer, dict) else getattr
-    try:
-        return str(get(get(get(answer, "choices")[0], "message"), "content") or "")
-    except (AttributeError, KeyError, IndexError, TypeError):
-        raise TypeError(f"a language model must return text, not {to_text(answer, 80)}") from None
-
-
-def _usage_told(answer: Any) -> dict[str, int]:
-    """What an answer says that it took: the counts in a dict, or in an object's attributes."""
-    told = getattr(answer, "usage", None)
-    counts = getattr(told, "__dict__", told)
-    pairs = counts.items() if isinstance(counts, dict) else ()
-    return {key: count for key, count in pairs if isinstance(count, int)}
+    def complete(self, messages: _Messages, options: Fields) -> Any:
+        return self.function(messages, **options)
 
 
 def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
@@ -3932,39 +3993,28 @@ def _default_llm() -> LanguageModel:
 
 
 class _Protocol(NamedTuple):
-    """A wire format: where a request goes, what it looks like, where things are in an answer."""
+    """A wire format: where a request goes, and what it looks like."""
 
     path: str  # what follows the base address
     options: str  # and "=" the names on the wire, if they differ; the first not refused is sent
     fields: Callable[[_Messages], Fields]  # from messages to the fields that carry them
-    text: str  # the path to the text of an answer
-    end: str  # the path to why the text ended
-    usage: tuple[str, str]  # the counts that add up to the tokens in, and out
     headers: Mapping[str, str] = {}  # those it demands beside the key
 
-    def names(self) -> dict[str, list[str]]:
-        """The names on the wire of each option."""
-        pairs = [each.partition("=") for each in self.options.split()]
-        return {option: (names or option).split("|") for option, _, names in pairs}
 
-
-class _Provider(NamedTuple):
-    """Who serves language models: a row of `PROVIDERS`, where any tuple in this order will do."""
-
-    protocol: str  # a name in PROTOCOLS
-    base_url: str  # with the /v1 where the provider has one
-    keys: str = ""  # variables that may hold the key; the first that is set wins
-    variable: str = ""  # the variable that moves the address ...
-    path: str = ""  # ... and what to put behind what it says
+def _wire_names(options: str) -> dict[str, list[str]]:
+    """The names on the wire of each option."""
+    pairs = (each.partition("=") for each in options.split())
+    return {option: (names or option).split("|") for option, _, names in pairs}
 
 
 def _anthropic_fields(messages: _Messages) -> Fields:
-    """The system's words go on top, where every Anthropic language model takes them."""
+    """The system's words go on top, unless nobody else says anything."""
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    fields = {"max_tokens": 8192, "messages": turns}
-    return {**fields, "system": system} if system else fields
+    first = {"system": system} if system and turns else {}
+    alone = {"role": "user", "content": system}
+    return {"max_tokens": 8192, "messages": turns or [alone], **first}
 
 
 PROTOCOLS = {
@@ -3973,9 +4023,6 @@ PROTOCOLS = {
         "temperature top_p seed stop reasoning_effort response_format "
         "max_tokens=max_tokens|max_completion_tokens",
         lambda messages: {"messages": messages},
-        "choices 0 message content",
-        "choices 0 finish_reason",
-        ("prompt_tokens", "completion_tokens"),
     ),
     # Since this version the official client sends its key as a bearer token. For a gateway that
     # knows the older form: LLM(headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}).
@@ -3983,13 +4030,12 @@ PROTOCOLS = {
         "/v1/messages",
         "temperature top_p top_k max_tokens stop=stop_sequences",
         _anthropic_fields,
-        "content",
-        "stop_reason",
-        ("input_tokens cache_creation_input_tokens cache_read_input_tokens", "output_tokens"),
         {"anthropic-version": "2026-10-21"},
     ),
 }
-# By the first part of a name, as in "groq/llama-3"; "compatible" serves bare names at a `base_url`.
+# Who serves language models, by the first part of a name, as in "groq/llama-3": the protocol, the
+# base address, variables that may hold the key (the first that is set wins), the variable that
+# moves the address, and what stands behind what that says. "compatible" serves bare names.
 PROVIDERS: dict[str, tuple[str, ...]] = {}
 for _row in """
 openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
@@ -3999,7 +4045,7 @@ gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
     GOOGLE_API_KEY,GEMINI_API_KEY GOOGLE_GEMINI_BASE_URL /v1beta/openai
 ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
 openrouter openai https://openrouter.ai/api/v1 OPENROUTER_API_KEY
-groq openai https://api.groq.com/openai/v1 GROQ_API_KEY GROQ_BASE_URL
+groq openai https://api.groq.com/openai/v1 GROQ_API_KEY GROQ_BASE_URL /openai/v1
 mistral openai https://api.mistral.ai/v1 MISTRAL_API_KEY
 deepseek openai https://api.deepseek.com/v1 DEEPSEEK_API_KEY
 together openai https://api.together.xyz/v1 TOGETHER_API_KEY
@@ -4011,25 +4057,27 @@ llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
     _name, *_facts = _row.split()
     PROVIDERS[_name] = tuple([fact.replace(",", " ") for fact in _facts])
 PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
+# Options that have other names than in the protocol, by a part of a provider's name or address.
+_OTHER_OPTIONS = {
+    "mistral": "seed=random_seed|seed",
+    "//api.openai.com/": "max_tokens=max_completion_tokens|max_tokens",
+}
 
 
-def _moved_address(said: str, row: _Provider) -> str:
+def _moved_address(variable: str, path: str) -> str:
     """The base address that a variable names: a URL, in OLLAMA_HOST also a host and a port."""
-    if row.variable != "OLLAMA_HOST":
-        return said.rstrip("/") + row.path
-    from urllib.parse import urlsplit
-
-    scheme, _, rest = said.strip().rpartition("://")
-    parts = urlsplit(f"{scheme or 'http'}://{rest}")
-    port = parts.port or {"http": 80, "https": 443}.get(scheme, 11434)
-    host = (parts.hostname or "0.0.0.0").replace("0.0.0.0", "127.0.0.1")  # which none can call
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}{row.path}"
+    said = os.environ.get(variable, "").rstrip("/")
+    if said and variable == "OLLAMA_HOST" and "://" not in said:
+        host, port = re.findall(r"^(.*?)(:\d+)?$", said)[0]
+        said = f"http://{host or '127.0.0.1'}{port or ':11434'}"
+    said = said.replace("//0.0.0.0", "//127.0.0.1")  # where a server listens, and none can call
+    return said if not said or said.endswith(("/v1", "/openai")) else said + path
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
 
 _LARGEST = 16 << 20  # bytes in an answer
+_CONNECT = 10.0  # seconds until a host that does not answer counts as not there
 
 
 class _Answer(NamedTuple):
@@ -4051,65 +4099,70 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     from concurrent.futures import wait
     from urllib.request import Request
 
-    deadline, sockets = time.monotonic() + seconds, list[Any]()
-    late = _Answer("timeout", "no whole answer in time")
-
-    def connected(opened: Any) -> None:
-        sockets.append(opened)
-        if time.monotonic() > deadline:  # nobody pays for an answer that nobody waits for
-            raise TimeoutError("connected too late")
+    sockets: list[Any] = []
 
     def talk() -> _Answer:
         # Whatever goes wrong becomes text: a traceback through urllib would show the key.
+        request = Request(route.url, body, {**route.headers}, method="POST")
         try:
-            request = Request(route.url, body, {**route.headers}, method="POST")
-            with _opener(route.here, connected).open(request, timeout=seconds + 1) as response:
+            opener = _opener(route, seconds, sockets)
+            with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
+                if response.status == 407:
+                    raise OSError("status 407")
                 return _receive(response, route.redact)
         except Exception as error:
-            reason: Any = getattr(error, "reason", error)
-            said = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
-            return _Answer("network", said)
+            said = repr(getattr(error, "reason", error))
+            said = said if sockets else f"no connection: {said}"
+            direct = request.host in route.url
+            return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
 
-    talking = _in_thread(talk)
+    talking, answer = _in_thread(talk), _Answer("timeout", "no whole answer in time")
     try:
-        wait([talking], seconds)
-        return cast(_Answer, talking.result()) if talking.done() else late
+        if wait([talking], seconds).done:
+            answer = talking.result()
+        return answer
     finally:
         for each in sockets:
             with suppress(OSError):  # closed already
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
 
 
-def _opener(here: bool, connected: Callable[[Any], None]) -> Any:
-    """What opens a request: past proxies if it stays `here`, and without following redirects.
+def _opener(route: _Route, seconds: float, sockets: list[Any]) -> Any:
+    """What opens a request: past proxies if it stays here, and without following redirects.
 
-    `connected` is told of the socket as soon as there is one, before anything is sent.
+    Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
     """
+    import socket
     from urllib import request
+
+    deadline = time.monotonic() + seconds
 
     class Connects(request.HTTPSHandler, request.HTTPHandler):
         def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-            def connection(host: str, **more: Any) -> Any:
-                made = http_class(host, **more)
-                connect = made.connect
+            def connect(connection: Any) -> None:
+                http_class.connect(connection)
+                opened = connection.sock
+                sockets.append(opened)
+                opened.settimeout(seconds + 1)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if hasattr(socket, "TCP_KEEPIDLE"):
+                    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+                if time.monotonic() > deadline:  # nobody pays for what nobody waits for
+                    raise TimeoutError("connected too late")
 
-                def connect_and_tell() -> None:
-                    connect()
-                    connected(made.sock)
+            tells: Any = type("Connection", (http_class,), {"connect": connect})
+            return super().do_open(tells, req, **options)
 
-                made.connect = connect_and_tell
-                return made
-
-            return super().do_open(connection, req, **options)
-
-    class Answers(request.HTTPErrorProcessor):
-        def http_response(self, request: Any, response: Any) -> Any:
-            return response  # whatever its status: an error's words are in it
-
-        https_response = http_response
-
-    proxies = request.ProxyHandler({} if here else None)
-    return request.build_opener(proxies, Connects(), Answers())
+    proxies = {} if route.here else request.getproxies()
+    if "all" in proxies:
+        proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
+    # Certificates take long to load: none are, where nothing is encrypted.
+    context: Any = None if "https:" in f"{route.url} {proxies}" else 0
+    opener = request.OpenerDirector()
+    handlers = request.ProxyHandler(proxies), Connects(context=context), request.UnknownHandler()
+    for handler in handlers:
+        opener.add_handler(handler)
+    return opener
 
 
 def _receive(response: Any, redact: Function) -> _Answer:
@@ -4117,8 +4170,6 @@ def _receive(response: Any, redact: Function) -> _Answer:
     body = response.read(_LARGEST + 1)
     if len(body) > _LARGEST:
         return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
-    if body.startswith(b"\x1f\x8b"):
-        return _Answer("unreadable", "an answer that is compressed, which was not asked for")
     if response.length:  # read(n) is silent about what did not come
         return _Answer("network", "the answer was cut")
     headers = {name.lower(): redact(value) for name, value in response.getheaders()}
@@ -4127,72 +4178,70 @@ def _receive(response: Any, redact: Function) -> _Answer:
 
 # ---- Reading an answer: a text, or an error that says what to do.
 
-_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
-_KINDS = {"length": "cut off", "refusal": "refused", "content_filter": "filtered"}
-_NEVER_HEALS = r"insufficient_quota|billing_error|CERTIFICATE|an answer (larger|that)"
 _REFUSES = (
-    r"un(supported|known|recognized|expected)|not (support|allowed)|permitted|extra_forbidden"
+    "un(supported|known|recognized|expected)|not (support|allowed|accepted)|permitted"
+    "|extra_forbidden|deprecated|no longer"
 )
-# The first line whose pattern is found in "kind status words" has the advice.
+_FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
+# The first line whose pattern is found in "kind status words" has the advice, and says whether the
+# same may be asked again (->) or that it is hopeless (=>).
 _ADVICE = """
-insufficient_quota|billing|credit -> the account has nothing left: top it up or use another
-context.?(length|window)|maximum context|too long|status 413 -> shorten the prompt
-^status 40[13]|api.?key -> check the key: api_key= or {keys}
-^status 404|model.{0,80}not (found|exist) -> check the language model's name, and base_url=
-^status 3 -> redirects are not followed, to keep the key: set base_url= to the new address
-^status (408|409|429|5) -> asking again did not help: try later, or raise retries=
-^status -> see its words, and the options and extra= of the call
-^timeout -> raise timeout=, or ask for less with max_tokens=
-CERTIFICATE -> it is not trusted here: SSL_CERT_FILE can name who vouches for it
-unknown url type -> a proxy must have an http:// address: see the variables of proxies
+insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
+context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
+|token count|request.too.large|reduce the length|status 413 => shorten the prompt
+the proxy \\S+: (no connection|.*407) => see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
+CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
+^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
+^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
+billing|credit => the account has nothing left: top it up or use another
+^status 401.*x-api-key => check the key, or send it as the server asks: \
+headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
+^status 40[13]|api.?key|no connected db => check the key: api_key= or {keys}
+^status 404|model.{0,80}not (found|exist)|invalid model|no endpoints \
+=> check the language model's name, and base_url=
+^status 3 => redirects are not followed, to keep the key: set base_url= to the new address
+^status => see its words, and the options and extra= of the call
+^timeout => raise timeout=, or ask for less with max_tokens=
 ^network -> see that the server runs and that its address is right
-^unreadable -> see that base_url= points at the API of a language model
-^cut off -> raise max_tokens=
- -> change the prompt, or ask again
+^unreadable => see that base_url= points at the API of a language model
+^cut off|in its reasoning => raise max_tokens=
+ => change the prompt, or ask again
 """
 
 
-def _advice(said: str) -> str:
-    """What to do about an error."""
-    rows = [row.split(" -> ") for row in _ADVICE.splitlines()[1:]]
-    return next(advice for pattern, advice in rows if re.search(pattern, said, re.I))
-
-
-def _words(data: Any, answer: _Answer) -> str:
+def _words(error: Any, answer: _Answer) -> str:
     """A server's own words for an error, in whichever of the many shapes they come."""
-    data = data[0] if isinstance(data, list) and data else data
-    paths = "error message", "error", "detail", "message"
-    words = next(filter(None, (_dig(data, path) for path in paths)), None)
-    if words is None:
-        words = re.sub(r"<[^>]*>|\s+", " ", answer.body[:2000])
+    page = re.sub(r"<[^>]*>|[^\w!-~]", " ", answer.body[:2000])
+    words = _dig(error, "message") or error or page
     text = words if isinstance(words, str) else json.dumps(words)
-    codes = [_dig(data, "error code"), _dig(data, "error type")]
-    labels = [f"[{code:.80}]" for code in codes if isinstance(code, str)]
-    return " ".join([text.strip()[:500], *labels, answer.headers.get("location", "")]).strip()
+    pause = math.ceil(_asked_pause(answer))
+    notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
+    notes.append(pause and f"it asks to wait {pause} s")
+    labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
+    said = text[:500], *labels, answer.headers.get("location", "")
+    return " ".join(" ".join(said).split())
 
 
 def _asked_pause(answer: _Answer) -> float:
     """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
     from email.utils import parsedate_to_datetime
 
-    info = re.search(r'"retryDelay":\s*"([\d.]+)s"', answer.body)
-    after, thousandths = map(answer.headers.get, ("retry-after", "retry-after-ms"))
-    for text, unit in ((thousandths, 1000), (after, 1), (info and info[1], 1)):
-        if re.fullmatch(r"\d+(\.\d+)?", text or ""):
-            return float(text or 0) / unit
+    after = answer.headers.get("retry-after", "")
+    thousandths = f"{answer.headers.get('retry-after-ms')}e-3"
+    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', answer.body)):
+        if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
+            return float(said)
     with suppress(ValueError, TypeError, OverflowError):
-        return max(0, parsedate_to_datetime(after or "").timestamp() - time.time())
+        return max(0, parsedate_to_datetime(after).timestamp() - time.time())
     return 0
 
 
 def _may_heal(answer: _Answer, error: LLMError) -> bool:
     """Is it worth asking again?"""
-    said = answer.headers.get("x-should-retry")
-    if said in ("true", "false") or re.search(_NEVER_HEALS, error.words):
-        return said == "true"
     # A body cut where no length tells is bad JSON; a page for people begins with "<", and stays.
     cut = error.kind == "unreadable" and answer.body.strip()[:1] in ("{", "")
-    return cut or error.kind == "network" or error.status in (408, 409, 429) or error.status >= 500
+    said = answer.headers.get("x-should-retry", "")
+    return {"true": True, "false": False}.get(said, cut or not error.hopeless)
 
 
 class _Key(str):
@@ -4208,9 +4257,11 @@ class _Route(NamedTuple):
     provider: str
     model: str
     protocol: _Protocol
+    names: Mapping[str, list[str]]  # of options, on the wire
     url: str
     keys: str
     headers: Texts
+    refused: set[str]  # names that the server does not take
 
     @property
     def name(self) -> str:
@@ -4225,13 +4276,15 @@ class _Route(NamedTuple):
 
     @property
     def secrets(self) -> list[_Key]:
+        """What no text may show, the longest first."""
         hidden = (k for k in self.headers if re.search("auth|key|token|secret|cookie", k))
-        return [_Key(word) for name in hidden for word in self.headers[name].split()]
+        words = [_Key(word) for name in hidden for word in self.headers[name].split()]
+        return sorted(words, key=len, reverse=True)
 
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
-        for word in sorted((w for w in self.secrets if len(w) > 7), key=len, reverse=True):
-            text = text.replace(word, "[key]")
+        for word in self.secrets:
+            text = text.replace(word, "[key]") if len(word) > 7 else text
         return text
 
     def fault(self, may_be_plain: bool, needs_key: bool) -> str:
@@ -4248,14 +4301,39 @@ without a user or a password"""
             return f"there is no key: pass api_key= or set {self.keys or 'headers='}"
         return ""
 
+    def request(self, messages: _Messages, options: Fields) -> Fields:
+        """The body of a request, without what the server has refused by name."""
+        body = {"model": self.model, **self.protocol.fields(messages)}
+        for option, value in options.items():
+            left = [name for name in self.names.get(option, ()) if name not in self.refused]
+            if left:
+                alone = option == "stop" and isinstance(value, str)
+                body[left[0]] = [value] if alone else value
+        return {**body, **options.get("extra", {})}
+
+    def learn(self, sent: Fields, error: LLMError) -> None:
+        """Remember an option that the server refuses by name; another name is tried, or none."""
+        if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
+            return
+        said = error.words.replace("_", "")  # since some say it in camelCase
+        for names in self.names.values():
+            for name in sent.keys() & names:
+                if re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
+                    self.refused.add(name)
+                    if self.refused.issuperset(names):
+                        words = f"{self.name} refuses {name!r}: it is left out from now on"
+                        warn(words, stacklevel=_level_outside())
+                    return
+
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
         """What went wrong, where, and what to do."""
         words, url = self.redact(words), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
-        advice = _advice(said).replace("{keys}", self.keys)
+        rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
+        sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
         message = f"{self.name} at {url}: {said}; {advice}."
-        where = {"provider": self.provider, "model": self.model, "url": url}
-        return LLMError(message, kind=kind, status=status, words=words, **where)
+        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
+        return LLMError(message, provider=self.provider, model=self.model, url=url, **facts)
 
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
@@ -4265,34 +4343,27 @@ without a user or a password"""
             data = json.loads(answer.body)
         except (ValueError, RecursionError):
             data = None
-        words, status, path = _words(data, answer), answer.status, self.protocol.text
-        if _dig(data, "error") or not 200 <= status < 300:
-            code = str(_dig(data, "error code"))
-            if status == 200 and re.fullmatch(r"[45]\d\d", code):  # as some gateways do
-                status = int(code)
-            return self.error("status", words, status)
-        if not isinstance(_dig(data, path.partition(" ")[0]), list):
+        error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
+        words = _words(error or _dig(data, "detail|message"), answer)
+        code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
+        if status == 200 and code.isdigit():  # as some gateways do
+            status = int(code)
+        if error or not 200 <= status < 300:
+            kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
+            return self.error(kind, words, status)
+        try:
+            reply = Reply(data)
+        except TypeError:
             return self.error("unreadable", words, status)
-        text = _content(_dig(data, path))
-        refusal = _dig(data, path.replace("content", "refusal"))
-        end = str(_dig(data, self.protocol.end) or "stop")
-        end = _FINISHES.get(end, end)
-        kind = "refused" if refusal else _KINDS.get(end, "empty")
-        if kind in ("refused", "filtered") or not text.strip():
-            return self.error(kind, f"{refusal or text} (finish reason: {end})", status)
-        model = self.redact(str(_dig(data, "model") or self.model))
-        usage = self.usage(data)
-        return Reply(self.redact(text), usage=usage, finish_reason=end, model=model)
-
-    def usage(self, data: Any) -> dict[str, int] | None:
-        """The tokens that an answer says it took."""
-        said = [
-            [_dig(data, f"usage {name}") for name in names.split()] for names in self.protocol.usage
-        ]
-        if not all(isinstance(counts[0], int) for counts in said):
-            return None
-        tokens_in, tokens_out = (sum(n for n in counts if isinstance(n, int)) for counts in said)
-        return {"input_tokens": tokens_in, "output_tokens": tokens_out}
+        refusal = _dig(data, "choices 0 message refusal")
+        kind = "refused" if refusal else reply.finish_reason
+        if kind in _FAILURES or not reply.strip():
+            kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
+            thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
+            said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
+            return self.error(kind, f"{said} (finish reason: {end})".strip(), status)
+        model = self.redact(reply.model or self.model)
+        return Reply(self.redact(reply), **{**vars(reply), "model": model})
 
 
 class LLM(LanguageModel):
@@ -4350,7 +4421,6 @@ class LLM(LanguageModel):
         timeout: float = 300.0,
         retries: int = 4,
         allow_http: bool = False,
-        extra: Options | None = None,
         sleep: Callable[[float], object] = time.sleep,
         **options: Any,
     ) -> None:
@@ -4363,35 +4433,33 @@ class LLM(LanguageModel):
         self.retries = retries
         self.allow_http = allow_http
         self.sleep = sleep
-        self.options = {**options, "extra": extra}
-        self._refused: set[str] = set()
-        self._found: _Route | None = None
-        _check_options(options, *PROTOCOLS.values())
+        self.options = options
+        _check_options(options, " ".join(each.options for each in PROTOCOLS.values()))
         if not 0 < timeout <= 1e6:
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
     def __repr__(self) -> str:
-        given = [f"{k}={v!r}" for k, v in self.options.items() if v is not None]
-        return f"LLM({', '.join([repr(self.model), *given])})"
+        given = [f", {k}={v!r}" for k, v in self.options.items() if v is not None]
+        return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
-        return {**self.__dict__, "_key": None, "_headers": {}, "_found": None}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_route"}
+        return {**kept, "_key": None, "_headers": {}}
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
 
-        deadline, attempt = time.monotonic() + self.timeout, 0
-        route = self._found = self._found or self._route()
-        _check_options(options, route.protocol)
+        deadline, attempt, route = time.monotonic() + self.timeout, 0, self._route
+        _check_options(options, route.protocol.options)
         while True:
-            sent = self._request(route, messages, options)
+            sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
             answer = _post(route, body, deadline - time.monotonic())
             result = route.read(answer)
             if isinstance(result, Reply):
                 return result
-            self._learn(route, sent, result)
-            if sent != self._request(route, messages, options):
+            route.learn(sent, result)
+            if sent != route.request(messages, options):
                 continue
             pause = _asked_pause(answer) or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
@@ -4400,30 +4468,7 @@ class LLM(LanguageModel):
             self.sleep(pause)
             attempt += 1
 
-    def _request(self, route: _Route, messages: _Messages, options: Any) -> Fields:
-        """The body of a request, without what the server has refused by name."""
-        body = {"model": route.model, **route.protocol.fields(messages)}
-        names = route.protocol.names()
-        for option, value in options.items():
-            left = [name for name in names.get(option, ()) if name not in self._refused]
-            if left:
-                alone = option == "stop" and isinstance(value, str)
-                body[left[0]] = [value] if alone else value
-        return {**body, **options.get("extra", {})}
-
-    def _learn(self, route: _Route, sent: Fields, error: LLMError) -> None:
-        """Remember an option that the server refuses by name; another name is tried, or none."""
-        if error.status not in (400, 422) or not re.search(_REFUSES, error.words, re.I):
-            return
-        for names in route.protocol.names().values():
-            for name in names:
-                if name in sent and re.search(rf"\b{name}\b", error.words):
-                    self._refused.add(name)
-                    if self._refused.issuperset(names):
-                        said = f"{route.name} refuses {name!r}: it is left out from now on"
-                        warn(said, stacklevel=5)
-                    return
-
+    @cached_property
     def _route(self) -> _Route:
         """Where the language model is; the environment is read here, and the key sealed."""
         name = self.model or os.environ.get("MINITRACE_MODEL", "")
@@ -4434,58 +4479,59 @@ class LLM(LanguageModel):
             )
         first, _, rest = name.partition("/")
         provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
-        row = _Provider(*PROVIDERS[provider])
-        moved = os.environ.get(row.variable, "")
-        base = self.base_url or (_moved_address(moved, row) if moved else row.base_url)
-        protocol, headers = PROTOCOLS[row.protocol], _headers(row, self._key, self._headers)
-        url = _address(base, protocol.path)
-        route = _Route(provider, model, protocol, url, row.keys, headers)
-        fault = route.fault(self.allow_http, base == row.base_url)
+        form, base, keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
+        protocol = PROTOCOLS[form]
+        moved = self.base_url or _moved_address(variable, path) or base
+        url = _address(moved, protocol.path)
+        other = (row for part, row in _OTHER_OPTIONS.items() if part in f"{provider} {url}")
+        names = _wire_names(" ".join([protocol.options, *other]))
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "minitrace",
+            **protocol.headers,
+            **_own_headers(variable, keys, self._key, self._headers),
+        }
+        route = _Route(provider, model, protocol, names, url, keys, headers, set())
+        fault = route.fault(self.allow_http, moved == base)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
-        if url.startswith("https://api.openai.com/"):
-            self._refused.add("max_tokens")
         return route
 
 
-def _check_options(options: Iterable[str], *protocols: _Protocol) -> None:
-    known = sorted({name for protocol in protocols for name in protocol.names()})
-    for name in sorted(set(options) - {*known, "extra"}):
+def _check_options(options: Fields, known: str) -> None:
+    names = sorted(_wire_names(known))
+    for name in sorted(options.keys() - {*names, "extra"}):
         words = "what one server alone knows goes into extra={...}"
-        raise TypeError(f"no option {name!r}: known are {', '.join(known)}; {words}")
+        raise TypeError(f"no option {name!r}: known are {', '.join(names)}; {words}")
 
 
 def _address(base: str, path: str) -> str:
-    """The address of a request, or "" if the base is no address."""
-    host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])"
-    form = rf"(?=[!-~]+\Z)(https?://{host}(?::\d+)?)((?:/[^?#]*)?)((?:\?[^#]*)?)"
+    """The address of a request, or "" if the base, which may end as the path does, is none."""
+    host = r"(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?"
+    ending = re.sub("^/v1(/.*)", r"/v1(?:\1)?", path)
+    form = rf"(?=[!-~]+\Z)(https?://{host}(?:/[^?#]*?)??)/*(?:{ending})?/*(\?[^#]*)?"
     parts = re.fullmatch(form, base)
-    if not parts:
-        return ""
-    origin, trunk, query = parts.groups()
-    trunk = trunk.rstrip("/").removesuffix(path)
-    trunk = trunk.removesuffix("/v1") if path.startswith("/v1/") else trunk
-    return origin + trunk + path + query
+    return parts[1] + path + (parts[2] or "") if parts else ""
 
 
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
 
 
-def _headers(row: _Provider, key: str | None, given: Texts) -> Texts:
-    """The headers of a request. Nothing is raised here, where the environment's keys are bare."""
-    get, prefix = os.environ.get, row.variable.removesuffix("_BASE_URL")
+def _own_headers(variable: str, keys: str, key: str | None, given: Texts) -> Texts:
+    """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
+    get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
     lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-    if prefix == "OPENAI":
-        lines.append(f"OpenAI-Organization:{get('OPENAI_ORG_ID', '')}")
-        lines.append(f"OpenAI-Project:{get('OPENAI_PROJECT_ID', '')}")
+    lines += [
+        f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
+        f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
+    ]
     pairs = [line.partition(":")[::2] for line in lines] + [*given.items()]
     own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
     if key is None and not own.keys() & _CREDENTIALS:
-        key = next(filter(None, map(get, row.keys.split())), None)
+        key = next(filter(None, map(get, keys.split())), None)
     if key and key.strip():
         own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-    common = {"content-type": "application/json", "user-agent": "minitrace"}
-    return {**common, **PROTOCOLS[row.protocol].headers, **own}
+    return own
 
 
 class Script(LanguageModel):
@@ -4525,11 +4571,11 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
     """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`."""
     llm, words = to_data(prompts[0]), prompts[1:]
     if not callable(llm):
-        llm, words = None, prompts
+        llm, words = _default_llm(), prompts
 
     def asked(system: str, *questions: str) -> str:
         messages = [_message("system", system), *(_message("user", each) for each in questions)]
-        return str(_ask_any(_default_llm() if llm is None else llm, messages))
+        return str(_ask_any(llm, messages))
 
     means = "the reply of a language model to the prompts"
     return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)

@@ -7,7 +7,8 @@ The name of the language model chooses what the server does: `ok` answers, any o
 of `MODES`. `name*2` misbehaves for the first two requests and then answers; `name#tag` keeps
 separate counts.
 `server.requests` holds every request as it came: method, path, headers (lower case) and body.
-`Server(proxying=True)` is a proxy; its tunnels lead to the port `goal`, if that is given.
+`Server(proxying=True)` is a proxy; its tunnels lead to the port `goal`, if that is given. One that
+is "guarded" lets nobody through.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ KEY = "sk-test-0123456789-abcdef"
 OPENAI_FIELDS = {
     "model": str, "messages": list, "temperature": (int, float), "top_p": (int, float), "seed": int,
     "max_tokens": int, "max_completion_tokens": int, "stop": (str, list), "reasoning_effort": str,
+    "random_seed": int,
     "response_format": dict, "n": int, "stream": bool,
 }  # fmt: skip
 ANTHROPIC_FIELDS = {
@@ -180,7 +182,16 @@ def replaced(**fields):
     return lambda handler, request: handler.send(200, {**handler.good(request), **fields})
 
 
-def refuses(*names, style="openai", value=False):
+REFUSALS = {
+    "openai": "Unsupported parameter: '{}' is not supported with this model.",
+    "value": "Invalid value for '{}': must be at most 1.",
+    "deprecated": "`{}` is deprecated for this model.",
+    "camel": "Argument not supported on this model: reasoningEffort",
+    "gone": "{} is no longer accepted",
+}
+
+
+def refuses(*names, style="openai"):
     """Refuse the first of these fields that the request has; answer once it has none."""
 
     def misbehave(handler, request):
@@ -190,11 +201,8 @@ def refuses(*names, style="openai", value=False):
         if style == "fastapi":
             body = {"detail": [{"type": "extra_forbidden", "loc": ["body", sent[0]], "msg": "no"}]}
             return handler.send(422, body)
-        message = f"Unsupported parameter: '{sent[0]}' is not supported with this model."
-        if value:
-            message = f"Invalid value for '{sent[0]}': must be at most 1."
         error = {
-            "message": message,
+            "message": REFUSALS[style].format(sent[0]),
             "type": "invalid_request_error",
             "param": sent[0],
             "code": None,
@@ -244,6 +252,11 @@ def dripping_line(handler, request):
     for byte in b"HTTP/1.1 200 OK" * 20:
         handler.wfile.write(bytes([byte]))
         handler.pause(0.1)
+
+
+def slow(handler, request):
+    handler.pause(0.3)
+    handler.send(200, handler.good(request))
 
 
 def cut_body(handler, request):
@@ -350,6 +363,42 @@ def asks(value, name="Retry-After", code=429):
     return status(code, headers=[(name, value)])
 
 
+ENDS = (
+    "error network_error insufficient_system_resource abort model_context_window_exceeded "
+    "sensitive SAFETY eos"
+).split()
+OVERFLOWS = {
+    "llama": (400, "the request exceeds the available context size, try increasing it"),
+    "llama_500": (500, "the request exceeds the available context size, try increasing it"),
+    "anthropic": (400, "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000"),
+    "anthropic_prompt": (400, "prompt is too long: 208310 tokens > 200000 maximum"),
+    "gemini": (400, "The input token count (1200000) exceeds the maximum of 1048576."),
+    "xai": (400, "This model's maximum prompt length is 131072 but the request has 140000."),
+    "groq": (413, "Request too large for model x: please reduce your message size"),
+    "vllm_500": (500, "This model's maximum context length is 8192 tokens."),
+}
+NGINX = b"""<html>\r
+<head><title>502 Bad Gateway</title></head>\r
+<body>\r
+<center><h1>502 Bad Gateway</h1></center>\r
+<hr><center>nginx/1.27.0</center>\r
+</body>\r
+</html>\r
+"""
+
+
+def choice_error(error):
+    """An answer that failed on the way, as gateways tell it in a success."""
+    half = {"role": "assistant", "content": "half a th"}
+    choice = {"index": 0, "finish_reason": "error", "message": half, "error": error}
+    return replaced(choices=[choice], content=[])
+
+
+def message(**fields):
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **fields}}
+    return replaced(choices=[choice])
+
+
 DETAIL = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "17s"}
 RETRY_INFO = {"error": {"code": 429, "message": "slow down", "details": [DETAIL]}}
 GEMINI_KEY = [
@@ -379,7 +428,7 @@ MODES = {
     "error_in_200": raw_error(200, {"error": {"message": "upstream is down", "code": 502}}),
     "error_text_in_200": raw_error(200, {"error": "no such thing"}),
     "reset": reset, "hang_up": hang_up, "silent": silent, "no_http": no_http,
-    "dripping_line": dripping_line, "dripping_headers": dripping_headers,
+    "slow": slow, "dripping_line": dripping_line, "dripping_headers": dripping_headers,
     "dripping_body": dripping_body,
     "cut_body": cut_body, "cut_without_length": cut_without_length, "cut_chunks": cut_chunks,
     "chunked": chunked, "endless": endless, "huge_error": huge_error, "many_headers": many_headers,
@@ -408,7 +457,34 @@ MODES = {
     "only_max_completion_tokens": refuses("max_tokens"),
     "no_max": refuses("max_tokens", "max_completion_tokens"),
     "no_temperature": refuses("temperature"), "no_seed": refuses("seed", style="fastapi"),
-    "cool": refuses("temperature", value=True),
+    "cool": refuses("temperature", style="value"),
+    "no_heat_any_more": refuses("temperature", style="deprecated"),
+    "no_top_p_any_more": refuses("top_p", style="gone"),
+    "no_effort": refuses("reasoning_effort", style="camel"),
+    **{f"ends_{end}": says(text="half a th", finish=end) for end in ENDS},
+    "ends_eos_empty": says(text="", finish="eos"),
+    "choice_error": choice_error({"message": "Upstream died", "code": 502}),
+    "choice_error_plain": choice_error({"message": "Upstream died"}),
+    "choice_refusal": choice_error({"message": "Bad request upstream", "code": 400}),
+    "azure": status(400, "The response was filtered due to the prompt", code="content_filter"),
+    **{f"overflow_{name}": status(code, words) for name, (code, words) in OVERFLOWS.items()},
+    "raw": status(502, "Provider returned error", metadata={"raw": "the real reason"}),
+    "litellm_key": status(400, "No connected db.", code="400"),
+    "litellm_model": status(400, "/chat/completions: Invalid model name passed in model=x"),
+    "deepseek_balance": status(402, "Insufficient Balance"),
+    "balance_429": status(429, "Insufficient balance or no resource package. Please recharge."),
+    "openrouter_model": status(404, "No endpoints found for nope/nope."),
+    "wants_x_api_key": raw_error(401, {"error": {"message": "x-api-key header is required"}}),
+    "nginx": raw_error(502, NGINX, "text/html"),
+    "thought": says(text="", reasoning_content="Let me think about it for long"),
+    "thought_null": message(content=None, reasoning_content="Let me think"),
+    "thought_blank": says(text=" \n ", reasoning="Let me think"),
+    "other_usage": replaced(usage={"input_tokens": 11, "output_tokens": 7}),
+    "half_usage": replaced(usage={"prompt_tokens": 11}),
+    "total_usage": replaced(usage={"total_tokens": 18}),
+    "both_usages": replaced(
+        usage={"prompt_tokens": 11, "completion_tokens": 7, "cache_read_input_tokens": 9,
+               "input_tokens": 99, "output_tokens": 99}),
     "suggests": says(text='{"suggestion": {"x0": 23}}'),
 }  # fmt: skip
 
@@ -497,8 +573,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address, daemon_threads, request_queue_size, block_on_close = True, True, 128, False
 
-    def __init__(self, key=KEY, proxying=False, tls=None, goal=None):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, key=KEY, proxying=False, tls=None, goal=None, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.key, self.proxying, self.tls, self.goal = key, proxying, tls, goal
         self.requests, self.counts = [], Counter()
         self.lock, self.closing = threading.Lock(), threading.Event()
@@ -512,6 +588,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     def proxy(self, handler, request):
         """As a proxy: a tunnel for CONNECT; what comes with a whole URL is answered here."""
+        if self.proxying == "guarded":
+            handler.send(407, b"", [("Proxy-Authenticate", "Basic realm=x")])
+            return True
         if request["method"] != "CONNECT":
             return False
         port = self.goal or int(request["path"].rpartition(":")[2])

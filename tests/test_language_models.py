@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import contextvars
@@ -19,11 +20,13 @@ import threading
 import time
 import traceback
 import warnings
+from functools import partial
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
-from llm_server import KEY, MODES, Server, answer_anthropic, answer_openai
+from llm_server import KEY, MODES, OVERFLOWS, Server, answer_anthropic, answer_openai
 
 import minitrace
 from minitrace import (
@@ -145,6 +148,265 @@ def test_a_reply_is_a_text_with_facts():
     reply = Reply("4", usage={"input_tokens": 9}, model="m")
     assert reply + "2" == "42" and (reply.usage, reply.model) == ({"input_tokens": 9}, "m")
     assert (Reply().usage, Reply().finish_reason, Reply().model) == (None, "stop", "")
+
+
+def completion(text="hi", end="stop", **usage):
+    """What OpenAI's client returns, as a dict."""
+    message = {"role": "assistant", "content": text}
+    choice = {"message": message, "finish_reason": end}
+    return {"choices": [choice], "usage": usage or None, "model": "m-1"}
+
+
+def turn(text="hi", end="end_turn", **usage):
+    """What Anthropic's client returns, as a dict."""
+    content = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]
+    return {"content": content, "stop_reason": end, "usage": usage or None, "model": "m-1"}
+
+
+def as_objects(data):
+    """The same with attributes for keys, as clients have it."""
+    if isinstance(data, dict):
+        return SimpleNamespace(**{key: as_objects(value) for key, value in data.items()})
+    return [as_objects(each) for each in data] if isinstance(data, list) else data
+
+
+TOLD = [
+    (completion(prompt_tokens=9, completion_tokens=2), {"input_tokens": 9, "output_tokens": 2}),
+    (completion(input_tokens=9, output_tokens=2), {"input_tokens": 9, "output_tokens": 2}),
+    (
+        completion(prompt_tokens=9, completion_tokens=2, cache_read_input_tokens=8, total_tokens=11),
+        {"input_tokens": 9, "output_tokens": 2},
+    ),
+    (
+        turn(input_tokens=9, output_tokens=2, cache_read_input_tokens=None),
+        {"input_tokens": 9, "output_tokens": 2},
+    ),
+    (
+        turn(input_tokens=9, output_tokens=2, cache_creation_input_tokens=30),
+        {"input_tokens": 39, "output_tokens": 2},
+    ),
+    (completion(prompt_tokens=9), {"input_tokens": 9}),
+    (completion(total_tokens=9), None),
+    (completion(prompt_tokens="9", completion_tokens=float("nan")), None),
+    (completion(), None),
+]
+
+
+@pytest.mark.parametrize("convert", [dict, as_objects], ids=["dicts", "objects"])
+@pytest.mark.parametrize("answer, usage", TOLD)
+def test_what_a_client_returned_is_read_the_same_way_everywhere(answer, usage, convert):
+    answer = convert(answer)
+    reply = Reply(answer)
+    assert (reply, reply.usage, reply.model, reply.finish_reason) == ("hi", usage, "m-1", "stop")
+    seen, x = [], node(1, "x", trainable=True)
+
+    def hook(llm, messages, options, ask):
+        seen.append(ask())
+        return seen[-1]
+
+    class Mine(LanguageModel):
+        def complete(self, messages, options):
+            return answer
+
+    optimizer = OptoPrime([x], llm=lambda messages: Reply('{"suggestion": {}}', usage=reply.usage))
+    optimizer.backward(x + 1, "low")
+    with around_calls(hook):
+        operators.call_llm(lambda messages: answer, "hello")
+        ask_until_usable(lambda messages: answer, user("x"), lambda text: (text, []))
+        Mine()("hello")
+        proposal = optimizer.propose()
+    assert [each.usage for each in seen] == [usage] * 4 and seen[:3] == ["hi"] * 3
+    assert all(isinstance(each, Reply) for each in seen) and proposal.usage == usage
+
+
+def test_the_usage_that_somebody_gives_a_reply_is_read_too():
+    for told in ({"prompt_tokens": 9, "completion_tokens": 2}, as_objects({"input_tokens": 9})):
+        assert Reply("hi", usage=told).usage["input_tokens"] == 9
+    assert Reply("hi", usage=None).usage is None and vars(Reply("hi")) == {}
+    same = Reply("hi", model="m")
+    assert Reply(same) is same and pickle.loads(pickle.dumps(same)).model == "m"
+
+
+@pytest.mark.parametrize(
+    "answer, text, end",
+    [
+        (completion("half", "length"), "half", "length"),
+        (turn("half", "max_tokens"), "half", "length"),
+        (completion(None, "tool_calls"), "", "tool_calls"),
+        (completion([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}], "eos"),
+         "in parts", "stop"),
+        (completion("", "content_filter"), "", "filtered"),
+    ],
+)  # fmt: skip
+def test_why_a_text_of_another_client_ended_is_known(answer, text, end):
+    for each in answer, as_objects(answer):
+        assert (Reply(each), Reply(each).finish_reason) == (text, end)
+
+
+@pytest.mark.parametrize("wrong", [7, None, {}, {"choices": 7}, {"text": "hi"}, object(), ["hi"]])
+def test_what_is_no_answer_is_none(wrong):
+    with pytest.raises(TypeError, match="a language model must return text, not "):
+        Reply(wrong)
+
+
+# ---- A language model of one's own that fails
+
+
+class TooMany(Exception):
+    """What a client raises for status 429."""
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def raises(error):
+    def llm(messages, **options):
+        raise error
+
+    return llm
+
+
+def asks_for_a_proposal(llm):
+    x = node(1, "x", trainable=True)
+    optimizer = OptoPrime([x], llm=llm)
+    optimizer.backward(x + 1, "low")
+    optimizer.step()
+
+
+def asks_for_a_criticism(llm):
+    a = node("a", "a", trainable=True)
+    TextGrad([a], llm=llm).backward(a + "b", "bad")
+
+
+ASKS = [
+    lambda llm: operators.call_llm(llm, "hi"),
+    lambda llm: operators.call_llm(llm, "hi", node("x", trainable=True)),
+    lambda llm: ask_until_usable(llm, user("hi"), lambda text: (text, [])),
+    asks_for_a_proposal,
+    asks_for_a_criticism,
+]
+ERRORS = [TooMany("429"), KeyError("API_KEY"), TypeError("no"), StopIteration(), Speechless()]
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_callable_that_raises_is_a_language_model_that_failed(ask, error):
+    class Mine(LanguageModel):
+        model = "mine"
+
+        def complete(self, messages, options):
+            raise error
+
+    for llm, name in (raises(error), "callable"), (Mine(), "mine"):
+        with pytest.raises(LLMError) as caught:
+            ask(llm)
+        assert caught.value.kind == "raised" and caught.value.__cause__ is error
+        words = f"the language model {name} raised {type(error).__name__}("
+        assert words in str(caught.value) or isinstance(error, Speechless)
+        assert str(caught.value).endswith(", the cause of this")
+
+
+def test_a_language_model_that_fails_is_no_feedback(server):
+    """Neither as an operator nor inside a function does it become an exception node."""
+
+    @minitrace.bundle()
+    def answer(question):
+        return Script([])(str(question))
+
+    question = node("hi", trainable=True)
+    minitrace.GRAPH.clear()
+    for ask in answer, lambda x: operators.call_llm(Script([]), x):
+        with pytest.raises(LLMError, match="the script has no reply"):
+            ask(question)
+    llm, _ = connect(server, "status400")
+    with pytest.raises(LLMError, match="status 400"):
+        operators.call_llm(llm, question)
+    for mode in "refused", "filtered", "empty", "cut_off":  # another prompt might do better
+        llm, _ = connect(server, mode)
+        inside = minitrace.bundle()(lambda x, llm=llm: llm(str(x)))
+        for ask in inside, partial(operators.call_llm, llm):
+            with pytest.raises(minitrace.ExecutionError, match="LLMError") as caught:
+                ask(question)
+            assert caught.value.__cause__.kind == mode.replace("_", " ")
+    with pytest.raises(KeyboardInterrupt):
+        operators.call_llm(raises(KeyboardInterrupt()), question)
+
+
+def test_an_error_of_ours_and_a_wrong_option_stay_what_they_are(server):
+    mine = LLMError("no line", kind="network")
+    with pytest.raises(LLMError) as caught:
+        operators.call_llm(raises(mine), "hi")
+    assert caught.value is mine
+    llm, _ = connect(server)
+    with pytest.raises(TypeError, match="no option 'heat'"):
+        llm("hi", heat=1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        llm("hi", temperature=float("nan"))
+
+
+# ---- Where no thread can be started
+
+
+@pytest.fixture
+def no_threads(monkeypatch, server):
+    """As in WebAssembly; the test server's threads run on."""
+
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_without_threads_what_runs_side_by_side_runs_one_after_the_other(no_threads):
+    seen = contextvars.ContextVar("seen", default=None)
+    seen.set("here")
+
+    class Looks(Echo):
+        def complete(self, messages, options):
+            self.asked.append(messages[0]["content"])
+            return Reply(f"{messages[0]['content']} {seen.get()}")
+
+    llm = Looks()
+    assert llm.map("abc", workers=3) == ["a here", "b here", "c here"]
+    assert llm.asked == ["a", "b", "c"] and asyncio.run(llm.acall("d")) == "d here"
+    with pytest.raises(LLMError, match="no reply for call 2"):
+        Script(["one"]).map("abc")
+    x = node(1, "x", trainable=True)
+    optimizer = OptoPrime([x], llm=lambda messages: '{"suggestion": {"x0": 2}}')
+    optimizer.backward(x + 1, "low")
+    assert [proposal[x] for proposal in optimizer.propose(n=3)] == [2, 2, 2]
+    a, b = node("a", "a", trainable=True), node("b", "b", trainable=True)
+    critic = TextGrad([a, b], llm=Script(["more", "less"]))
+    critic.backward(a + b, "bad")
+    assert (a.feedback, b.feedback) == (["more"], ["less"])
+
+
+def test_without_threads_an_async_call_can_be_rerun(no_threads):
+    @minitrace.bundle()
+    async def double(x):
+        await asyncio.sleep(0)
+        return x * 2
+
+    x = node(2, "x")
+    y = asyncio.run(double(x))
+    assert y.rerun({x: 3}).data == 6
+
+
+def test_without_threads_http_works(monkeypatch):
+    start = threading.Thread.start
+
+    def refuses(self):
+        if "minitrace" in sys._getframe(1).f_code.co_filename:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with Server() as server:
+        monkeypatch.setattr(threading.Thread, "start", refuses)
+        llm, pauses = connect(server, "status500*1")
+        assert llm("hello") == "echo: hello" and len(pauses) == 1
+        assert fails(server, "silent", timeout=0.2)[0].kind in ("network", "timeout")
 
 
 # ---- What stands around every call
@@ -490,9 +752,8 @@ def test_no_language_model_says_what_to_set():
 
 
 def row(provider):
-    """A row of the table with all its fields: protocol, address, keys, variable, how to read that."""
-    given = PROVIDERS[provider]
-    return *given, *("", "", str)[len(given) - 2 :]
+    """A row of the table with all its fields: protocol, address, keys, variable, path behind it."""
+    return (*PROVIDERS[provider], "", "", "")[:5]
 
 
 def path_of(provider):
@@ -542,9 +803,10 @@ def test_each_providers_address_is_that_of_the_table(offline, provider):
         ("", "http://127.0.0.1:11434"),
         ("1.2.3.4", "http://1.2.3.4:11434"),
         (":5678", "http://127.0.0.1:5678"),
-        ("http://h", "http://h:80"),
-        ("https://h", "https://h:443"),
+        ("http://h", "http://h"),
+        ("https://h", "https://h"),
         ("https://h:1/p/", "https://h:1/p"),
+        ("http://h:1/v1", "http://h:1"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
         ("[::1]:99", "http://[::1]:99"),
         ("[::1]", "http://[::1]:11434"),
@@ -561,6 +823,29 @@ def test_an_address_without_a_scheme_is_no_address_but_for_ollama(monkeypatch, o
     monkeypatch.setenv("OPENAI_BASE_URL", "example.org")
     with pytest.raises(LLMError, match=r"give base_url=: http\(s\)://"):
         LLM("openai/m", api_key=KEY)("x")
+
+
+def test_the_variable_of_groq_is_read_as_its_own_client_does_and_with_the_path_too(
+    monkeypatch, offline
+):
+    for said in ("https://h.example", "https://h.example/", "https://h.example/openai/v1"):
+        monkeypatch.setenv("GROQ_BASE_URL", said)
+        asked = asked_at("groq/m", api_key=KEY)
+        assert asked == "https://h.example/openai/v1/chat/completions"
+
+
+def test_a_conversation_of_the_system_alone_is_the_users_turn_where_one_is_needed(server):
+    system = {"role": "system", "content": "Say hi."}
+    llm, _ = connect(server, protocol="anthropic")
+    assert llm([system]) == "echo: Say hi."
+    assert server.requests[-1]["body"]["messages"] == user("Say hi.")
+    assert "system" not in server.requests[-1]["body"]
+    assert operators.call_llm(llm, "Say hi.").data == "echo: Say hi."
+    assert operators.call_llm(llm, "Be brief.", "Hello").data == "echo: Hello"
+    assert server.requests[-1]["body"]["system"] == "Be brief."
+    llm, _ = connect(server)
+    llm([system])
+    assert server.requests[-1]["body"]["messages"] == [system]  # as it is, where that is allowed
 
 
 def test_anthropic_takes_a_token_too(server, monkeypatch):
@@ -665,6 +950,25 @@ def test_a_wrong_key_names_its_variable(server):
         ("error_page", "Bad gateway"),
         ("error_text_in_200", "no such thing"),
         ("status503", "try later"),
+        *[(f"overflow_{name}", "shorten the prompt") for name in OVERFLOWS],
+        ("raw", "Provider returned error [some_error] [the real reason]"),
+        ("litellm_key", "check the key: api_key= or OPENAI_API_KEY"),
+        ("litellm_model", "check the language model's name"),
+        ("openrouter_model", "check the language model's name"),
+        ("deepseek_balance", "the account has nothing left"),
+        ("balance_429", "the account has nothing left"),
+        ("wants_x_api_key", 'headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}'),
+        ("nginx", "status 502 502 Bad Gateway 502 Bad Gateway nginx/1.27.0; asking again"),
+        ("azure", "filtered 400 The response was filtered"),
+        ("ends_model_context_window_exceeded", "shorten the prompt"),
+        ("ends_network_error", "failed 200 half a th (finish reason: network_error); asking again"),
+        ("thought", "all is in its reasoning (finish reason: stop); raise max_tokens="),
+        ("thought_null", "all is in its reasoning (finish reason: stop); raise max_tokens="),
+        ("thought_blank", "all is in its reasoning (finish reason: stop); raise max_tokens="),
+        ("cut_off", "(finish reason: length); raise max_tokens="),
+        ("ends_eos_empty", "empty 200 (finish reason: eos); change the prompt"),
+        ("choice_error", "status 502 Upstream died"),
+        ("packed", "see that base_url= points at the API"),
         ("page", "Welcome to nginx!"),
         ("page", "see that base_url= points at the API"),
         ("huge_error", "xxxxx"),
@@ -676,11 +980,16 @@ def test_a_wrong_key_names_its_variable(server):
 )
 def test_errors_say_what_to_do_in_the_servers_words(server, mode, words):
     error, _ = fails(server, mode, retries=0)
-    assert words in " ".join(str(error).split()) and len(str(error)) < 1200
+    assert words in str(error) and len(str(error)) < 1200
+    assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(
-    "mode", ["quota", "page", "endless", "packed", "packed_bomb", "empty", "refused", "never"]
+    "mode",
+    ["quota", "page", "endless", "packed", "packed_bomb", "empty", "refused", "never", "azure"]
+    + [f"overflow_{name}" for name in OVERFLOWS]
+    + ["balance_429", "deepseek_balance", "choice_refusal", "thought", "wants_x_api_key"]
+    + ["ends_sensitive", "ends_SAFETY", "ends_model_context_window_exceeded"],
 )
 def test_hopeless_cases_are_asked_once(server, mode):
     _, pauses = fails(server, mode)
@@ -692,6 +1001,20 @@ def test_an_error_inside_a_success_is_an_error(server):
     assert (error.kind, error.status, len(pauses)) == ("status", 502, 4)
     error, pauses = fails(server, "error_text_in_200")
     assert (error.kind, error.status, pauses) == ("status", 200, [])
+
+
+FAILED = ["ends_error", "ends_network_error", "ends_insufficient_system_resource", "ends_abort"]
+
+
+@pytest.mark.parametrize("mode", [*FAILED, "choice_error", "choice_error_plain"])
+def test_an_answer_that_failed_on_the_way_is_none_and_is_asked_for_again(server, mode):
+    llm, pauses = connect(server, mode + "*2")
+    assert llm("hello") == "echo: hello" and len(pauses) == 2
+    error, pauses = fails(server, mode, retries=1)
+    wanted = ("status", 502) if mode == "choice_error" else ("failed", 200)
+    assert (error.kind, error.status) == wanted and len(pauses) == 1 and not error.hopeless
+    if mode in FAILED[1:]:
+        assert fails(server, mode, "anthropic", retries=0)[0].kind == "failed"
 
 
 def test_a_server_may_order_another_try(server):
@@ -722,6 +1045,8 @@ def test_retry_after_in_all_its_forms(server, mode, low, high):
 def test_a_pause_beyond_the_deadline_is_not_begun(server):
     error, pauses = fails(server, "asks_hour")
     assert error.status == 429 and pauses == []
+    words = "[it asks to wait 3600 s]; try again after that, or raise timeout= above it."
+    assert str(error).endswith(words)
 
 
 def test_retries_are_counted(server):
@@ -778,6 +1103,81 @@ def test_nobody_there(server):
     assert error.kind == "network" and "see that the server runs" in str(error) and len(pauses) == 1
 
 
+def test_a_host_that_swallows_packets_says_that_there_is_no_connection(server, monkeypatch):
+    monkeypatch.setattr(minitrace, "_CONNECT", 0.2)
+    with socket.socket() as deaf, contextlib.ExitStack() as stack:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):  # who waits in its queue; the next one gets no answer at all
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        error, pauses = fails(server, "ok", base_url=url, retries=1, timeout=60)
+    assert error.kind == "network" and len(pauses) == 1
+    assert "no connection: TimeoutError('timed out')" in str(error)
+
+
+def test_a_slow_answer_is_not_taken_for_no_connection(server, monkeypatch):
+    monkeypatch.setattr(minitrace, "_CONNECT", 0.05)
+    assert connect(server, "slow")[0]("x") == "echo: x"
+
+
+def test_the_connection_is_kept_alive_while_the_server_thinks(server, monkeypatch):
+    found, shut = [], socket.socket.shutdown
+
+    def shutdown(self, how):
+        found.append(self.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        if hasattr(socket, "TCP_KEEPIDLE"):  # the default of two hours is of no use
+            found.append(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+        return shut(self, how)
+
+    monkeypatch.setattr(socket.socket, "shutdown", shutdown)
+    fails(server, "silent", timeout=0.3)
+    assert found[:1] == [1] and found[1:] in ([60], [])
+
+
+SERVE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from llm_server import MODES, Server
+if sys.argv[2] != "0":
+    MODES["dripping_body"] = lambda handler, request: handler.send(200, handler.good(request))
+with Server(port=int(sys.argv[2])) as server:
+    print(server.port, flush=True)
+    time.sleep(60)
+"""
+
+
+def serve(port=0):
+    """A server in a process of its own: the first one drips, one on a known port answers."""
+    command = [sys.executable, "-c", SERVE, str(ROOT / "tests"), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return process, int(process.stdout.readline())
+
+
+def test_a_server_killed_in_the_middle_of_an_answer_heals():
+    process, port = serve()
+    processes, pauses = [process], []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:  # at the first repetition nobody was there
+            processes.append(serve(port)[0])
+
+    killer = threading.Timer(0.5, process.kill)
+    killer.start()
+    try:
+        base = f"http://127.0.0.1:{port}/v1"
+        llm = LLM("openai/dripping_body", base_url=base, api_key=KEY, sleep=pause, timeout=30)
+        assert llm("hello") == "echo: hello" and len(pauses) == 2
+    finally:
+        killer.cancel()
+        for each in processes:
+            each.kill()
+            each.communicate()
+
+
 @pytest.mark.parametrize(
     "mode, kind",
     [
@@ -788,6 +1188,9 @@ def test_nobody_there(server):
         ("refused", "refused"),
         ("filtered", "filtered"),
         ("cut_off", "cut off"),
+        ("ends_model_context_window_exceeded", "cut off"),
+        ("ends_sensitive", "filtered"),
+        ("ends_SAFETY", "filtered"),
     ],
 )
 def test_empty_refused_filtered_and_cut_off_are_told_apart(server, mode, kind):
@@ -803,6 +1206,11 @@ def test_a_text_cut_short_is_given_and_says_so(server):
         assert reply == "half a th" and reply.finish_reason == "length"
 
 
+def test_each_servers_word_for_a_whole_text_is_stop(server):
+    llm, _ = connect(server, "ends_eos")
+    assert llm("hello").finish_reason == "stop"
+
+
 def test_bodies_are_bounded(server):
     before = time.monotonic()
     error, _ = fails(server, "endless")
@@ -811,9 +1219,9 @@ def test_bodies_are_bounded(server):
 
 
 @pytest.mark.parametrize("mode", ["packed", "packed_unasked", "packed_cut", "packed_bomb"])
-def test_an_answer_that_is_compressed_unasked_is_named_and_not_unpacked(server, mode):
+def test_an_answer_that_is_compressed_unasked_is_not_unpacked(server, mode):
     error, _ = fails(server, mode)
-    assert error.kind == "unreadable" and "compressed, which was not asked for" in str(error)
+    assert error.kind == "unreadable" and str(error).isprintable() and len(server.requests) == 1
 
 
 def test_a_lone_surrogate_cannot_break_a_file(server):
@@ -836,13 +1244,40 @@ def test_a_refused_name_is_replaced_once_and_remembered(server):
     )
 
 
-@pytest.mark.parametrize("mode, option", [("no_temperature", "temperature"), ("no_seed", "seed")])
+@pytest.mark.parametrize(
+    "mode, option",
+    [
+        ("no_temperature", "temperature"),
+        ("no_seed", "seed"),
+        ("no_heat_any_more", "temperature"),
+        ("no_top_p_any_more", "top_p"),
+        ("no_effort", "reasoning_effort"),
+    ],
+)
 def test_a_refused_parameter_is_left_out_with_a_warning(server, mode, option):
-    llm, _ = connect(server, mode, retries=0, **{option: 1})
+    llm, _ = connect(server, mode, retries=0, **{option: "1" if "_effort" in option else 1})
     with pytest.warns(UserWarning, match=f"refuses '{option}': it is left out from now on"):
         llm("a")
     llm("b")
     assert [option in r["body"] for r in server.requests] == [True, False, False]
+
+
+def test_a_deprecated_parameter_is_left_out_on_anthropic_too(server):
+    llm, _ = connect(server, "no_heat_any_more", "anthropic", retries=0, temperature=0)
+    with pytest.warns(UserWarning, match="refuses 'temperature'") as caught:
+        llm("a")
+    assert caught[0].filename == __file__  # the line that asked
+    llm("b")
+    assert ["temperature" in r["body"] for r in server.requests] == [True, False, False]
+
+
+def test_mistral_calls_the_seed_by_another_name(server):
+    base = server.url + "/v1"
+    LLM("mistral/ok", base_url=base, api_key=KEY, seed=7)("x")
+    assert server.requests[-1]["body"]["random_seed"] == 7
+    assert "seed" not in server.requests[-1]["body"]
+    with pytest.raises(TypeError, match="no option 'random_seed': known are max_tokens, .*, seed,"):
+        LLM("mistral/ok", random_seed=7)
 
 
 def test_both_names_refused_leaves_none(server):
@@ -1020,8 +1455,53 @@ def test_a_proxy_of_the_environment_is_used(server, monkeypatch):
         monkeypatch.setenv("http_proxy", "socks5://me:topsecretpw@127.0.0.1:9")
         monkeypatch.delenv("no_proxy")
         error, _ = fails(server, "ok", **far, retries=0)
-        assert "unknown url type: socks5; a proxy must have an http:// address" in str(error)
+        words = "the proxy 127.0.0.1:9: no connection: 'unknown url type: socks5'; see the proxy: "
+        assert words + "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it" in str(error)
         assert "topsecretpw" not in str(error)
+
+
+def test_one_variable_may_name_the_proxy_for_every_scheme(server, monkeypatch):
+    far = {"base_url": "http://far.example/v1", "allow_http": True}
+    for name in ("ALL_PROXY", "all_proxy"):
+        with Server(proxying=True) as proxy, Server(proxying=True) as nearer:
+            monkeypatch.setenv(name, proxy.url)
+            assert connect(server, **far)[0]("x") == "echo: x"
+            assert proxy.requests[-1]["path"] == "http://far.example/v1/chat/completions"
+            monkeypatch.setenv("no_proxy", "far.example")
+            fails(server, "ok", **far, retries=0)
+            monkeypatch.delenv("no_proxy")
+            monkeypatch.setenv("http_proxy", nearer.url)  # the one of the scheme goes first
+            assert connect(server, **far)[0]("x") == "echo: x"
+            assert len(proxy.requests) == len(nearer.requests) == 1
+            monkeypatch.delenv("http_proxy")
+        monkeypatch.delenv(name)
+
+
+PROXIES = {"closed": "no connection", "guarded": "407", "socks": "unknown url type: socks5"}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("fault", PROXIES)
+def test_a_proxy_that_fails_is_named_and_not_asked_again(server, monkeypatch, fault, scheme):
+    with Server(proxying="guarded") as proxy:
+        place = f"127.0.0.1:{proxy.port}"
+        monkeypatch.setenv("ALL_PROXY", f"{'socks5' if fault == 'socks' else 'http'}://{place}")
+        if fault == "closed":
+            proxy.__exit__()
+        far = {"base_url": f"{scheme}://far.example/v1", "allow_http": True}
+        error, pauses = fails(server, "ok", **far)
+    assert (error.kind, pauses) == ("network", []) and f"the proxy {place}: " in str(error)
+    assert "see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it" in str(error)
+    if (fault, scheme) != ("socks", "https"):  # there it is taken for one that speaks HTTP
+        assert PROXIES[fault] in str(error)
+
+
+def test_an_answer_that_breaks_off_behind_a_proxy_is_asked_for_again(server, monkeypatch):
+    with Server(proxying=True) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        far = {"base_url": "http://far.example/v1", "allow_http": True}
+        llm, pauses = connect(server, "cut_chunks*2", **far)
+        assert llm("x") == "echo: x" and len(pauses) == 2
 
 
 @pytest.fixture(scope="module")
@@ -1074,6 +1554,17 @@ def test_https_directly_and_through_a_tunnel(certificate, monkeypatch):
         assert proxy.requests[-1]["method"] == "CONNECT" and not leaks(proxy.requests)
         assert proxy.requests[-1]["headers"]["proxy-authorization"] == "Basic bWU6cHc="
         assert "proxy-authorization" not in server.requests[-1]["headers"]
+
+
+def test_no_certificates_are_loaded_where_nothing_is_encrypted(server, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
+    llm, _ = connect(server)
+    assert llm("x") == "echo: x" and loaded == []
+    with Server(proxying=True) as proxy:
+        monkeypatch.setenv("all_proxy", proxy.url)
+        llm, _ = connect(server, base_url="http://far.example/v1", allow_http=True)
+        assert llm("x") == "echo: x" and loaded == []
 
 
 def test_openai_itself_is_never_sent_max_tokens(certificate, monkeypatch):
@@ -1308,6 +1799,13 @@ def test_without_a_language_model_the_stub_answers_and_one_warning_says_so():
     value, _, told = done.stdout.partition(" ")
     assert int(value) > 3 and "MINITRACE_MODEL" in told, done.stderr
     assert told.count("no language model is configured") == 1
+
+
+def test_only_urllib_speaks_http():
+    tree = ast.parse((ROOT / "minitrace.py").read_text(encoding="utf-8"))
+    named = [each.names for each in ast.walk(tree) if isinstance(each, ast.Import)]
+    named += [[ast.alias(each.module)] for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)]
+    assert not [alias.name for each in named for alias in each if alias.name.startswith("http")]
 
 
 # ---- The official clients' types accept both sides

@@ -865,7 +865,7 @@ def test_usage_is_read_from_a_completion_object_too():
     choices = [space(message=space(content=reply(x0=2)))]
     usage = space(prompt_tokens=5, details=space(cached=1))
     optimizer = problem(x, llm=lambda messages: space(choices=choices, usage=usage))
-    assert optimizer.propose().usage == {"prompt_tokens": 5}
+    assert optimizer.propose().usage == {"input_tokens": 5}
 
 
 # ---- TextGrad

@@ -1878,7 +1878,7 @@ def test_answers_of_other_clients_are_recorded_as_text(tmp_path):
     class Completion:
         def __init__(self, text):
             self.choices = [SimpleNamespace(message=SimpleNamespace(content=text))]
-            self.usage, self.model = SimpleNamespace(total_tokens=7, details=object()), object()
+            self.usage, self.model = SimpleNamespace(prompt_tokens=7, details=object()), object()
 
     def once(llm):
         minitrace.GRAPH.clear()
@@ -1898,7 +1898,7 @@ def test_answers_of_other_clients_are_recorded_as_text(tmp_path):
 
     assert once(llm) == once(nobody)
     assert " at 0x" not in (tmp_path / "run").read_text()
-    assert calls(tmp_path / "run")[0]["usage"] == {"total_tokens": 7}
+    assert calls(tmp_path / "run")[0]["usage"] == {"input_tokens": 7}
 
 
 def test_a_reply_is_on_the_disk_before_anything_else_happens(tmp_path):
