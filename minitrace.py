@@ -92,7 +92,7 @@ from functools import cached_property, lru_cache, partial, reduce, update_wrappe
 from itertools import chain, count, dropwhile, groupby, islice, zip_longest
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
-from warnings import warn
+from warnings import catch_warnings, simplefilter, warn
 
 if TYPE_CHECKING:
     import ast
@@ -132,7 +132,6 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 AnyNode: TypeAlias = "Node[Any]"
 Parameter: TypeAlias = "ParameterNode[Any]"
 Nodes = tuple["Node[Any]", ...]
@@ -1409,7 +1408,8 @@ class Module(Parameterized):
     """An object with parameters: what `torch.nn.Module` is to tensors.
 
     Parameters are found in attributes that are parameters, trainable bundles, modules, or lists,
-    tuples and dicts of these at any depth; a property is never run. A call runs `forward`.
+    tuples and dicts of these at any depth; a property is never run. The code of a method that a
+    subclass redefines counts if the new one calls it. A call runs `forward`.
 
     >>> class Greeter(Module):
     ...     def __init__(self):
@@ -1946,17 +1946,19 @@ class CodeBundle(Bundle[..., Any]):
             raise TypeError("a lambda cannot be trainable: its source has no name; use def")
         self.source = textwrap.dedent(options["source"] or "").strip("\n")
         self._locals: Fields = {}
-        if not self.source:
-            self.source, self._locals = _source_of(self._inner)
-        header = _signature_text(self.source, name)
-        self.parameter = ParameterNode(
-            self.source,
-            f"{name}_code",
-            f"the source code of {name}",
-            constraint=f"it defines: {header.splitlines()[-1]}",
-            projections=options["projections"] or (),
-            check=_code_check(header, self.limits),
-        )
+        with catch_warnings():  # Python gave those of the compiler when it loaded the file
+            simplefilter("ignore")
+            if not self.source:
+                self.source, self._locals = _source_of(self._inner)
+            header = _signature_text(self.source, name)
+            self.parameter = ParameterNode(
+                self.source,
+                f"{name}_code",
+                f"the source code of {name}",
+                constraint=f"it defines: {header.splitlines()[-1]}",
+                projections=options["projections"] or (),
+                check=_code_check(header, self.limits),
+            )
         self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
         self._owner: tuple[type | None, str] = None, ""
@@ -2025,6 +2027,9 @@ class CodeBundle(Bundle[..., Any]):
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else BoundCode(self, instance)
+
+
+Q = ParamSpec("Q")
 
 
 class BoundCode(Parameterized, Generic[P, T]):
@@ -2188,7 +2193,7 @@ def _drop_bundle(found: Any, code: CodeType) -> Fields:
     marks = found.decorator_list
     for frame, line in traceback.walk_stack(None):
         here = frame.f_code.co_filename == code.co_filename
-        if here and code.co_firstlineno <= line <= found.lineno:
+        if here and code.co_firstlineno <= (line or 0) <= found.lineno:
             below = sum(mark.lineno > line for mark in marks)
             if line == found.lineno:  # Python 3.10, at the `def`: count the calls so far
                 done = frame.f_code.co_code[: frame.f_lasti]

@@ -1343,6 +1343,13 @@ def test_a_source_whose_file_is_gone_is_found_if_it_was_read_before(module):
     assert "x + 1" in changing.make().parameter.data
 
 
+def test_no_warning_of_the_compiler_comes_twice(tmp_path):
+    odd = '# \n    y = "\\d" if x is 5 else x\n'
+    (tmp_path / "script.py").write_text(SCRIPT.replace("# why\n", odd))
+    done = run("-W", "always", "script.py", cwd=tmp_path)
+    assert "101" in done.stdout and done.stderr.count("Warning: ") == 2, done.stderr
+
+
 def test_code_that_a_tool_put_more_into_is_found():
     def checked(x):
         assert x in [1, 2] and x != {3}, "a test rewrites this line"
