@@ -1165,6 +1165,7 @@ class _Body(_Scope):
                 "parent"
             )
             if self.bundle.runs_new_code(self.call):  # a failure like any other
+                setattr(error, "failure", (f"({type(error).__name__}) {error}", ""))
                 _fail(self.bundle.op, self.call, error)
             raise error
         self.call = self.call._replace(outside=outside)
