@@ -3759,7 +3759,7 @@ class Reply(str):
 
     Attributes:
         usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, another word for none.
         model: the language model that answered, in the server's words.
 
     >>> completion = {
@@ -4346,7 +4346,7 @@ without a user or a password"""
         error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
         words = _words(error or _dig(data, "detail|message"), answer)
         code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
-        if status == 200 and code.isdigit():  # as some gateways do
+        if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
             status = int(code)
         if error or not 200 <= status < 300:
             kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
@@ -4361,7 +4361,8 @@ without a user or a password"""
             kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
             thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
             said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
-            return self.error(kind, f"{said} (finish reason: {end})".strip(), status)
+            words = f"{str(said)[:500]} (finish reason: {end:.80})".strip()
+            return self.error(kind, words, status)
         model = self.redact(reply.model or self.model)
         return Reply(self.redact(reply), **{**vars(reply), "model": model})
 
