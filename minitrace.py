@@ -3734,7 +3734,7 @@ class LLMError(MinitraceError):
 def _dig(data: Any, paths: str) -> Any:
     """What is found first in an answer, object or dict, at paths such as "error|choices 0 error"."""
     for path in paths.split("|"):
-        found = data
+        found: Any = data
         for step in path.split():
             try:
                 found = found[int(step) if step.isdigit() else step]
