@@ -3732,7 +3732,7 @@ class LLMError(MinitraceError):
 
 
 def _dig(data: Any, paths: str) -> Any:
-    """What is found first in an answer, object or dict, at paths such as "error|choices 0 error"."""
+    """What is found first in an object or dict, at one of some paths ("error|choices 0 error")."""
     for path in paths.split("|"):
         found: Any = data
         for step in path.split():
@@ -4189,7 +4189,8 @@ _ADVICE = """
 insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
 |token count|request.too.large|reduce the length|status 413 => shorten the prompt
-the proxy \\S+: (no connection|.*407) => see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
+the proxy \\S+: (no connection|.*407) => \
+see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
 ^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
 ^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
