@@ -3738,9 +3738,9 @@ class LLMError(MinitraceError):
 
 
 def _dig(data: Any, paths: str) -> Any:
-    """What is found first in an answer, object or dict, at paths such as "error|choices 0 error"."""
+    """What is found first in an object or dict, at one of some paths ("error|choices 0 error")."""
     for path in paths.split("|"):
-        found = data
+        found: Any = data
         for step in path.split():
             try:
                 found = found[int(step) if step.isdigit() else step]
@@ -3765,7 +3765,7 @@ class Reply(str):
 
     Attributes:
         usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, or the server's own word.
+        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, another word for none.
         model: the language model that answered, in the server's words.
 
     >>> completion = {
@@ -4195,7 +4195,8 @@ _ADVICE = """
 insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
 |token count|request.too.large|reduce the length|status 413 => shorten the prompt
-the proxy \\S+: (no connection|.*407) => see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
+the proxy \\S+: (no connection|.*407) => \
+see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
 ^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
 ^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
@@ -4352,7 +4353,7 @@ without a user or a password"""
         error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
         words = _words(error or _dig(data, "detail|message"), answer)
         code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
-        if status == 200 and code.isdigit():  # as some gateways do
+        if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
             status = int(code)
         if error or not 200 <= status < 300:
             kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
@@ -4367,7 +4368,8 @@ without a user or a password"""
             kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
             thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
             said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
-            return self.error(kind, f"{said} (finish reason: {end})".strip(), status)
+            words = f"{str(said)[:500]} (finish reason: {end:.80})".strip()
+            return self.error(kind, words, status)
         model = self.redact(reply.model or self.model)
         return Reply(self.redact(reply), **{**vars(reply), "model": model})
 
