@@ -24,6 +24,11 @@ MOST = 12  # lines of input in a block; eight is the aim
 RETURNED = "Run", "Evaluation"  # met as what train and evaluate return, without being named
 
 
+def chapter(name):
+    (path,) = TUTORIAL.glob(f"{name.zfill(2)}_*.md")
+    return path
+
+
 def text_of(path):
     return path.read_text(encoding="utf-8")
 
@@ -224,9 +229,9 @@ KeyError: 'x'
     return tmp_path
 
 
-def run_course(course, *words):
-    command = [sys.executable, str(course / "tutorial"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=course)
+def run_course(course, *words, **variables):
+    command, env = [sys.executable, str(course / "tutorial"), *words], {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=course, env=env)
 
 
 def test_what_differs_from_the_page_is_told(course):
@@ -237,7 +242,60 @@ def test_what_differs_from_the_page_is_told(course):
     assert told in done.stdout
     assert "    KeyError: 'x'\n" in done.stdout and "File" not in done.stdout
     assert "NameError: name 'no_such_name' is not defined" in done.stdout
-    assert "See the map." in done.stdout and "| a | b |\n|---|---|" in done.stdout
+    assert "See the map." in done.stdout
+    assert done.stdout.count(">>> 1 + 1") == done.stdout.count(">>> import sys") == 1
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem < "12"], ids=name_of)
+def test_without_a_terminal_a_block_is_shown_once_and_as_it_is_on_the_page(path):
+    shown, blocks = tutorial(path.stem).stdout, BLOCK.findall(text_of(path))
+    typed = [line.rstrip() for block in blocks for line in inputs(block)]
+    assert re.findall(r"^    ((?:>>>|\.\.\.)(?: .*\S)?) *$", shown, re.M) == typed
+    for block in blocks:
+        if "Traceback" not in block and "doctest: +" not in block:
+            block = "".join(f"    {line.rstrip()}\n" for line in block.rstrip().splitlines())
+            assert block.replace("<BLANKLINE>", "") in shown
+
+
+TABLE = """\
+| what | how many, in words that are wider than a narrow terminal |  |
+|---|--:|---|
+| `a \\| b` | 1 | see [the map](README.md) |
+| | 22 |
+"""
+WIDE = """\
+what     how many, in words that are wider than a narrow terminal
+-------  --------------------------------------------------------  -----------
+`a | b`                                                         1  see the map
+                                                               22
+"""
+NARROW = """\
+what     how many, in words
+             that are wider
+              than a narrow
+                   terminal
+-------  ------------------  -----------
+`a | b`                   1  see the map
+                         22
+"""
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_table_is_laid_out_in_columns_as_wide_as_the_terminal(course, columns):
+    page = course / "tutorial" / "01_one.md"
+    page.write_text(text_of(page).replace("| a | b |\n|---|---|\n", TABLE), encoding="utf-8")
+    shown = run_course(course, "1", COLUMNS=columns).stdout
+    table = shown[shown.index("\nwhat") + 1 :].split("\n\n")[0] + "\n"
+    assert table == (WIDE if columns == "80" else NARROW)
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "100"])
+def test_no_table_of_the_tutorial_is_wider_than_the_terminal(columns):
+    for name in "0", "2", "9", "15":
+        shown = tutorial(name, COLUMNS=columns).stdout
+        tables = re.findall(r"(?:.+\n)+(?=-+(?:  -+)+\n)(?:.+\n)+", shown)
+        assert max(len(line) for table in tables for line in table.splitlines()) <= int(columns)
+        assert len(tables) == len(re.findall(r"(?m)^\|---", text_of(chapter(name))))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="it needs a pseudo-terminal")
