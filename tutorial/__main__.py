@@ -4,6 +4,7 @@
     python3 tutorial 6           a chapter, block by block; also case_4, and a for the appendix
     python3 tutorial check 6     grade tutorial/exercises/ex06.py
     python3 tutorial check       grade them all
+    python3 tutorial notebooks FOLDER    write them all as Jupyter notebooks
 
 A chapter is a doctest, and this a test runner that waits: what it prints was computed just then.
 """
@@ -22,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "exercises")]
 
 import checks  # noqa: E402
+import notebooks  # noqa: E402
 
 WAITS = sys.stdin.isatty() and sys.stdout.isatty()
 ESCAPES = WAITS and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
@@ -208,9 +210,25 @@ def read(name, path):
     return int(bool(reader.differing))
 
 
+def write_notebooks(folder):
+    """Write all chapters, and the map, as notebooks into a folder; 0 if they print what is written."""
+    pages = [*chapters().values(), HERE / "README.md"]
+    try:
+        differ = notebooks.write(folder, pages)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(pages)} notebooks are in {folder}; begin with map.ipynb")
+    for name in differ:
+        print(f"in the notebook of {name} some outputs differ from what is written on the page")
+    return int(bool(differ))
+
+
 def main(words):
     """The command line; gives the exit code."""
     first, *rest = words or [""]
+    if first == "notebooks" and len(rest) == 1:
+        return write_notebooks(rest[0])
     exercises = checks.numbers()
     if first == "check" and (not rest or rest in [[str(number)] for number in exercises]):
         return check([int(rest[0])] if rest else exercises)
