@@ -23,7 +23,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "exercises")]
 
 import checks  # noqa: E402
-import notebooks  # noqa: E402
 
 WAITS = sys.stdin.isatty() and sys.stdout.isatty()
 ESCAPES = WAITS and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
@@ -212,6 +211,8 @@ def read(name, path):
 
 def write_notebooks(folder):
     """Write all chapters, and the map, as notebooks into a folder; 0 if they print what is written."""
+    import notebooks
+
     pages = [*chapters().values(), HERE / "README.md"]
     try:
         differ = notebooks.write(folder, pages)
