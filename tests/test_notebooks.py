@@ -42,14 +42,15 @@ def text_of(notebook):
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """All notebooks, as the program writes them."""
+def written(tmp_path_factory):
+    """All notebooks, as the program writes them, and what it said."""
     folder = tmp_path_factory.mktemp("notebooks") / "new"
-    done = program(folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    told = f"{len(PAGES)} notebooks are in {folder}; begin with map.ipynb\n"
-    assert done.stdout == told  # and in none of them anything differs from its page
-    return folder
+    return folder, program(folder)
+
+
+@pytest.fixture
+def folder(written):
+    return written[0]
 
 
 # ---- What is in a notebook
@@ -181,6 +182,21 @@ def test_nothing_is_written_over(tmp_path):
     assert done.returncode == 2 and "is not empty: name a new folder" in done.stderr
 
 
+def test_the_tutorial_itself_is_no_place_for_notebooks():
+    for place in TUTORIAL / "new", TUTORIAL / "cases":
+        done = program(place)
+        told = f"{place} is part of the tutorial itself: name a folder outside of {TUTORIAL}\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    assert not (TUTORIAL / "new").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["one", "two"]])
+def test_the_program_wants_one_folder(words):
+    done = program(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "say where to: `python3 tutorial notebooks FOLDER`\n"
+
+
 def test_the_program_needs_nothing_installed():
     tree = ast.parse((TUTORIAL / "notebooks.py").read_text(encoding="utf-8"))
     names = {
@@ -194,6 +210,14 @@ def test_the_program_needs_nothing_installed():
 
 
 # ---- All of them
+
+
+@pytest.mark.slow
+def test_all_notebooks_are_written_and_nothing_in_them_differs_from_the_pages(written):
+    folder, done = written
+    told = f"{len(PAGES)} notebooks are in {folder}; begin with map.ipynb\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+    assert {path.stem for path in folder.glob("*.ipynb")} == {"map", *(p.stem for p in CHAPTERS)}
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def write_notebooks(folder):
     pages = [*chapters().values(), HERE / "README.md"]
     try:
         differ = notebooks.write(folder, pages)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{len(pages)} notebooks are in {folder}; begin with map.ipynb")
@@ -228,8 +228,11 @@ def write_notebooks(folder):
 def main(words):
     """The command line; gives the exit code."""
     first, *rest = words or [""]
-    if first == "notebooks" and len(rest) == 1:
-        return write_notebooks(rest[0])
+    if first == "notebooks":
+        if len(rest) == 1:
+            return write_notebooks(rest[0])
+        print("say where to: `python3 tutorial notebooks FOLDER`", file=sys.stderr)
+        return 2
     exercises = checks.numbers()
     if first == "check" and (not rest or rest in [[str(number)] for number in exercises]):
         return check([int(rest[0])] if rest else exercises)

@@ -41,9 +41,13 @@ def write(folder, pages):
 
     Returns: the names of the pages of which something came out otherwise than it is written there.
 
-    Raises: `FileExistsError` if something is in the folder.
+    Raises: `FileExistsError` if something is in the folder, `ValueError` if it is part of the tutorial.
     """
     folder = Path(folder).resolve()
+    if HERE in [folder, *folder.parents]:
+        raise ValueError(
+            f"{folder} is part of the tutorial itself: name a folder outside of {HERE}"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: name a new folder, so that nothing is lost")
     files = [path for path in [ROOT / "minitrace.py", *HERE.rglob("*")] if path.suffix in COPIED]

@@ -8,8 +8,10 @@ anew. It takes about half a minute.
 
 import copy
 import math
+import operator
 import random
 import sys
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,8 +67,7 @@ class Network(Module):
     def __init__(self, seed=1, sizes=(2, 16, 16, 1)):
         self.relu, dice = relu, random.Random(seed)
         self.layers = [
-            [neuron(dice, before) for _ in range(after)]
-            for before, after in pairwise(sizes)
+            [neuron(dice, before) for _ in range(after)] for before, after in pairwise(sizes)
         ]
 
     def forward(self, place):
@@ -83,8 +84,10 @@ def neuron(dice, inputs):
 
 def weighed(neuron, inputs):
     """The bias and the weighted inputs, added up."""
-    *weights, bias = neuron
-    return sum((weight * value for weight, value in zip(weights, inputs, strict=True)), bias)
+    *weights, total = neuron
+    for weight, value in zip(weights, inputs, strict=True):
+        total = total + weight * value  # sum() would round otherwise from Python 3.12 on
+    return total
 
 
 class Curve(Module):
@@ -155,7 +158,7 @@ class Slopes(Propagator):
     """Derivatives, as in chapter 8: what reaches a node by several ways adds up."""
 
     def aggregate(self, feedbacks):
-        return sum(feedbacks)
+        return reduce(operator.add, feedbacks)
 
 
 def derivatives():
