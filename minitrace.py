@@ -2967,17 +2967,6 @@ class Optimizer:
     A subclass says how to make a proposal: by a prompt (`describe`, what it puts before the
     language model) or, with `propose` redefined, in any way it likes.
 
-    Args:
-        parameters: parameters, or a module or bundle that has some.
-        llm: any callable from messages to text; what `MINITRACE_MODEL` names, or else a `StubLLM`.
-        propagator: how feedback flows; a `GraphPropagator`.
-        objective: the instruction, in words.
-        memory_size: how many past attempts a prompt shows.
-        max_tokens: passed on to the language model if given.
-        max_chars: what a prompt may take at most, in characters.
-        retries: how often it is asked again after a reply that cannot be used.
-        on_refusal: then "raise" a `ReplyError`, or "keep" the values as they are.
-
     >>> GRAPH.clear()
     >>> class Increment(Optimizer):
     ...     def propose(self):
@@ -3000,6 +2989,20 @@ class Optimizer:
         retries: int = 2,
         on_refusal: str = "raise",
     ) -> None:
+        """Take what every optimizer takes.
+
+        Args:
+            parameters: parameters, or a module or bundle that has some.
+            llm: any callable from messages to text; what `MINITRACE_MODEL` names, or else a
+                `StubLLM`.
+            propagator: how feedback flows; a `GraphPropagator`.
+            objective: the instruction, in words.
+            memory_size: how many past attempts a prompt shows.
+            max_tokens: passed on to the language model if given.
+            max_chars: what a prompt may take at most, in characters.
+            retries: how often it is asked again after a reply that cannot be used.
+            on_refusal: then "raise" a `ReplyError`, or "keep" the values as they are.
+        """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
             _refuse_unreadable(self._named.values(), llm)

@@ -329,6 +329,67 @@ def peers():
     row(what, mine, *(theirs or [None]), "ms", ">= 30", theirs[0] / mine if theirs else None)
 
 
+# ---- a network
+
+
+def moons():
+    """A step of training: the network of case 8 and 40 points, beside the same in micrograd.
+
+    Once more without the garbage collector, which has much to do in micrograd: each Value is part of
+    a reference cycle.
+    """
+    sys.path.append(str(ROOT / "tutorial" / "cases"))
+    from moons import Descent, Network, as_slope, learn, two_moons
+
+    points, network = two_moons(40), Network()
+
+    def ours(steps=5):
+        return learn(network, points, Descent(network, steps=100), as_slope, steps)
+
+    works = [ours]
+    if importlib.util.find_spec("micrograd"):
+        works.append(micrograd_steps(points))
+    for what, target in ("a step of training", "<= 0.6"), ("a step, no garbage collector", ""):
+        if not target:
+            works = [without_collector(work) for work in works]
+        mine, *theirs = (each / 5 * 1e3 for each in seconds(*works, rounds=5))
+        row(f"{what}, beside micrograd", mine, *(theirs or [None]), "ms", target)
+
+
+def without_collector(work):
+    def worked():
+        gc.disable()
+        try:
+            return work()
+        finally:
+            gc.enable()
+
+    return worked
+
+
+def micrograd_steps(points):
+    """Steps of micrograd's demo, as a function."""
+    from micrograd.nn import MLP
+
+    network = MLP(2, [16, 16, 1])
+
+    def loss():
+        missing = [(1 + -label * network(place)).relu() for place, label in points]
+        squares = sum(parameter * parameter for parameter in network.parameters())
+        return sum(missing) * (1.0 / len(missing)) + 1e-4 * squares
+
+    def steps(count=5):
+        for step in range(count):
+            total = loss()
+            network.zero_grad()
+            total.backward()
+            for parameter in network.parameters():
+                parameter.data -= (1.0 - 0.9 * step / 100) * parameter.grad
+        return loss().data
+
+    return steps
+
+
 # ---- pictures
 
 
@@ -465,6 +526,7 @@ PARTS = {
         walks,
         memory,
         linear,
+        moons,
         pictures,
         training,
         prompts,

@@ -1,8 +1,9 @@
-"""The programs of the case studies in numbers: puzzles, battleship, traffic, and the plot."""
+"""The programs of the case studies in numbers: puzzles, battleship, traffic, moons, and the plot."""
 
 import doctest
 import json
 import math
+import random
 import re
 import statistics
 import sys
@@ -17,6 +18,7 @@ from minitrace import OPRO, ExceptionNode, Script, StubLLM, backward, bundle, to
 
 sys.path.insert(0, str(ROOT / "tutorial" / "cases"))
 import battleship
+import moons
 import plot
 import puzzles
 import traffic
@@ -166,7 +168,7 @@ def test_a_chart_is_the_same_text_every_time_and_well_formed():
 
 
 def test_the_example_in_the_plot_s_docstring_runs():
-    assert doctest.testmod(plot) == (0, 2)
+    assert doctest.testmod(plot) == (0, 4)
 
 
 def test_what_lies_beyond_a_chart_s_scale_is_drawn_at_its_end():
@@ -181,6 +183,103 @@ def test_panels_stand_three_in_a_row():
     places = re.findall(r'^<g transform="translate\((\d+) (\d+)\)">$', svg, re.M)
     across, down = zip(*places, strict=True)
     assert len(set(across)) == 3 and down[:3] == (down[0],) * 3 != down[3:]
+
+
+def test_a_plane_shades_the_side_where_the_score_is_above_zero():
+    points = [((0.5, 0.5), 1), ((-0.5, 0.5), -1), ((0.5, -0.5), -1)]
+    corners, scores = ((-1, -1), (1, 1)), {"A & B": lambda place: place[0], "C": lambda place: -1}
+    svg = plot.plane(scores, points, "T < U", corners)
+    assert svg == plot.plane(scores, points, "T < U", corners)
+    tree = xml.dom.minidom.parseString(svg)
+    texts = [t.firstChild.data for t in tree.getElementsByTagName("text") if t.firstChild]
+    assert {"T < U", "A & B", "C"} <= set(texts) and svg.count("<circle") == 2
+    right, nothing = re.findall(r'fill-opacity="0.22" d="([^"]*)"', svg)
+    middle, end = f"{plot.WIDTH / 2:.1f}", f"{plot.WIDTH:.1f}"
+    assert set(re.findall(r"M([\d.]+) \d+H([\d.]+)", right)) == {(middle, end)} and nothing == ""
+    assert right.count("M") == plot.HEIGHT / 2
+
+
+# ---- moons
+
+
+def test_a_seed_makes_the_same_moons_every_time():
+    points = moons.two_moons(60, seed=3)
+    assert points == moons.two_moons(60, seed=3) != moons.two_moons(60, seed=4)
+    assert [label for _, label in points] == [1, -1] * 30
+    assert all(round(each, 3) == each for place, _ in points for each in place)
+
+
+@pytest.mark.parametrize("kind", [moons.Network, moons.Curve])
+def test_a_model_on_plain_numbers_gives_what_it_gives_on_nodes(kind):
+    model = kind()
+    model.parameters()[0].set(0.5)
+    score = moons.plain(model)
+    for place, _ in moons.two_moons(10):
+        assert type(score(place)) is float and score(place) == model(place).data
+
+
+@pytest.mark.parametrize("kind", [moons.Network, moons.Curve])
+def test_slopes_of_the_loss_agree_with_moving_the_parameters_a_little(kind):
+    model, points, dice = kind(), moons.two_moons(6), random.Random(1)
+    found = backward(moons.margin_loss(model, points), 1.0, moons.derivatives())
+    for parameter in dice.sample(model.parameters(), min(12, len(model.parameters()))):
+        up, here, down = (
+            loss_with(model, points, parameter, parameter.data + move) for move in MOVES
+        )
+        if math.isclose(up - here, here - down, rel_tol=1e-3, abs_tol=1e-9):  # else a corner
+            assert math.isclose(found[parameter], (up - down) / 2e-6, abs_tol=1e-4)
+
+
+def loss_with(model, points, parameter, value):
+    before = parameter.data
+    parameter.set(value)
+    loss = moons.margin_loss(model, points).data
+    parameter.set(before)
+    return loss
+
+
+@pytest.mark.slow
+def test_the_loss_agrees_with_micrograd_step_after_step():
+    theirs = pytest.importorskip("micrograd.nn", reason="micrograd is not installed")
+    points, steps, seed = moons.two_moons(16), 8, 5
+    losses = moons.by_numbers(moons.Network(seed), points, steps)
+    random.seed(seed)  # from which micrograd draws its weights
+    network, found = theirs.MLP(2, [16, 16, 1]), []
+    for step in range(steps + 1):
+        missing = [(1 + -label * network(place)).relu() for place, label in points]
+        squares = sum(parameter * parameter for parameter in network.parameters())
+        loss = sum(missing) * (1.0 / len(missing)) + 1e-4 * squares
+        network.zero_grad()
+        loss.backward()
+        for parameter in network.parameters():
+            parameter.data -= (1.0 - 0.9 * step / steps) * parameter.grad
+        found.append(loss.data)
+    assert losses == pytest.approx(found, rel=4e-15, abs=0)
+    assert losses[-1] < losses[0] / 2
+
+
+def test_words_keep_the_best_curve_of_all():
+    curve, points = moons.Curve(), moons.two_moons(100)
+    before = moons.astray(curve, points)
+    losses = moons.by_words(curve, points, steps=20)
+    assert len(losses) == 21 and moons.astray(curve, points) < before / 5
+
+
+@pytest.mark.slow
+def test_the_study_of_moons_prints_what_its_page_says_and_draws_its_pictures(
+    tmp_path, monkeypatch, capsys
+):
+    pictures = moons.PICTURE, moons.LOSSES
+    for name, path in zip(("PICTURE", "LOSSES"), pictures, strict=True):
+        monkeypatch.setattr(moons, name, tmp_path / path.name)
+    moons.main()
+    page = (CASES / "case_8_moons.md").read_text(encoding="utf-8")
+    told = re.search(r"(?m)^It prints\n\n((?:    .*\n)+)", page)[1]
+    assert capsys.readouterr().out == told.replace("    a ", "a ")
+    for path in pictures:
+        assert (tmp_path / path.name).read_text(encoding="utf-8") == path.read_text(
+            encoding="utf-8"
+        ), "run python3 tutorial/cases/moons.py"
 
 
 # ---- battleship

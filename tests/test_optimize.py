@@ -5,10 +5,12 @@ import datetime
 import decimal
 import enum
 import fractions
+import inspect
 import json
 import os
 import pathlib
 import pickle
+import pydoc
 import random
 import re
 import string
@@ -1496,3 +1498,11 @@ def test_refused_replies_are_in_the_step_and_in_the_history():
     proposal = optimizer.step()
     assert len(proposal.refused) == 2 and "No answer was found" in proposal.refused[0]
     assert optimizer.history[-1].reason.startswith("2 replies refused: No answer was found")
+
+
+@pytest.mark.parametrize("kind", [Optimizer, OptoPrime, OPRO, TextGrad])
+def test_help_tells_every_argument_of_an_optimizer(kind):
+    told = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    names = inspect.signature(Optimizer).parameters
+    assert len(names) == 9
+    assert [name for name in names if not re.search(rf"(?m)^ \|\s+{name}: \w", told)] == []

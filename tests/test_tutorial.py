@@ -24,6 +24,11 @@ MOST = 12  # lines of input in a block; eight is the aim
 RETURNED = "Run", "Evaluation"  # met as what train and evaluate return, without being named
 
 
+def chapter(name):
+    (path,) = TUTORIAL.glob(f"{name.zfill(2)}_*.md")
+    return path
+
+
 def text_of(path):
     return path.read_text(encoding="utf-8")
 
@@ -194,8 +199,11 @@ def course(tmp_path):
     import shutil
 
     shutil.copy(ROOT / "minitrace.py", tmp_path)
-    for folder in "exercises", "companions":
-        shutil.copytree(TUTORIAL / folder, tmp_path / "tutorial" / folder)
+    shutil.copytree(COMPANIONS, tmp_path / "tutorial" / "companions")
+    exercises = tmp_path / "tutorial" / "exercises"
+    shutil.copytree(TUTORIAL / "exercises", exercises, ignore=shutil.ignore_patterns("ex*"))
+    for number in checks.numbers():
+        (exercises / f"ex{number:02}.py").write_text(blank(number), encoding="utf-8")
     shutil.copy(TUTORIAL / "__main__.py", tmp_path / "tutorial")
     page = """# 1 One
 
@@ -221,9 +229,9 @@ KeyError: 'x'
     return tmp_path
 
 
-def run_course(course, *words):
-    command = [sys.executable, str(course / "tutorial"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=course)
+def run_course(course, *words, **variables):
+    command, env = [sys.executable, str(course / "tutorial"), *words], {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=course, env=env)
 
 
 def test_what_differs_from_the_page_is_told(course):
@@ -234,7 +242,60 @@ def test_what_differs_from_the_page_is_told(course):
     assert told in done.stdout
     assert "    KeyError: 'x'\n" in done.stdout and "File" not in done.stdout
     assert "NameError: name 'no_such_name' is not defined" in done.stdout
-    assert "See the map." in done.stdout and "| a | b |\n|---|---|" in done.stdout
+    assert "See the map." in done.stdout
+    assert done.stdout.count(">>> 1 + 1") == done.stdout.count(">>> import sys") == 1
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem < "12"], ids=name_of)
+def test_without_a_terminal_a_block_is_shown_once_and_as_it_is_on_the_page(path):
+    shown, blocks = tutorial(path.stem).stdout, BLOCK.findall(text_of(path))
+    typed = [line.rstrip() for block in blocks for line in inputs(block)]
+    assert re.findall(r"^    ((?:>>>|\.\.\.)(?: .*\S)?) *$", shown, re.M) == typed
+    for block in blocks:
+        if "Traceback" not in block and "doctest: +" not in block:
+            block = "".join(f"    {line.rstrip()}\n" for line in block.rstrip().splitlines())
+            assert block.replace("<BLANKLINE>", "") in shown
+
+
+TABLE = """\
+| what | how many, in words that are wider than a narrow terminal |  |
+|---|--:|---|
+| `a \\| b` | 1 | see [the map](README.md) |
+| | 22 |
+"""
+WIDE = """\
+what     how many, in words that are wider than a narrow terminal
+-------  --------------------------------------------------------  -----------
+`a | b`                                                         1  see the map
+                                                               22
+"""
+NARROW = """\
+what     how many, in words
+             that are wider
+              than a narrow
+                   terminal
+-------  ------------------  -----------
+`a | b`                   1  see the map
+                         22
+"""
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_table_is_laid_out_in_columns_as_wide_as_the_terminal(course, columns):
+    page = course / "tutorial" / "01_one.md"
+    page.write_text(text_of(page).replace("| a | b |\n|---|---|\n", TABLE), encoding="utf-8")
+    shown = run_course(course, "1", COLUMNS=columns).stdout
+    table = shown[shown.index("\nwhat") + 1 :].split("\n\n")[0] + "\n"
+    assert table == (WIDE if columns == "80" else NARROW)
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "100"])
+def test_no_table_of_the_tutorial_is_wider_than_the_terminal(columns):
+    for name in "0", "2", "9", "15":
+        shown = tutorial(name, COLUMNS=columns).stdout
+        tables = re.findall(r"(?:.+\n)+(?=-+(?:  -+)+\n)(?:.+\n)+", shown)
+        assert max(len(line) for table in tables for line in table.splitlines()) <= int(columns)
+        assert len(tables) == len(re.findall(r"(?m)^\|---", text_of(chapter(name))))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="it needs a pseudo-terminal")
@@ -281,27 +342,94 @@ def test_there_is_an_exercise_for_each_chapter_from_1_on():
     assert sorted(SOLUTIONS.glob("*.py")) == [solution(number) for number in checks.numbers()]
 
 
-@pytest.mark.parametrize("number", checks.numbers())
-def test_a_solution_passes_and_the_stub_is_to_do(number):
-    assert checks.grade(number, solution(number)) == ("passed", "")
-    if "raise NotImplementedError" not in text_of(stub(number)):
+GIVEN = "__init__", "hypot", "init_feedback", "record"  # whose bodies an exercise has already
+
+
+def to_write(tree):
+    """The functions of an exercise that are the learner's to write."""
+    for part in ast.iter_child_nodes(tree):
+        if isinstance(part, ast.FunctionDef) and part.name not in GIVEN:
+            yield part
+        else:
+            yield from to_write(part)
+
+
+def body_of(function):
+    """The statements of a function behind its docstring."""
+    return function.body[ast.get_docstring(function) is not None :]
+
+
+def design(text):
+    """An exercise without imports and without what is the learner's to write."""
+    tree = ast.parse(text)
+    for function in to_write(tree):
+        function.body = [*function.body[: -len(body_of(function))], ast.Pass()]
+    return [ast.unparse(part) for part in tree.body if not hasattr(part, "names")]
+
+
+def outline(tree):
+    """What stands in an exercise, imports aside: the names of its functions, and the rest by kind."""
+    parts = [type(part).__name__ for part in tree.body if not hasattr(part, "names")]
+    return parts, [function.name for function in to_write(tree)]
+
+
+def begun(number, text):
+    """Has somebody worked on an exercise? What is a learner's own is no business of a test."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return True
+    bodies = {ast.unparse(body_of(function)) for function in to_write(tree)}
+    shipped = outline(ast.parse(text_of(solution(number))))
+    return outline(tree) != shipped or bodies != {"raise NotImplementedError"}
+
+
+def blank(number):
+    """An exercise as nobody has begun it, made of its solution."""
+    lines = text_of(solution(number)).splitlines()
+    for function in reversed([*to_write(ast.parse("\n".join(lines)))]):
+        body = body_of(function)
+        indent = " " * body[0].col_offset
+        lines[body[0].lineno - 1 : body[-1].end_lineno] = [f"{indent}raise NotImplementedError"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def shipped(number):
+    """The text of an exercise, if it is as it came."""
+    try:
+        text = text_of(stub(number))
+    except (OSError, UnicodeError):
+        text = ")"
+    if begun(number, text):
         pytest.skip("somebody has begun this exercise")
+    return text
+
+
+@pytest.mark.parametrize("number", checks.numbers())
+def test_a_solution_passes(number):
+    assert checks.grade(number, solution(number)) == ("passed", "")
+
+
+@pytest.mark.parametrize("number", checks.numbers())
+def test_an_exercise_is_to_do(number, shipped):
     state, words = checks.grade(number)
     assert state == "to do"
     assert re.fullmatch(r"the body is yours to write, in ex\d\d\.py at line \d+\n", words)
 
 
 @pytest.mark.parametrize("number", checks.numbers())
-def test_a_stub_and_its_solution_differ_in_bodies_only(number):
-    def design(path):
-        tree = ast.parse(text_of(path))
-        for part in ast.walk(tree):
-            if isinstance(part, ast.FunctionDef) and ast.get_docstring(part):
-                part.body = part.body[:1]
-        return [ast.unparse(part) for part in tree.body if not hasattr(part, "names")]
+def test_an_exercise_and_its_solution_differ_in_bodies_only(number, shipped):
+    assert design(shipped) == design(text_of(solution(number))) == design(blank(number))
 
-    if "raise NotImplementedError" in text_of(stub(number)) and number != 3:  # whose body is inside
-        assert design(stub(number)) == design(solution(number))
+
+@pytest.mark.parametrize("number", checks.numbers())
+def test_a_learner_s_own_work_is_told_from_an_exercise_as_it_came(number):
+    text = blank(number)
+    assert not begun(number, text) and begun(number, text_of(solution(number)))
+    assert begun(number, text.replace("raise NotImplementedError", "return None", 1))
+    for added in "def mine():\n    return 1\n", "LIMIT = 3\n", "class Mine:\n    pass\n", ")\n":
+        assert begun(number, text + added)
 
 
 def graded(number, body, tmp_path):

@@ -4,6 +4,7 @@
     python3 tutorial 6           a chapter, block by block; also case_4, and a for the appendix
     python3 tutorial check 6     grade tutorial/exercises/ex06.py
     python3 tutorial check       grade them all
+    python3 tutorial notebooks FOLDER    write them all as Jupyter notebooks
 
 A chapter is a doctest, and this a test runner that waits: what it prints was computed just then.
 """
@@ -15,6 +16,7 @@ import shutil
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -83,7 +85,8 @@ class Left(Exception):
 
 
 class Reader(doctest.DocTestRunner):
-    """Runs a chapter as one doctest; shows prose and code before each block, its output after."""
+    """Runs a chapter as one doctest. A terminal shows a block whole, waits, and shows what came of
+    it; where nobody can press Enter the output stands below its line, as on the page."""
 
     def __init__(self, path):
         super().__init__()
@@ -91,18 +94,23 @@ class Reader(doctest.DocTestRunner):
         self.lines, self.shown, self.differing = self.text.splitlines(), 0, 0
 
     def report_start(self, out, test, example):
-        """At the first example of a block: show what leads to it, its code, and wait."""
-        if example.lineno < self.shown:
-            return
-        end = self.lines.index("```", example.lineno)
-        inside = [each for each in test.examples if example.lineno <= each.lineno < end]
-        self.outputs = sum(bool(each.want) for each in inside)
-        self.prose(out, example.lineno - 1)
-        self.shown = end + 1
-        code = "".join(">>> " + re.sub(r"\n(?=.)", "\n... ", each.source) for each in inside)
-        out("\n" + textwrap.indent(paint(code.rstrip(), CYAN), "    ") + "\n")
-        if WAITS:
-            self.wait(out)
+        """At the first example of a block: show what leads to it; then the code, and wait."""
+        if example.lineno >= self.shown:
+            end = self.lines.index("```", example.lineno)
+            self.prose(out, example.lineno - 1)
+            self.shown = end + 1
+            out("\n")
+            if WAITS:
+                inside = [each for each in test.examples if example.lineno <= each.lineno < end]
+                self.outputs = sum(bool(each.want) for each in inside)
+                self.code(out, inside)
+                self.wait(out)
+        if not WAITS:
+            self.code(out, [example])
+
+    def code(self, out, examples):
+        code = "".join(">>> " + re.sub(r"\n(?=.)", "\n... ", each.source) for each in examples)
+        out(textwrap.indent(paint(code.rstrip(), CYAN), "    ") + "\n")
 
     def wait(self, out):
         out(paint("    [Enter runs it, q leaves] ", DIM))
@@ -114,10 +122,11 @@ class Reader(doctest.DocTestRunner):
 
     def report_success(self, out, test, example, got):
         if got:
-            code = paint(">>> " + example.source.partition("\n")[0], DIM) + "\n"
+            again = WAITS and self.outputs > 1  # the code is some lines above
+            code = paint(">>> " + example.source.partition("\n")[0], DIM) + "\n" if again else ""
             *_, last = got.rpartition("Traceback (most recent call last):\n")
             error = re.sub(r"\A(?:  .*\n)+", "", last) if last != got else got
-            out(textwrap.indent(code * (self.outputs > 1) + error, "    "))
+            out(textwrap.indent(code + error, "    "))
 
     def report_failure(self, out, test, example, got):
         self.differing += 1
@@ -129,7 +138,7 @@ class Reader(doctest.DocTestRunner):
         self.report_failure(out, test, example, f"{exc_info[0].__name__}: {exc_info[1]}\n")
 
     def prose(self, out, end):
-        """Show the page up to a line: paragraphs as wide as the terminal, tables as they are."""
+        """Show the page up to a line: paragraphs and tables as wide as the terminal."""
         text = "\n".join(self.lines[self.shown : end])
         for part in re.split(r"(?ms)(^```.*?^```$)|\n\n+", text):
             if part and part.strip():
@@ -145,8 +154,42 @@ def laid_out(part, folder):
         return paint(part.lstrip("# "), BOLD)
     if ESCAPES and re.fullmatch(r"\*[^*]+\*", part):
         return paint(textwrap.fill(part.strip("*"), WIDTH), ITALIC)
+    if re.match(r"\|.*\n\|[-:| ]+$", part, re.M):
+        return table(part.splitlines())
     verbatim = part.startswith(("|", "```", "- ", "1. ", "    ", "<"))
     return part if verbatim else textwrap.fill(part, WIDTH)
+
+
+def table(lines):
+    """A Markdown table in columns; where it is wider than the terminal, its cells are wrapped."""
+    head, marks, *rows = ([cell.strip() for cell in cells(line)] for line in lines)
+    widths = [max(map(len, column)) for column in zip_longest(head, *rows, fillvalue="")]
+    room = WIDTH - 2 * (len(widths) - 1)
+    most = max(widths)
+    while most > 1 and sum(min(width, most) for width in widths) > room:
+        most -= 1  # the widest columns give way
+    widths = [min(width, most) for width in widths]
+    told = [laid_in(row, widths, marks) for row in rows]
+    if any(head):
+        told[:0] = laid_in(head, widths, marks), "  ".join("-" * width for width in widths)
+    return "\n".join(told)
+
+
+def cells(line):
+    """The cells of a row: a bar with a backslash before it is a character of its cell."""
+    inside = line.strip().removeprefix("|").removesuffix("|")
+    return [cell.replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", inside)]
+
+
+def laid_in(row, widths, marks):
+    """A row of a table in columns of these widths; a mark that ends in a colon ranges right."""
+    wrapped = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=False)]
+    lines = []
+    for parts in zip_longest(*wrapped, fillvalue=""):
+        columns = zip_longest(parts, widths, marks, fillvalue="")
+        texts = [p.rjust(w) if m.endswith(":") else p.ljust(w) for p, w, m in columns]
+        lines.append("  ".join(texts).rstrip())
+    return "\n".join(lines)
 
 
 def read(name, path):
@@ -166,9 +209,30 @@ def read(name, path):
     return int(bool(reader.differing))
 
 
+def write_notebooks(folder):
+    """Write all chapters, and the map, as notebooks into a folder; 0 if they print what is written."""
+    import notebooks
+
+    pages = [*chapters().values(), HERE / "README.md"]
+    try:
+        differ = notebooks.write(folder, pages)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(pages)} notebooks are in {folder}; begin with map.ipynb")
+    for name in differ:
+        print(f"in the notebook of {name} some outputs differ from what is written on the page")
+    return int(bool(differ))
+
+
 def main(words):
     """The command line; gives the exit code."""
     first, *rest = words or [""]
+    if first == "notebooks":
+        if len(rest) == 1:
+            return write_notebooks(rest[0])
+        print("say where to: `python3 tutorial notebooks FOLDER`", file=sys.stderr)
+        return 2
     exercises = checks.numbers()
     if first == "check" and (not rest or rest in [[str(number)] for number in exercises]):
         return check([int(rest[0])] if rest else exercises)

@@ -18,5 +18,9 @@ class Blame(Propagator):
         return sum(feedbacks)
 
     def propagate(self, node, feedback):
-        """What each of `node.parents` receives: equal parts of this node's blame, as a list."""
+        """What each of `node.parents` receives: equal parts of this node's blame, as a list.
+
+        `backward` asks every node that it reaches, roots as well. A root has no parents, so its
+        list is empty.
+        """
         return [feedback / len(node.parents) for _ in node.parents]

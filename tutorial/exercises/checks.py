@@ -114,7 +114,7 @@ want: a node with the text 'tea: 3 euro'
 hint: isinstance(it, str) -> a plain text came: an f-string, str() and str.format read the value. \
 operators.format(text, ...) is the traced form
 hint: isinstance(it, ExecutionError) -> a text and a number do not add up: operators.format takes both
-hint: the text is NAME: PRICE euro
+hint: the name, a colon and a space, the price, and the word euro
 
 call: parameters_of(label(name, price))
 want: ['name0', 'price0']

@@ -16,8 +16,8 @@ def mean(numbers):
 
 
 def label(name, price):
-    """The text `NAME: PRICE euro` as a node, such as `tea: 3 euro`.
+    """What a price tag says, as a node: `tea: 3 euro` for the name `tea` and the price 3.
 
-    `name` is a node with a text, `price` a node with a number.
+    `name` is a node with a text, which stays as it is; `price` is a node with a number.
     """
     raise NotImplementedError
