@@ -421,7 +421,8 @@ class Node(Generic[T]):
         if self._depends and _scope.get() is None:
             message = (
                 "the trace ends at this f-string: it reads the value of a node that depends on a "
-                "parameter; use operators.format or + to keep it in the graph"
+                "parameter; use operators.format, which takes a template string (t-string) from "
+                "Python 3.14 on, or + to keep it in the graph"
             )
             warn(message, stacklevel=2)
         return format(self.data, spec)
@@ -944,6 +945,23 @@ _define("dict_update", lambda x, y: {**x, **y},
 # fmt: on
 for _kind in (list, tuple, set, dict):
     _define(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
+
+
+def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """`x.format()`; a template string (from Python 3.14 on) is taken apart into text and values."""
+    if hasattr(x, "interpolations"):
+        args = tuple([_format(v) if hasattr(v, "interpolations") else v for v in x.values])
+        parts, x = x, ""
+        for part in parts:
+            if isinstance(part, str):
+                x += re.sub("[{}]", r"\g<0>\g<0>", part)
+            else:
+                x += f"{{!{part.conversion}".replace("!None", "")
+                x += f":{part.format_spec}}}" if part.format_spec else "}"
+    return Node.format(x, *args, **kwargs)
+
+
+operators.format = update_wrapper(_format, operators.format)
 
 
 # ---- 2. Forward ----------------------------------------------------------------------------------
@@ -5140,16 +5158,6 @@ def _suggest(path: str) -> int:
     return 0
 
 
-def _try(question: str) -> int:
-    """Ask the language model once, and tell who answered, how fast, and what it took."""
-    llm, began = LLM(), time.monotonic()
-    reply = llm(question)
-    provider, seconds = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic() - began
-    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
-    print(reply)
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: `demo`, `suggest GRAPH.json`, `llm QUESTION`, `--version`.
 
@@ -5186,14 +5194,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: Any) -> int:
+    """Run it; `llm` asks once, and tells who answered, how fast, and what it took."""
     if arguments.command == "suggest":
         return _suggest(arguments.graph)
     live = arguments.command == "llm" or getattr(arguments, "live", False)
     if live and not os.environ.get("MINITRACE_MODEL"):
         return _exit_with(2, f"{arguments.command}: {_NOT_CONFIGURED}")
-    if arguments.command == "llm":
-        return _try(arguments.question)
-    demo(live)
+    if arguments.command != "llm":
+        demo(live)
+        return 0
+    provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
+    reply = LLM()(arguments.question)
+    seconds = time.monotonic() - began
+    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
+    print(reply)
     return 0
 
 
