@@ -529,6 +529,22 @@ class MessageNode(Node[T]):
         self._base = base = op.name
         self._number, self._index = next(_numbers), next(_names[base])
 
+    if sys.platform == "emscripten":  # in a browser a long chain, freed at once, ends Python
+
+        def __del__(self) -> None:
+            """Free what it came from one node after the other, not one inside the other."""
+            _unlinked.append((self.parents, self._call))
+            self.parents, self._call = (), None
+            if not _freeing:
+                _freeing.append(True)
+                while _unlinked:
+                    _unlinked.pop()
+                _freeing.clear()
+
+
+_unlinked: list[Any] = []
+_freeing: list[bool] = []
+
 
 _RULES = "choices", "bounds", "constraint", "projections", "check"
 
