@@ -4819,7 +4819,7 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
 
 def _load(path: str | os.PathLike[str]) -> Fields:
     """Read values that `_save` wrote."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         text = file.read()
     try:
         values = json.loads(text)["parameters"]
@@ -5154,7 +5154,7 @@ def _suggest(path: str) -> int:
     """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
     llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
     try:
-        with open(0 if path == "-" else path, encoding="utf-8") as file:
+        with open(0 if path == "-" else path, encoding="utf-8-sig") as file:
             graph = TraceGraph.from_json(file.read())
         if not graph.parameters:
             raise GraphError("it has no trainable node, so there is nothing to suggest")
@@ -5247,4 +5247,5 @@ def __getattr__(name: str) -> Any:
 
 
 if __name__ == "__main__":
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -327,8 +327,8 @@ class _Child(Popen[bytes]):
                 )
             except OSError as error:
                 raise LimitError(
-                    f"no process: Limits runs code in a child process, and none can be started here "
-                    f"({error}): use no limits, or another object with `check` and `run`"
+                    "no process: Limits runs code in a child process, and none can be started "
+                    f"here ({error}); any object with `check` and `run` can stand in its place"
                 ) from None
         self.ask("[]", 30)  # its start is no part of anybody's call
 
