@@ -424,7 +424,8 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
         if self._depends and _scope.get() is None:
             message = (
                 "the trace ends at this f-string: it reads the value of a node that depends on a "
-                "parameter; use operators.format or + to keep it in the graph"
+                "parameter; use operators.format, which takes a template string (t-string) from "
+                "Python 3.14 on, or + to keep it in the graph"
             )
             warn(message, stacklevel=2)
         return format(self.data, spec)
@@ -530,6 +531,22 @@ class MessageNode(Node[T]):
         self._op, self._call, self._description = op, call, None
         self._base = base = op.name
         self._number, self._index = next(_numbers), next(_names[base])
+
+    if sys.platform == "emscripten":  # in a browser a long chain, freed at once, ends Python
+
+        def __del__(self) -> None:
+            """Free what it came from one node after the other, not one inside the other."""
+            _unlinked.append((self.parents, self._call))
+            self.parents, self._call = (), None
+            if not _freeing:
+                _freeing.append(True)
+                while _unlinked:
+                    _unlinked.pop()
+                _freeing.clear()
+
+
+_unlinked: list[Any] = []
+_freeing: list[bool] = []
 
 
 _RULES = "choices", "bounds", "constraint", "projections", "check"
@@ -949,6 +966,23 @@ _define("dict_update", lambda x, y: {**x, **y},
 # fmt: on
 for _kind in (list, tuple, set, dict):
     _define(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
+
+
+def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """`x.format()`; a template string (from Python 3.14 on) is taken apart into text and values."""
+    if hasattr(x, "interpolations"):
+        args = tuple([_format(v) if hasattr(v, "interpolations") else v for v in x.values])
+        parts, x = x, ""
+        for part in parts:
+            if isinstance(part, str):
+                x += re.sub("[{}]", r"\g<0>\g<0>", part)
+            else:
+                x += f"{{!{part.conversion}".replace("!None", "")
+                x += f":{part.format_spec}}}" if part.format_spec else "}"
+    return Node.format(x, *args, **kwargs)
+
+
+operators.format = update_wrapper(_format, operators.format)
 
 
 # ---- 2. Forward ----------------------------------------------------------------------------------
@@ -5075,7 +5109,7 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
 
 def _load(path: str | os.PathLike[str]) -> Fields:
     """Read values that `_save` wrote."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         text = file.read()
     try:
         values = json.loads(text)["parameters"]
@@ -5413,7 +5447,7 @@ def _suggest(path: str) -> int:
     """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
     llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
     try:
-        with open(0 if path == "-" else path, encoding="utf-8") as file:
+        with open(0 if path == "-" else path, encoding="utf-8-sig") as file:
             graph = TraceGraph.from_json(file.read())
         if not graph.parameters:
             raise GraphError("it has no trainable node, so there is nothing to suggest")
@@ -5430,16 +5464,6 @@ def _suggest(path: str) -> int:
     _store(dict.fromkeys(graph.parameters, graph))
     found = {graph.ids[each]: encode(value) for each, value in optimizer.propose().items()}
     print(json.dumps(found, indent=1))
-    return 0
-
-
-def _try(question: str) -> int:
-    """Ask the language model once, and tell who answered, how fast, and what it took."""
-    llm, began = LLM(), time.monotonic()
-    reply = llm(question)
-    provider, seconds = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic() - began
-    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
-    print(reply)
     return 0
 
 
@@ -5479,14 +5503,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: Any) -> int:
+    """Run it; `llm` asks once, and tells who answered, how fast, and what it took."""
     if arguments.command == "suggest":
         return _suggest(arguments.graph)
     live = arguments.command == "llm" or getattr(arguments, "live", False)
     if live and not os.environ.get("MINITRACE_MODEL"):
         return _exit_with(2, f"{arguments.command}: {_NOT_CONFIGURED}")
-    if arguments.command == "llm":
-        return _try(arguments.question)
-    demo(live)
+    if arguments.command != "llm":
+        demo(live)
+        return 0
+    provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
+    reply = LLM()(arguments.question)
+    seconds = time.monotonic() - began
+    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
+    print(reply)
     return 0
 
 
@@ -5510,4 +5540,5 @@ def __getattr__(name: str) -> Any:
 
 
 if __name__ == "__main__":
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     sys.exit(main())

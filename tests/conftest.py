@@ -4,6 +4,7 @@
 """
 
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,20 @@ def reaches(output, parameter):
         warnings.simplefilter("ignore")
         output.backward("feedback")
     return len(parameter.feedback) == 1
+
+
+def patient(seconds):
+    """How long to wait for what takes so many seconds on a machine that does nothing else.
+
+    A little work and a few naps are timed: on a busy machine they take longer by the clock than
+    they need. A test that says how long something may take asks this after it, not a constant.
+    """
+    began, worked = time.monotonic(), time.thread_time()
+    for _ in range(20):
+        sum(range(20_000))
+        time.sleep(0.001)
+    needed = time.thread_time() - worked + 20 * 0.0015
+    return seconds * max(1, (time.monotonic() - began) / needed)
 
 
 def pytest_addoption(parser):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reaches
 
 import minitrace
 from minitrace import (
@@ -29,6 +29,7 @@ from minitrace import (
     MessageNode,
     Node,
     SumPropagator,
+    TraceMissingInputsError,
     backward,
     ParameterNode,
     bundle,
@@ -680,6 +681,90 @@ def test_format_keeps_the_trace():
     x = node(2, trainable=True)
     for z in (operators.format("{}!", x), node("{}!").format(x)):
         assert z.data == "2!" and any(p is x for p in z.parents)
+
+
+# ---- template strings (the syntax is of Python 3.14, so they stand in texts here)
+
+needs_templates = pytest.mark.skipif(sys.version_info < (3, 14), reason="no template strings")
+TEMPLATES = [
+    "",
+    "no field",
+    "{name}",
+    "Hello {name}",
+    "{name} pays {price}",
+    "{name}{name}{price}",
+    "{{}} {{name}} {name} {{{price}}}",
+    '{{"name": "{name}", "price": {price}}}',
+    "{price:.2f} {name:>8} {name:*^9}|",
+    "{name!r} {name!s} {name!a} {price!r:>8}",
+    "{when:%H:%M:} {when:%Y}",
+    "{price=} {name=!s} {price=:.3f}",
+    "{name.upper()} {price + 1} {xs[0]} {xs}",
+    "{None} {'None'} {'!None'!r} {1 + 1}",
+    "{name}\n  {price}\t.",
+]
+
+
+@needs_templates
+@pytest.mark.parametrize("body", TEMPLATES)
+def test_a_template_string_is_the_f_string_of_the_values_with_the_trace(body):
+    plain = {"name": "Zoë", "price": 2.5, "when": datetime.datetime(2024, 5, 6)}
+    values = {key: node(value, key, trainable=True) for key, value in plain.items()}
+    plain["xs"], values["xs"] = ["Zoë", 3], [values["name"], 3]
+    template = eval(f"t{body!r}", {}, values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = operators.format(template)
+    assert text.data == eval(f"f{body!r}", {}, plain) and text.op_name == "format"
+    for field in template.interpolations:
+        for each in field.value if isinstance(field.value, list) else [field.value]:
+            assert not isinstance(each, Node) or each in {*text.parents}
+        for name in compile(field.expression, "", "eval").co_names:
+            assert name not in plain or name == "xs" or reaches(text, values[name])
+
+
+@needs_templates
+def test_a_template_string_inside_another_keeps_the_trace():
+    name = node("Ada", "name", trainable=True)
+    inner = eval('t"<b>{name}</b>"', {}, {"name": name})
+    text = operators.format(eval('t"{inner} {inner!s:>12}{{}}"', {}, {"inner": inner}))
+    assert text.data == "<b>Ada</b>   <b>Ada</b>{}" and reaches(text, name)
+
+
+@needs_templates
+def test_a_template_string_is_recorded_as_the_text_and_its_values():
+    """So a prompt, a rerun and a pickle know no other form of it."""
+    name, price = node("Ada", "name", trainable=True), node(2.5, "price")
+    text = operators.format(eval("t'{name}: {price:.2f} {{}}'", {}, {"name": name, "price": price}))
+    assert [each.data for each in text.parents] == ["{}: {:.2f} {{}}", "Ada", 2.5]
+    assert text.parents[1:] == (name, price)
+    again = pickle.loads(pickle.dumps(text))
+    assert again.data == text.data and again.op_name == "format"
+    assert text.rerun({name: "Bob"}).data == "Bob: 2.50 {}"
+
+
+@needs_templates
+def test_a_field_that_cannot_be_filled_in_is_a_failure_with_its_node():
+    name = node("Ada", "name", trainable=True)
+    with pytest.raises(ExecutionError, match="Unknown format code 'f'") as caught:
+        operators.format(eval("t'{name:.2f}'", {}, {"name": name}))
+    assert name in {*caught.value.exception_node.parents}
+
+
+@needs_templates
+def test_a_template_string_in_a_bundle_is_no_silent_end():
+    @bundle()
+    def shout(template):
+        return "".join(str(getattr(part, "value", part)) for part in template)
+
+    name = node("Ada", "name", trainable=True)
+    with pytest.raises(TraceMissingInputsError, match="used name:0, which is not among"):
+        shout(eval("t'{name}'", {}, {"name": name}))
+
+
+def test_the_warning_of_an_f_string_tells_of_template_strings():
+    with pytest.warns(UserWarning, match=r"takes a template string \(t-string\) from Python 3.14"):
+        f"{node('Ada', trainable=True)}"
 
 
 # ---- operators as functions

@@ -99,8 +99,10 @@ HEAVY = (
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
+    """From Python 3.14 on any named tuple takes `ast`: what that brings is not minitrace's."""
     told = (
-        "import sys; before = set(sys.modules); import minitrace; print(*set(sys.modules) - before)"
+        "import sys, typing; typing.NamedTuple('Pair', [('left', 'int')]); "
+        "before = set(sys.modules); import minitrace; print(*set(sys.modules) - before)"
     )
     command = [sys.executable, "-S", "-c", told]
     came = subprocess.run(
@@ -110,6 +112,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
 
 
 def test_the_top_level_holds_what_it_should():
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("this is no checkout")

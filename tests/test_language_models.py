@@ -25,7 +25,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, patient
 from llm_server import KEY, MODES, OVERFLOWS, Server, answer_anthropic, answer_openai
 
 import minitrace
@@ -1064,7 +1064,8 @@ def test_retries_are_counted(server):
 def test_the_deadline_ends_the_call(server, mode):
     before = time.monotonic()
     error, _ = fails(server, mode, timeout=0.25)
-    assert 0.2 < time.monotonic() - before < 0.85
+    took = time.monotonic() - before
+    assert 0.2 < took < patient(0.85)
     assert error.kind == "timeout" and "raise timeout=" in str(error)
 
 
@@ -1080,7 +1081,8 @@ def test_the_deadline_shuts_the_socket_so_that_no_thread_stays(server):
 def test_the_deadline_covers_retries(server):
     before = time.monotonic()
     fails(server, "status500", timeout=1, retries=99, sleep=time.sleep)
-    assert time.monotonic() - before < 1.3
+    took = time.monotonic() - before
+    assert took < patient(1.3)
 
 
 def test_a_hanging_name_look_up_is_left_behind(monkeypatch):
@@ -1088,7 +1090,8 @@ def test_a_hanging_name_look_up_is_left_behind(monkeypatch):
     before = time.monotonic()
     with pytest.raises(LLMError, match="no whole answer in time"):
         LLM("m", base_url="https://slow.example/v1", api_key=KEY, timeout=0.3)("x")
-    assert time.monotonic() - before < 1
+    took = time.monotonic() - before
+    assert took < patient(1)
 
 
 def test_nothing_is_sent_after_the_deadline(server, monkeypatch):
@@ -1218,8 +1221,9 @@ def test_each_servers_word_for_a_whole_text_is_stop(server):
 def test_bodies_are_bounded(server):
     before = time.monotonic()
     error, _ = fails(server, "endless")
+    took = time.monotonic() - before
     assert error.kind == "unreadable" and "larger than 16,777,216 bytes" in str(error)
-    assert time.monotonic() - before < 3
+    assert took < patient(3)
 
 
 @pytest.mark.parametrize("mode", ["packed", "packed_unasked", "packed_cut", "packed_bomb"])
@@ -1629,7 +1633,8 @@ def test_map_and_acall_carry_the_context():
 def test_acall_leaves_the_loop_free_and_can_be_cancelled(server, monkeypatch):
     crashes = []
     monkeypatch.setattr(threading, "excepthook", crashes.append)
-    llm, _ = connect(server, "silent", timeout=1.8)
+    seconds = patient(1.8)
+    llm, _ = connect(server, "silent", timeout=seconds)
     good, _ = connect(server)
 
     async def story():
@@ -1642,8 +1647,8 @@ def test_acall_leaves_the_loop_free_and_can_be_cancelled(server, monkeypatch):
 
     before = time.monotonic()
     assert asyncio.run(story()) == [f"echo: {n}" for n in range(20)]
-    assert time.monotonic() - before < 1.7
-    time.sleep(max(0, before + 2 - time.monotonic()))
+    assert time.monotonic() - before < seconds - 0.1
+    time.sleep(max(0, before + seconds + 0.2 - time.monotonic()))
     assert crashes == []  # the call that nobody waits for has ended, in peace
 
 
@@ -1663,7 +1668,8 @@ import asyncio; asyncio.run(main()); print("ended")
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
     )
-    assert done.stdout == "ended\n" and done.stderr == "" and time.monotonic() - before < 8
+    took = time.monotonic() - before
+    assert done.stdout == "ended\n" and done.stderr == "" and took < patient(8)
 
 
 # ---- Script

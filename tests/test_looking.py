@@ -811,7 +811,8 @@ def test_deep_values_are_read_or_refused(depth):
     try:
         read(text).to_json()
     except GraphError as error:
-        assert "deep" in str(error) or "recursion" in str(error)
+        # "Stack overflow" is how a RecursionError begins from Python 3.14 on.
+        assert any(word in str(error) for word in ("deep", "recursion", "Stack overflow"))
 
 
 @pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN"])

@@ -74,7 +74,8 @@ class LimitError(MinitraceError):
     """Code under limits neither returned nor raised; the message begins with a word that says why.
 
     `time`, `memory`, `output` (too much printed), `exit`, `crashed`, `refused` (by `check_code`),
-    or `cannot cross` (an argument or result that JSON cannot hold, with its place).
+    `cannot cross` (an argument or result that JSON cannot hold, with its place), or `no process`
+    (none can be started here, as in a browser).
 
     >>> raise LimitError("time: no result within 2 seconds")
     Traceback (most recent call last):
@@ -320,9 +321,15 @@ class _Child(Popen[bytes]):
         env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
         self.in_use = threading.Lock()  # its pipes
         with TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
-            super().__init__(
-                command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True
-            )
+            try:
+                super().__init__(
+                    command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True
+                )
+            except OSError as error:
+                raise LimitError(
+                    "no process: Limits runs code in a child process, and none can be started "
+                    f"here ({error}); any object with `check` and `run` can stand in its place"
+                ) from None
         self.ask("[]", 30)  # its start is no part of anybody's call
 
     def ask(self, request: str, seconds: float) -> Any:

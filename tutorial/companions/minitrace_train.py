@@ -1153,9 +1153,9 @@ class Evaluation(NamedTuple):
         feedback: one for each example.
 
     >>> from minitrace import node
-    >>> found = evaluate(lambda x: 6 // node(x), [(2, 3), (0, 1)], lambda q, r, info: r == info)
+    >>> found = evaluate(lambda x: 6 / node(x), [(2, 3), (0, 1)], lambda q, r, info: r == info)
     >>> found.scores, found.mean, found.responses
-    ([1.0, 0.0], 0.5, [3, '(ZeroDivisionError) integer division or modulo by zero'])
+    ([1.0, 0.0], 0.5, [3.0, '(ZeroDivisionError) division by zero'])
     >>> list(found.failures)
     [1]
     """
