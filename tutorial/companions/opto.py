@@ -1,7 +1,7 @@
 """Trace's own import names and call forms: programs written for Microsoft Trace run unchanged.
 
 A companion of `minitrace.py`: copy both files into one folder, and `import opto` finds this one.
-Training needs `minitrace_train.py` beside them. Nothing else is needed, no package either.
+Training needs `minitrace_train.py` beside them. There is nothing else to install.
 
 >>> from opto import trace
 >>> from opto.optimizers import OptoPrime
@@ -16,35 +16,43 @@ LLM response:
 {"suggestion": {"x0": 5}}
 {<ParameterNode x:0 = 5>: 5}
 
-What differs from Trace; chapter 17 of the tutorial says why:
+The names are those of trace-opt 0.1.3.8, and of 0.2.0 those of its trainer that `minitrace_train`
+carries. Chapter 17 of the tutorial tells them apart. What a program may notice:
 
-- Default values are Trace's: `memory_size=0`; one question a step (`retries=2` asks again); a reply
-  that cannot be used keeps the values, with a warning; a step without feedback does nothing.
-- A reply is applied whole or not at all, and only after its types and its code were checked.
-- What a language model reads and answers is minitrace's: options for Trace's own prompt, such as
-  `prompt_symbols` or `mask`, are accepted and do nothing. Of other unknown options a warning tells.
-- The graph is minitrace's: an argument of a bundle that holds nodes, and a node from outside that
-  is allowed, are parents; `traceable_code=True` records each step and no node for the call;
-  recursion inside a bundle is one node. A node that is made by hand is called after its operator.
-- `str(node)` and f-strings give the value. Feedback of a parameter is a list; its `items()` and
-  `values()` give it by the node it was about, or by the child that sent it to a propagator here.
-- Backward never uses up a graph, and several outputs may have words of their own.
-- `children` and `is_leaf` look through all living objects, since nothing points from a node to what
-  was made of it. `visualize=True` gives the trace graph; its `render` needs no Graphviz.
-- A model is the one named by TRACE_LITELLM_MODEL or MINITRACE_MODEL; a key alone asks nobody.
-- Modules and bundles are saved as JSON. Files that Trace wrote are pickles, and are not read.
-- Left out: the searches over many candidates (PrioritySearch, UCB, beams, GEPA), `Seq`, `Map`,
-  name scopes and the registry behind `GRAPH`. A name that is left out says so when it is imported.
+- Optimizers are as lenient as Trace's: `memory_size` is 0; a step asks once (`retries=2` asks again
+  after a reply that cannot be used); such a reply keeps the values, with a warning; a step without
+  feedback does nothing.
+- A reply is applied whole or not at all, after its types and its code were checked.
+- The prompt is minitrace's. Options about Trace's own, such as `prompt_symbols` or `mask`, are
+  accepted and do nothing; an option that neither knows is ignored with a warning.
+- The graph is minitrace's: nodes inside an argument, and nodes from outside that are allowed, are
+  parents; with `traceable_code=True` every step in a function is a node, and the call is none; a
+  node made by hand is called after its `name`, and so is its operator.
+- `str(node)` is the value. Feedback is a list; `values()` and `items()` are there for programs that
+  read it as a dict. `trace_graph.graph` numbers its nodes, and does not give their levels.
+- Backward never uses up a graph. Several outputs may have words of their own.
+- `children` and `is_leaf` look through everything that lives, for nothing points from a node to
+  what was made of it. They are slow, and see no node that nobody holds.
+- `visualize=True` gives the trace graph, whose `render` writes a tree of text; no Graphviz is
+  needed. To draw it in a notebook, import `minitrace_pictures`.
+- `LLM()` asks the language model named in TRACE_LITELLM_MODEL or MINITRACE_MODEL. An optimizer
+  without one has a `StubLLM`. A key alone in the environment makes nobody ask anything.
+- Files are JSON. Those that Trace saved are pickles, and cannot be read.
+- Importing this file gives minitrace's own classes a few of Trace's names (see `_GIVEN`).
+
+Left out, and said so when a program imports it: the searches `PrioritySearch`, `UCBSearch`, beams
+and GEPA; `OptoPrimeMulti`; `apply_op`, `NodeContainer`, `Seq` and `Map`, since plain containers
+work everywhere; the registry behind `GRAPH`, and sets of dependencies.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import random
 import sys
 from abc import ABC
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from warnings import warn
@@ -77,15 +85,15 @@ class MessageNode(Node):
     """Trace's `MessageNode(value, inputs={...}, description="[op] words")`, made by hand."""
 
     def __new__(cls, value: Any, **options: Any) -> Any:
-        def give(**inputs: Any) -> Any:
-            if isinstance(value, Exception):
-                raise _Told(value)
-            return value
+        told = _Told(value) if isinstance(value, Exception) else minitrace.to_data(value)
 
-        inputs, (op, bracket, words) = (
-            options["inputs"],
-            (options.get("description") or "").partition("]"),
-        )
+        def give(**inputs: Any) -> Any:
+            if isinstance(told, _Told):
+                raise told
+            return told
+
+        op, bracket, words = (options.get("description") or "").partition("]")
+        inputs = options["inputs"]
         name = options.get("name") or (op[1:] if bracket else cls.__name__)
         named = inputs if isinstance(inputs, dict) else {each.name: each for each in inputs}
         return bundle(f"[{name}] {words if bracket else op}")(give)(**named)
@@ -268,12 +276,12 @@ def _completion(answer: Any) -> Reply:
     """An answer as a reply that a program may also read as `.choices[0].message.content`."""
     text = answer if isinstance(answer, str) else answer.choices[0].message.content or ""
     facts = vars(answer) if isinstance(answer, Reply) else {}
-    choice = SimpleNamespace(message=SimpleNamespace(role="assistant", content=str(text)))
+    choice = SimpleNamespace(message=SimpleNamespace(content=str(text)))
     return Reply(text, **{**facts, "choices": [choice]})
 
 
 class LLM(minitrace.LLM):
-    """Trace's `LLM(model=None)`; without a name the one in TRACE_LITELLM_MODEL or MINITRACE_MODEL."""
+    """Trace's `LLM(model=None)`: what it names, or TRACE_LITELLM_MODEL, or MINITRACE_MODEL."""
 
     create = LanguageModel.__call__  # AutoGen's name for it
 
@@ -311,7 +319,7 @@ def _as_llm(llm: Any) -> Any:
 # ---- Optimizers ----------------------------------------------------------------------------------
 
 _KNOWN = "propagator objective memory_size max_tokens max_chars retries on_refusal"
-_SWALLOWED = """config_list filter_dict prompt_symbols include_example json_keys log stepsize
+_SWALLOWED = """config_list filter_dict prompt_symbols include_example json_keys log
     use_json_object_format optimizer_prompt_symbol_set truncate_expression initial_var_char_limit
     wandb_enabled synthesize ignore_extraction_error"""
 
@@ -360,7 +368,7 @@ class Optimizer(minitrace.Optimizer):
 
     def _step(self, verbose: Any = False, n: int | None = None, **ignored: Any) -> Any:
         if not any(each.feedback for each in self.parameters):
-            return [] if n else {}
+            return [] if n else Proposal()
         found = super().propose(n)
         for each in found if n else [found]:
             self._tell(each, verbose)
@@ -369,7 +377,8 @@ class Optimizer(minitrace.Optimizer):
     def _tell(self, proposal: Proposal, verbose: Any) -> None:
         """Note how a proposal came about, and print it if asked."""
         asked = [each["content"] for each in proposal.prompt]
-        system, user = asked[0], "\n".join(asked[1:])
+        system = asked[0]
+        user = "\n".join(asked[1:])
         reply = "\n".join(proposal.replies)
         self.log.append({"system_prompt": system, "user_prompt": user, "response": reply})
         if verbose:
@@ -407,19 +416,19 @@ class OPRO(Optimizer, minitrace.OPRO):
 class TextGrad(Optimizer, minitrace.TextGrad):
     """`minitrace.TextGrad` in Trace's way: it asks for criticism in its step, not in backward."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.critic, self.propagator = self.propagator, GraphPropagator()
-
     def default_propagator(self) -> Any:
-        """None: minitrace's own, which asks."""
+        """None: minitrace's own, which asks for criticism."""
         return None
+
+    def backward(self, output: Any, feedback: Any = "", score: Any = None, **options: Any) -> Any:
+        """Send the trace graph, and ask nothing yet."""
+        return _backward(output, feedback, score=score, **options)
 
     def _step(self, *args: Any, **options: Any) -> Any:
         graph = self.trace_graph
         if graph:
             nodes = [each.node for each in graph.outputs]
-            found = minitrace.backward(nodes, graph.feedback, self.critic)
+            found = minitrace.backward(nodes, graph.feedback, self.propagator)
             for each in self.parameters:
                 each.feedback = Feedback([found[each]] if each in found else [])
         return super()._step(*args, **options)
@@ -531,7 +540,10 @@ class ConsoleLogger:
         print(f"[Step {step}] {name}: {data}")
 
 
-BaseLogger = DefaultLogger = TensorboardLogger = WandbLogger = ConsoleLogger
+BaseLogger = DefaultLogger = ConsoleLogger
+TensorboardLogger = WandbLogger = ConsoleLogger
+
+# What Trace calls the options of `minitrace_train.train`.
 _NAMES = {
     "num_epochs": "epochs",
     "batch_size": "batch_size",
@@ -556,7 +568,7 @@ class MinibatchAlgorithm:
         import minitrace_train
 
         options = {"num_proposals": self.candidates, **self.options, **options}
-        known = {ours: options[name] for name, ours in _NAMES.items() if name in options}
+        known = {new: options[old] for old, new in _NAMES.items() if options.get(old) is not None}
         run = minitrace_train.train(self.agent, train_dataset, guide, self.optimizer, **known)
         data = options.get("test_dataset") or train_dataset
         score = minitrace_train.evaluate(self.agent, data, guide).mean
@@ -588,13 +600,14 @@ def train(*, model: Any, train_dataset: Any, **options: Any) -> Any:
 
 # ---- The modules that programs import ------------------------------------------------------------
 
-_MODULES = """trace trace.nodes trace.bundle trace.errors trace.modules trace.operators trace.utils
-    trace.projections trace.propagators trace.propagators.propagators optimizers
-    trace.propagators.graph_propagator optimizers.optimizer optimizers.optoprime optimizers.utils
-    optimizers.optoprime_v2 optimizers.optoprimemulti optimizers.opro optimizers.textgrad utils
-    utils.llm features features.predefined_agents features.priority_search trainer trainer.train
-    trainer.guide trainer.loader trainer.loggers trainer.evaluators trainer.algorithms
-    trainer.algorithms.basic_algorithms trainer.algorithms.priority_search"""
+_MODULES = """trace trace.nodes trace.bundle trace.errors trace.modules trace.containers
+    trace.broadcast trace.operators trace.utils trace.projections trace.propagators
+    trace.propagators.propagators trace.propagators.graph_propagator optimizers optimizers.optimizer
+    optimizers.optoprime optimizers.optoprime_v2 optimizers.optoprimemulti optimizers.opro
+    optimizers.textgrad optimizers.utils utils utils.llm features features.predefined_agents
+    features.priority_search trainer trainer.train trainer.guide trainer.loader trainer.loggers
+    trainer.evaluators trainer.utils trainer.examples trainer.examples.basic_algorithms
+    trainer.algorithms trainer.algorithms.basic_algorithms trainer.algorithms.priority_search"""
 
 
 def _find(module: str, name: str) -> Any:
@@ -616,8 +629,7 @@ def _find(module: str, name: str) -> Any:
 
 for _path in _MODULES.split():
     _made = ModuleType(f"{__name__}.{_path}")
-    _look = functools.partial(_find, _path)
-    _look = functools.partial(getattr, operators) if _path == "trace.operators" else _look
+    _look = partial(getattr, operators) if _path == "trace.operators" else partial(_find, _path)
     vars(_made).update(__path__=[], __getattr__=_look)
     sys.modules[_made.__name__] = _made
     _parent, _, _last = _made.__name__.rpartition(".")
