@@ -564,3 +564,186 @@ case(
 def test_a_small_program_prints_what_it_should(name, alone):
     code, expected = CASES[name]
     assert printed(alone, code, "-S") == expected
+
+
+# ---- A language model is named, or nobody is asked
+
+ASK = """
+import os
+from opto.utils.llm import LLM
+for given in [()] if os.environ.get("OPENAI_API_KEY") else [(), ("gpt-4o",), ("groq/llama",)]:
+    try:
+        print(LLM(*given)(messages=[{"role": "user", "content": "Hi"}]))
+    except Exception as error:
+        print(type(error).__name__, str(error).partition(". Providers")[0])
+"""
+
+
+@pytest.mark.parametrize(
+    "variables, first",
+    [
+        ({}, "no language model is configured: pass LLM('provider/name'), or set MINITRACE_MODEL to it and the "
+             "variable of the provider's key"),
+        ({"OPENAI_API_KEY": "sk-12345678"}, "no language model is configured: pass LLM('provider/name'), or set "
+                                            "MINITRACE_MODEL to it and the variable of the provider's key"),
+        ({"TRACE_LITELLM_MODEL": "gpt-5"}, "openai/gpt-5: there is no key: pass api_key= or set OPENAI_API_KEY"),
+        ({"MINITRACE_MODEL": "groq/llama"}, "groq/llama: there is no key: pass api_key= or set GROQ_API_KEY"),
+        ({"TRACE_LITELLM_MODEL": "mistral/small", "MINITRACE_MODEL": "groq/llama"},
+         "mistral/small: there is no key: pass api_key= or set MISTRAL_API_KEY"),
+    ],
+)  # fmt: skip
+def test_the_environment_names_a_language_model(variables, first, alone):
+    rows = printed(alone, ASK, **variables).splitlines()
+    assert rows[0] == f"LLMError {first}"
+    if "OPENAI_API_KEY" not in variables:
+        assert rows[1:] == [
+            "LLMError openai/gpt-4o: there is no key: pass api_key= or set OPENAI_API_KEY",
+            "LLMError groq/llama: there is no key: pass api_key= or set GROQ_API_KEY",
+        ]
+
+
+STEP = """
+from opto.optimizers import OptoPrime
+from opto.trace import node
+x = node(3, name="x", trainable=True)
+optimizer = OptoPrime([x])
+optimizer.backward(x + 1, "too low")
+try:
+    print(optimizer.step())
+except Exception as error:
+    print(error)
+"""
+
+
+def test_an_optimizer_without_one_has_the_stub_and_says_so(alone):
+    told = printed(alone, STEP)
+    assert "so a StubLLM answers" in told and told.endswith("{<ParameterNode x:0 = 6>: 6}\n")
+    told = printed(alone, STEP, TRACE_LITELLM_MODEL="gpt-5")
+    assert told.startswith("openai/gpt-5: there is no key")
+
+
+# ---- Training
+
+TRAIN = """
+import json, re
+from opto import trace, trainer
+from opto.features.predefined_agents import BasicLearner
+from opto.optimizers import OptoPrimeV2 as OptoPrime
+from opto.trainer.algorithms.basic_algorithms import BasicSearchAlgorithm, MinibatchAlgorithm, batchify
+from opto.trainer.evaluators import evaluate
+from opto.trainer.guide import Guide, LLMJudge
+from opto.trainer.loader import DataLoader
+from opto.trainer.loggers import ConsoleLogger, TensorboardLogger
+from opto.utils.llm import DummyLLM
+
+class Near(Guide):
+    def get_feedback(self, query, response, reference=None, **kwargs):
+        return -abs(response - reference), "too low" if response < reference else "too high"
+
+@trace.model
+class Shift:
+    def __init__(self):
+        self.offset = trace.node(0, name="offset", trainable=True)
+    def forward(self, x):
+        return x + self.offset
+
+def up(messages, **options):
+    name, value = re.search(r"(offset\\d*) = (\\d+)", messages[-1]["content"]).groups()
+    return json.dumps({"suggestion": {name: int(value) + 1}})
+
+dataset = dict(inputs=[1, 2, 3, 4], infos=[4, 5, 6, 7])
+"""
+TRAINING = {
+    "by name, with a logger and options that mean nothing here": (
+        """
+        shift = Shift()
+        print(trainer.train(model=shift, train_dataset=dataset, guide=Near(), algorithm="MinibatchAlgorithm",
+                            optimizer="OptoPrimeV2", optimizer_kwargs={"llm": DummyLLM(up)}, num_epochs=2,
+                            batch_size=2, num_threads=None, test_frequency=-1, verbose="output",
+                            logger=TensorboardLogger(log_dir="logs")), shift.offset.data)
+        """,
+        "[Step 4] Average test score: 0.0\n([-3.0, -2.0, -1.0, 0.0], 0.0) 3\n",
+    ),
+    "by objects, several proposals and a held-out dataset": (
+        """
+        shift = Shift()
+        optimizer = OptoPrime(shift.parameters(), llm=DummyLLM(up))
+        class Quiet(ConsoleLogger):
+            def log(self, name, data, step, **kwargs):
+                print(name, data)
+        search = BasicSearchAlgorithm(agent=shift, optimizer=optimizer, logger=Quiet(), num_threads=2)
+        scores, last = search.train(Near(), dataset, num_epochs=1, batch_size=4, validate_dataset=dataset,
+                                    test_dataset=dict(inputs=[0], infos=[9]))
+        print(scores, last, shift.offset.data, len(optimizer.log))
+        """,
+        "Average test score -8.0\n[-3.0] -8.0 1 4\n",
+    ),
+    "a parameter alone, judged by a language model": (
+        """
+        word = trace.node("Hello", name="word", trainable=True)
+        asked = []
+        def judge(messages, **options):
+            asked.append(messages)
+            return "Incorrect: be warmer" if "Hello" in messages[-1]["content"] else "Correct [TERMINATE]"
+        def warm(messages, **options):
+            assert "be warmer" in messages[-1]["content"]
+            return '{"suggestion": {"word0": "Hi"}}'
+        guide = LLMJudge(llm=DummyLLM(judge), system_prompt="You teach.", prompt_template="{query} {response}={reference}")
+        print(trainer.train(model=word, train_dataset=dict(inputs=["Q"], infos=["Hi"]), guide=guide, num_epochs=2,
+                            optimizer_kwargs=dict(llm=DummyLLM(warm), memory_size=2)), word.data)
+        print([message["content"] for message in asked[0]])
+        print(LLMJudge(llm=DummyLLM(lambda messages: "Correct [TERMINATE]"))("Q", "A", "A"))
+        """,
+        "[Step 2] Average test score: 1.0\n([0.0, 1.0], 1.0) Hi\n['You teach.', 'Q Hello=Hi']\n"
+        "(1.0, 'Correct [TERMINATE]')\n",
+    ),
+    "the parts": (
+        """
+        agent = BasicLearner(llm=DummyLLM(lambda messages: " | ".join(m["content"] for m in messages)))
+        answer = agent("2+2?")
+        print(answer.data, [parent.data for parent in answer.parents], [p.data for p in agent.parameters()])
+        print([*DataLoader(dataset, batch_size=3, shuffle=False)])
+        batches = [*DataLoader(dataset, batch_size=3)]
+        print(sorted(x for xs, _ in batches for x in xs), all(i - x == 3 for xs, infos in batches for x, i in zip(xs, infos)))
+        print(evaluate(Shift(), Near(), [1, 2], [4, 9], num_threads=2), repr(batchify("a", trace.node("b")).data))
+        """,
+        "You're a helpful agent | Query: 2+2? [\"You're a helpful agent\", 'Query: 2+2?'] "
+        "[\"You're a helpful agent\"]\n[([1, 2, 3], [4, 5, 6]), ([4], [7])]\n[1, 2, 3, 4] True\n"
+        "[-3.0, -7.0] 'ID [0]: a\\nID [1]: b\\n'\n",
+    ),
+    "what is left out": (
+        """
+        for algorithm in "PrioritySearch", "UCBSearch":
+            try:
+                trainer.train(model=Shift(), train_dataset=dataset, guide=Near(), algorithm=algorithm)
+            except ImportError as error:
+                print(error)
+        """,
+        "opto.py leaves out PrioritySearch of opto.trainer: its docstring says what it has\n"
+        "opto.py leaves out UCBSearch of opto.trainer: its docstring says what it has\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training(name, with_training):
+    code, expected = TRAINING[name]
+    told = printed(with_training, TRAIN + textwrap.dedent(code))
+    assert "".join(row for row in told.splitlines(True) if "Warning: no language" not in row) == expected
+
+
+# ---- What importing it does to others
+
+
+def test_minitrace_stays_what_it_was(alone):
+    """Programs of minitrace's own print the same beside a program of Trace's."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Train it")[0]
+    (alone / "page.md").write_text(">>> import opto\n\n" + page, encoding="utf-8")
+    done = run(alone, "-m", "doctest", "page.md")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_it_says_which_file_is_missing(tmp_path):
+    shutil.copy(COMPANIONS / "opto.py", tmp_path)
+    done = run(tmp_path, "-c", "import opto")
+    assert "ImportError: opto.py needs minitrace.py: copy it beside this file" in done.stderr
