@@ -1,6 +1,6 @@
 """A prompt and two functions are learned together; the language model is asked as LiteLLM is."""
 
-from scripted import Scripted, heard, parents
+from scripted import Scripted, heard
 
 import opto.trace as trace
 from opto.optimizers import OptoPrime
@@ -49,4 +49,4 @@ print([heard(p)[0] for p in agent.parameters()])
 optimizer.step()
 answer = agent("I am Ada.")
 print(answer.data, agent.instruct1.data, agent.instruct2.trainable)
-print([told for told in parents(answer) if " object" not in told and told != "Agent"])
+print([parent.data for parent in answer.parents if isinstance(parent.data, str)])
