@@ -62,12 +62,25 @@ def slow(request):
     return request.config.getoption("--slow")
 
 
+# The classes that the companion `opto` gives more names, as they are without it.
+EXTENDED = minitrace.Node, minitrace.Module, minitrace.ExecutionError, type(minitrace.bundle()(len))
+OWN = {kind: dict(vars(kind)) for kind in EXTENDED}
+
+
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """No name is taken, and no variable of this machine configures a language model."""
+    """No name is taken, no variable of this machine configures a language model, and what a test
+    that imported `opto` leaves to others is minitrace as it was."""
     minitrace.GRAPH.clear()
     for variable in ("MINITRACE_MODEL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
+    yield
+    given = sys.modules["opto"]._GIVEN if "opto" in sys.modules else {}
+    for kind, names in given.items():
+        for name in names:
+            setattr(kind, name, OWN[kind][name]) if name in OWN[kind] else delattr(kind, name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opto"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,0 +1,637 @@
+"""Trace's own import names and call forms: programs written for Microsoft Trace run unchanged.
+
+A companion of `minitrace.py`: copy both files into one folder, and `import opto` finds this one.
+Training needs `minitrace_train.py` beside them. There is nothing else to install.
+
+>>> from opto import trace
+>>> from opto.optimizers import OptoPrime
+>>> from opto.utils.llm import DummyLLM
+>>> x = trace.node(3, name="x", trainable=True)
+>>> optimizer = OptoPrime([x], llm=DummyLLM(lambda messages: '{"suggestion": {"x0": 5}}'))
+>>> output = x * 2
+>>> optimizer.zero_feedback()
+>>> optimizer.backward(output, "too small", retain_graph=True)
+>>> optimizer.step(verbose="output")
+LLM response:
+{"suggestion": {"x0": 5}}
+{<ParameterNode x:0 = 5>: 5}
+
+The names are those of trace-opt 0.1.3.8, and of 0.2.0 those of its trainer that `minitrace_train`
+carries. Chapter 17 of the tutorial tells them apart. What a program may notice:
+
+- Optimizers are as lenient as Trace's: `memory_size` is 0; a step asks once (`retries=2` asks again
+  after a reply that cannot be used); such a reply keeps the values, with a warning; a step without
+  feedback does nothing.
+- A reply is applied whole or not at all, after its types and its code were checked.
+- The prompt is minitrace's. Options about Trace's own, such as `prompt_symbols` or `mask`, are
+  accepted and do nothing; an option that neither knows is ignored with a warning.
+- The graph is minitrace's: nodes inside an argument, and nodes from outside that are allowed, are
+  parents; with `traceable_code=True` every step in a function is a node, and the call is none; a
+  node made by hand is called after its `name`, and so is its operator.
+- `str(node)` is the value. Feedback is a list; `values()` and `items()` are there for programs that
+  read it as a dict. `trace_graph.graph` numbers its nodes, and does not give their levels.
+- Backward never uses up a graph. Several outputs may have words of their own.
+- `children` and `is_leaf` look through everything that lives, for nothing points from a node to
+  what was made of it. They are slow, and see no node that nobody holds.
+- `visualize=True` gives the trace graph, whose `render` writes a tree of text; no Graphviz is
+  needed. To draw it in a notebook, import `minitrace_pictures`.
+- `LLM()` asks the language model named in TRACE_LITELLM_MODEL or MINITRACE_MODEL. An optimizer
+  without one has a `StubLLM`. A key alone in the environment makes nobody ask anything.
+- Files are JSON. Those that Trace saved are pickles, and cannot be read.
+- Importing this file gives minitrace's own classes a few of Trace's names (see `_GIVEN`).
+
+Left out, and said so when a program imports it: the searches `PrioritySearch`, `UCBSearch`, beams
+and GEPA; `OptoPrimeMulti`; `apply_op`, `NodeContainer`, `Seq` and `Map`, since plain containers
+work everywhere; the registry behind `GRAPH`, and sets of dependencies.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+from abc import ABC
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from warnings import warn
+
+try:
+    import minitrace
+    from minitrace import ExecutionError, LanguageModel, Proposal, Reply, bundle, node, operators
+except ModuleNotFoundError as error:
+    raise ImportError("opto.py needs minitrace.py: copy it beside this file") from error
+
+
+# ---- Nodes, made by Trace's call forms -----------------------------------------------------------
+
+
+class Node(ABC):  # noqa: B024
+    """Trace's `Node(value, name=...)`: makes a node of minitrace, and knows one by isinstance."""
+
+    def __new__(cls, value: Any, **options: Any) -> Any:
+        return node(value, **options)
+
+
+class ParameterNode(Node):
+    """Trace's `ParameterNode(value, name=...)`."""
+
+    def __new__(cls, value: Any, **options: Any) -> Any:
+        return node(value, **{"trainable": True, **options})
+
+
+class MessageNode(Node):
+    """Trace's `MessageNode(value, inputs={...}, description="[op] words")`, made by hand."""
+
+    def __new__(cls, value: Any, **options: Any) -> Any:
+        told = _Told(value) if isinstance(value, Exception) else minitrace.to_data(value)
+
+        def give(**inputs: Any) -> Any:
+            if isinstance(told, _Told):
+                raise told
+            return told
+
+        op, bracket, words = (options.get("description") or "").partition("]")
+        inputs = options["inputs"]
+        name = options.get("name") or (op[1:] if bracket else cls.__name__)
+        named = inputs if isinstance(inputs, dict) else {each.name: each for each in inputs}
+        return bundle(f"[{name}] {words if bracket else op}")(give)(**named)
+
+
+class ExceptionNode(MessageNode):
+    """Trace's `ExceptionNode(error, inputs={...})`, to `raise ExecutionError(node)` with."""
+
+    def __new__(cls, value: Any, **options: Any) -> Any:
+        try:
+            return super().__new__(cls, value, **options)
+        except ExecutionError as error:
+            return error.exception_node
+
+
+class _Told(Exception):
+    """An error with the words of another."""
+
+    def __init__(self, error: Exception) -> None:
+        self.failure = f"({type(error).__name__}) {error}", ""
+
+
+for _form in Node, ParameterNode, MessageNode, ExceptionNode:
+    _form.register(getattr(minitrace, _form.__name__))
+
+
+# ---- Backward, and what Trace shows of a graph ---------------------------------------------------
+
+
+class _Heard(list[Any]):
+    """All that a node heard in one backward."""
+
+
+class Feedback(list[Any]):
+    """What a parameter heard, an entry for each backward; Trace reads it as a dict of lists."""
+
+    def values(self) -> list[list[Any]]:
+        """A list for each feedback."""
+        heard = (entry if isinstance(entry, _Heard) else [entry] for entry in self)
+        return [[each] for entry in heard for each in entry]
+
+    def items(self) -> Any:
+        """The same, numbered."""
+        return enumerate(self.values())
+
+
+class TraceGraph(minitrace.TraceGraph):
+    """A trace graph that can be read as one of Trace's."""
+
+    @property
+    def graph(self) -> list[tuple[int, Any]]:
+        """The nodes, numbered, parents first."""
+        return [*enumerate(self)]
+
+    @property
+    def user_feedback(self) -> Any:
+        """What was said of the output; of several, a text of what was said of each."""
+        return self.feedback[0] if len(self.outputs) == 1 else "\n".join(map(str, self.feedback))
+
+    def render(self, filename: str = "trace_graph", **ignored: Any) -> str:
+        """Write the graph as a tree of text, and give the path."""
+        path = f"{filename}.txt"
+        _make_folder(path)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.tree())
+        return path
+
+
+class GraphPropagator(minitrace.GraphPropagator):
+    """`minitrace.GraphPropagator`, whose graphs can be read as Trace's."""
+
+    def start(self, outputs: Any) -> list[Any]:
+        """One new graph for all the outputs."""
+        graph = TraceGraph()
+        graph.outputs = [*outputs]
+        return [graph] * len(outputs)
+
+
+class _Child:
+    """A node as Trace's propagators see it: with what it heard."""
+
+    def __init__(self, node: Any, heard: _Heard) -> None:
+        self.node, self.feedback = node, dict(Feedback(heard).items())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node, name)
+
+
+class Propagator(minitrace.Propagator):
+    """A propagator in Trace's way: `_propagate(child)` gives a dict of parent to feedback."""
+
+    def aggregate(self, feedbacks: Any) -> Any:
+        """All that was heard."""
+        return _Heard(feedbacks)
+
+    def _propagate(self, child: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no _propagate()")
+
+    def propagate(self, node: Any, feedback: Any) -> Any:
+        """What each parent receives."""
+        sent = {} if node.is_root else self._propagate(_Child(node, feedback))
+        return [sent[parent] for parent in node.parents]
+
+
+_plain_backward = minitrace.Node.backward
+_plain_save = minitrace.Module.save
+
+
+def _backward(
+    self: Any, feedback: Any = "", propagator: Any = None, *ignored: Any, **options: Any
+) -> Any:
+    """`Node.backward`, with Trace's options; if it should be visualized, the graph above."""
+    score = options.get("score")
+    _plain_backward(self, feedback, propagator or GraphPropagator(), score=score)
+    if not options.get("visualize"):
+        return None
+    graph = TraceGraph.of(*(self if isinstance(self, (list, tuple)) else [self]))
+    graph.outputs = [type(each)(each.node, feedback) for each in graph.outputs]
+    return graph
+
+
+def contain(container: Any, node: Any) -> bool:
+    """Is this very node in a container? `in` compares values."""
+    return any(each is node for each in container)
+
+
+def _children(self: Any) -> list[Any]:
+    """The living nodes that were made of this one, the oldest first."""
+    nodes = (each for each in gc.get_objects() if issubclass(type(each), minitrace.Node))
+    made = [each for each in nodes if contain(each.parents, self)]
+    return [each for each in TraceGraph.of(*made) if contain(made, each)]
+
+
+def _make_folder(path: str) -> None:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+
+
+def _save(self: Any, path: Any) -> None:
+    """`Module.save`, and the folders that are missing."""
+    _make_folder(path)
+    _plain_save(self, path)
+
+
+def _module(bundle: Any) -> Any:
+    """A module with the code of a bundle."""
+    module = minitrace.Module()
+    vars(module).update(code=bundle.parameters())
+    return module
+
+
+# What minitrace's own classes get, so that every node has it.
+_GIVEN: dict[Any, dict[str, Any]] = {
+    minitrace.Node: {
+        "backward": _backward,
+        "children": property(_children),
+        "is_leaf": property(lambda self: not self.children),
+    },
+    ExecutionError: {"__str__": lambda self: self.exception_node.create_feedback("full")},
+    minitrace.Module: {"save": _save},
+    type(bundle()(minitrace.to_data)): {
+        "save": lambda self, path: _module(self).save(path),
+        "load": lambda self, path: _module(self).load(path),
+    },
+}
+for _owner, _names in _GIVEN.items():
+    for _name, _value in _names.items():
+        setattr(_owner, _name, _value)
+
+
+def sum_feedback(nodes: Any) -> Any:
+    """The trace graphs that some parameters received, as one."""
+    heard = [each for node in nodes for each in node.feedback]
+    return TraceGraph.merged(each for each in heard if isinstance(each, TraceGraph))
+
+
+# ---- Language models -----------------------------------------------------------------------------
+
+
+def _completion(answer: Any) -> Reply:
+    """An answer as a reply that a program may also read as `.choices[0].message.content`."""
+    text = answer if isinstance(answer, str) else answer.choices[0].message.content or ""
+    facts = vars(answer) if isinstance(answer, Reply) else {}
+    choice = SimpleNamespace(message=SimpleNamespace(content=str(text)))
+    return Reply(text, **{**facts, "choices": [choice]})
+
+
+class LLM(minitrace.LLM):
+    """Trace's `LLM(model=None)`: what it names, or TRACE_LITELLM_MODEL, or MINITRACE_MODEL."""
+
+    create = LanguageModel.__call__  # AutoGen's name for it
+
+    def complete(self, messages: Any, options: Any) -> Reply:
+        """Ask the language model."""
+        name = self.model or os.environ.get("TRACE_LITELLM_MODEL")
+        if name and "/" not in name:  # as LiteLLM does
+            name = f"openai/{name}"
+        self.model = name
+        return _completion(super().complete(messages, options))
+
+
+class DummyLLM(LanguageModel):
+    """A function of `messages=` as a language model."""
+
+    def __init__(self, callable: Any) -> None:
+        self.callable = callable
+
+    def complete(self, messages: Any, options: Any) -> Reply:
+        """Call the function."""
+        return _completion(self.callable(messages=messages, **options))
+
+
+AutoGenLLM = LiteLLM = CustomLLM = LLM
+AbstractModel = LanguageModel
+
+
+def _as_llm(llm: Any) -> Any:
+    """Any language model that Trace takes; None for the one that minitrace takes by itself."""
+    if llm is None:
+        return LLM() if os.environ.get("TRACE_LITELLM_MODEL") else None
+    return llm if isinstance(llm, LanguageModel) else DummyLLM(llm if callable(llm) else llm.create)
+
+
+# ---- Optimizers ----------------------------------------------------------------------------------
+
+_KNOWN = "propagator objective memory_size max_tokens max_chars retries on_refusal"
+_SWALLOWED = """config_list filter_dict prompt_symbols include_example json_keys log
+    use_json_object_format optimizer_prompt_symbol_set truncate_expression initial_var_char_limit
+    wandb_enabled synthesize ignore_extraction_error"""
+
+
+class Optimizer(minitrace.Optimizer):
+    """The base of optimizers in Trace's way, which define `_step` and `default_propagator`."""
+
+    default_objective = "Change the variables so that the output improves as the feedback asks."
+    memory = 0
+
+    def __init__(self, parameters: Any, llm: Any = None, *ignored: Any, **options: Any) -> None:
+        refusal = "keep" if options.get("ignore_extraction_error", True) else "raise"
+        for name in options.keys() - set(_KNOWN.split()):
+            options.pop(name)
+            if name not in _SWALLOWED.split():
+                warn(f"{type(self).__name__}() does not know {name}=, and ignores it", stacklevel=2)
+        options["propagator"] = options.get("propagator") or self.default_propagator()
+        options["objective"] = options.get("objective") or self.default_objective
+        lenient = {"memory_size": self.memory, "retries": 0, "on_refusal": refusal}
+        super().__init__(parameters, _as_llm(llm), **{**lenient, **options})
+        self.log: list[dict[str, str]] = []
+        for each in self.parameters:
+            each.feedback = Feedback(each.feedback)
+
+    def default_propagator(self) -> Any:
+        """The propagator if none is given."""
+        return GraphPropagator()
+
+    @property
+    def trace_graph(self) -> Any:
+        """The feedback of all the parameters as one graph."""
+        return sum_feedback(self.parameters)
+
+    def backward(self, output: Any, feedback: Any = "", score: Any = None, **options: Any) -> Any:
+        """Send feedback from an output to every parameter, also those of other optimizers."""
+        return _backward(output, feedback, self.propagator, score=score, **options)
+
+    def step(self, bypassing: bool = False, *args: Any, **options: Any) -> Any:
+        """Propose new values and set them; without feedback, nothing."""
+        values = self.propose(None, *args, **options)
+        return values if bypassing else self.update(values)
+
+    def propose(self, n: int | None = None, *args: Any, **options: Any) -> Any:
+        """New values by parameter; with `n` a list of so many."""
+        return self._step(*args, **({**options, "n": n} if n else options))
+
+    def _step(self, verbose: Any = False, n: int | None = None, **ignored: Any) -> Any:
+        if not any(each.feedback for each in self.parameters):
+            return [] if n else Proposal()
+        found = super().propose(n)
+        for each in found if n else [found]:
+            self._tell(each, verbose)
+        return found
+
+    def _tell(self, proposal: Proposal, verbose: Any) -> None:
+        """Note how a proposal came about, and print it if asked."""
+        asked = [each["content"] for each in proposal.prompt]
+        system = asked[0]
+        user = "\n".join(asked[1:])
+        reply = "\n".join(proposal.replies)
+        self.log.append({"system_prompt": system, "user_prompt": user, "response": reply})
+        if verbose:
+            print(*([] if verbose == "output" else asked), "LLM response:", reply, sep="\n")
+        if proposal.refused and not proposal:
+            warn(f"the reply is unusable and the values stay: {proposal.refused[-1]}", stacklevel=5)
+
+    def update(self, values: Any) -> Any:
+        """Set new values; what a program chose itself is not checked."""
+        if isinstance(values, Proposal):
+            return super().update(values)
+        for parameter, value in values.items():
+            parameter.restore(value)
+        return values
+
+    def summarize(self) -> Any:
+        """What there is to learn from."""
+        return self.trace_graph
+
+    def problem_instance(self, summary: Any, mask: Any = None) -> str:
+        """What a language model would be shown of it."""
+        return "\n".join(each["content"] for each in self.prompt()[1:]) if summary else ""
+
+
+class OptoPrime(Optimizer, minitrace.OptoPrime):
+    """`minitrace.OptoPrime` in Trace's way."""
+
+
+class OPRO(Optimizer, minitrace.OPRO):
+    """`minitrace.OPRO` in Trace's way."""
+
+    memory = 8
+
+
+class TextGrad(Optimizer, minitrace.TextGrad):
+    """`minitrace.TextGrad` in Trace's way: it asks for criticism in its step, not in backward."""
+
+    def default_propagator(self) -> Any:
+        """None: minitrace's own, which asks for criticism."""
+        return None
+
+    def backward(self, output: Any, feedback: Any = "", score: Any = None, **options: Any) -> Any:
+        """Send the trace graph, and ask nothing yet."""
+        return _backward(output, feedback, score=score, **options)
+
+    def _step(self, *args: Any, **options: Any) -> Any:
+        graph = self.trace_graph
+        if graph:
+            nodes = [each.node for each in graph.outputs]
+            found = minitrace.backward(nodes, graph.feedback, self.propagator)
+            for each in self.parameters:
+                each.feedback = Feedback([found[each]] if each in found else [])
+        return super()._step(*args, **options)
+
+
+OptoPrimeV1 = OptoPrimeV2 = OptoPrime
+OPROv2 = OPRO
+
+
+def print_color(message: Any, *ignored: Any, **options: Any) -> None:
+    """Print a message; colors are left out."""
+    print(message)
+
+
+def render_opt_step(step_idx: int, optimizer: Any, **ignored: Any) -> None:
+    """Print what was asked in a step, and the reply."""
+    print(*optimizer.log[step_idx].values(), sep="\n\n")
+
+
+class Projection:
+    """A map from a value to a good one, for `projections=`."""
+
+    def __call__(self, x: Any) -> Any:
+        return self.project(x)
+
+    def project(self, x: Any) -> Any:
+        """The good value: the same, unless a subclass knows better."""
+        return x
+
+
+BlackCodeFormatter = Projection
+
+
+# ---- Training, by minitrace_train ----------------------------------------------------------------
+
+
+class LLMJudge:
+    """A guide that asks a language model: its words are the feedback, 1 or 0 is the score."""
+
+    system_prompt = "You are a teacher who says clearly what to do better."
+    prompt_template = """The query: {query}\n\nThe response: {response}\n\nThe answer: {reference}\n
+Is the response right? Then say {correctness_template}; if not, {incorrectness_template} and why."""
+
+    def __init__(self, model: Any = None, llm: Any = None, **options: Any) -> None:
+        self.llm = _as_llm(llm) or LLM(model)
+        vars(self).update(options)
+
+    def __call__(self, query: Any, response: Any, reference: Any) -> Any:
+        right, facts = "Correct [TERMINATE]", {"incorrectness_template": "Incorrect"}
+        facts |= {"query": query, "response": response, "reference": reference}
+        asked = self.prompt_template.format(correctness_template=right, **facts)
+        said = operators.call_llm(self.llm, self.system_prompt, asked).data
+        return float(right in said), said
+
+
+@minitrace.model
+class BasicLearner:
+    """An agent with a system prompt to learn."""
+
+    def __init__(self, system_prompt: str = "You're a helpful agent", **options: Any) -> None:
+        self.system_prompt = node(system_prompt, "system_prompt", trainable=True)
+        self.user_prompt_template = node(options.get("user_prompt_template", "Query: {message}"))
+        self.llm = _as_llm(options.get("llm")) or LLM()
+
+    def forward(self, message: Any) -> Any:
+        """The answer to a message."""
+        question = self.user_prompt_template.format(message=message)
+        return operators.call_llm(self.llm, self.system_prompt, question)
+
+
+class DataLoader:
+    """The batches of a dataset, as lists of inputs and of infos."""
+
+    def __init__(self, dataset: Any, batch_size: int = 1, shuffle: bool = True) -> None:
+        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+
+    def __iter__(self) -> Any:
+        pairs = [*zip(self.dataset["inputs"], self.dataset["infos"], strict=True)]
+        if self.shuffle:
+            random.shuffle(pairs)
+        for start in range(0, len(pairs), self.batch_size):
+            yield tuple(map(list, zip(*pairs[start : start + self.batch_size], strict=True)))
+
+
+def _batchify(*items: Any) -> str:
+    return "".join(f"ID [{number}]: {item}\n" for number, item in enumerate(items))
+
+
+batchify = bundle("[batchify] The items as one text, numbered.")(_batchify)
+
+
+def evaluate(agent: Any, guide: Any, inputs: Any, infos: Any, **options: Any) -> Any:
+    """The score of an agent on each input."""
+    import minitrace_train
+
+    workers = options.get("num_threads") or 1
+    pairs = [*zip(inputs, infos, strict=True)]
+    return minitrace_train.evaluate(agent, pairs, guide, workers=workers).scores
+
+
+class ConsoleLogger:
+    """Prints how training goes; it also stands for loggers that write elsewhere."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def log(self, name: str, data: Any, step: int, *ignored: Any, **options: Any) -> None:
+        """Print a figure."""
+        print(f"[Step {step}] {name}: {data}")
+
+
+BaseLogger = DefaultLogger = ConsoleLogger
+TensorboardLogger = WandbLogger = ConsoleLogger
+
+# What Trace calls the options of `minitrace_train.train`.
+_NAMES = {
+    "num_epochs": "epochs",
+    "batch_size": "batch_size",
+    "num_proposals": "candidates",
+    "validate_dataset": "validation",
+    "ensure_improvement": "gate",
+    "num_threads": "workers",
+}
+
+
+class MinibatchAlgorithm:
+    """Trains an agent by `minitrace_train.train`, in batches."""
+
+    candidates = 1
+
+    def __init__(self, agent: Any, optimizer: Any, logger: Any = None, **options: Any) -> None:
+        self.agent, self.optimizer, self.options = agent, optimizer, options
+        self.logger = logger or ConsoleLogger()
+
+    def train(self, guide: Any, train_dataset: Any, **options: Any) -> Any:
+        """Train; the scores of the batches, and the mean score on `test_dataset`."""
+        import minitrace_train
+
+        options = {"num_proposals": self.candidates, **self.options, **options}
+        known = {new: options[old] for old, new in _NAMES.items() if options.get(old) is not None}
+        run = minitrace_train.train(self.agent, train_dataset, guide, self.optimizer, **known)
+        data = options.get("test_dataset") or train_dataset
+        score = minitrace_train.evaluate(self.agent, data, guide).mean
+        self.logger.log("Average test score", score, run.steps)
+        return run.scores, score
+
+
+class BasicSearchAlgorithm(MinibatchAlgorithm):
+    """Tries four proposals in each step, and keeps the best."""
+
+    candidates = 4
+
+
+def train(*, model: Any, train_dataset: Any, **options: Any) -> Any:
+    """Train a model; what is given by name, or as a class, is made here."""
+
+    def made(what: str, default: Any, *args: Any) -> Any:
+        thing = options.pop(what, None) or default
+        kwargs = options.pop(f"{what}_kwargs", None) or {}
+        thing = _find("trainer", thing) if isinstance(thing, str) else thing
+        return thing(*args, **kwargs) if isinstance(thing, type) else thing
+
+    parameters = [model] if isinstance(model, ParameterNode) else model.parameters()
+    guide, logger = made("guide", LLMJudge), made("logger", ConsoleLogger)
+    optimizer = made("optimizer", OptoPrime, parameters)
+    trainer = made("algorithm", MinibatchAlgorithm, model, optimizer, logger)
+    return trainer.train(guide, train_dataset, **options)
+
+
+# ---- The modules that programs import ------------------------------------------------------------
+
+_MODULES = """trace trace.nodes trace.bundle trace.errors trace.modules trace.containers
+    trace.broadcast trace.operators trace.utils trace.projections trace.propagators
+    trace.propagators.propagators trace.propagators.graph_propagator optimizers optimizers.optimizer
+    optimizers.optoprime optimizers.optoprime_v2 optimizers.optoprimemulti optimizers.opro
+    optimizers.textgrad optimizers.utils utils utils.llm features features.predefined_agents
+    features.priority_search trainer trainer.train trainer.guide trainer.loader trainer.loggers
+    trainer.evaluators trainer.utils trainer.examples trainer.examples.basic_algorithms
+    trainer.algorithms trainer.algorithms.basic_algorithms trainer.algorithms.priority_search"""
+
+
+def _find(module: str, name: str) -> Any:
+    """What Trace has by this name in one of its modules; it is here or in minitrace."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    found = globals().get(name)
+    if module.startswith("trainer"):
+        try:
+            import minitrace_train
+        except ModuleNotFoundError:
+            raise ImportError("training needs minitrace_train.py: copy it beside opto.py") from None
+        found = found or getattr(minitrace_train, name, None)
+    found = found or getattr(minitrace, name, None)
+    if getattr(found, "__module__", None) in (__name__, "minitrace", "minitrace_train"):
+        return found
+    raise ImportError(f"opto.py leaves out {name} of opto.{module}: its docstring says what it has")
+
+
+for _path in _MODULES.split():
+    _made = ModuleType(f"{__name__}.{_path}")
+    _look = partial(getattr, operators) if _path == "trace.operators" else partial(_find, _path)
+    vars(_made).update(__path__=[], __getattr__=_look)
+    sys.modules[_made.__name__] = _made
+    _parent, _, _last = _made.__name__.rpartition(".")
+    if _last not in ("bundle", "operators", "train"):  # more than a module
+        setattr(sys.modules[_parent], _last, _made)
