@@ -246,7 +246,13 @@ def test_what_differs_from_the_page_is_told(course):
     assert done.stdout.count(">>> 1 + 1") == done.stdout.count(">>> import sys") == 1
 
 
-@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem < "12"], ids=name_of)
+A_FEW = ("00_one_screen", "04_errors", "09_trace_graph")
+SHOWN = [
+    path if path.stem in A_FEW else pytest.param(path, marks=pytest.mark.slow) for path in CHAPTERS
+]
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=name_of)
 def test_without_a_terminal_a_block_is_shown_once_and_as_it_is_on_the_page(path):
     shown, blocks = tutorial(path.stem).stdout, BLOCK.findall(text_of(path))
     typed = [line.rstrip() for block in blocks for line in inputs(block)]
@@ -254,7 +260,12 @@ def test_without_a_terminal_a_block_is_shown_once_and_as_it_is_on_the_page(path)
     for block in blocks:
         if "Traceback" not in block and "doctest: +" not in block:
             block = "".join(f"    {line.rstrip()}\n" for line in block.rstrip().splitlines())
-            assert block.replace("<BLANKLINE>", "") in shown
+            assert escaped(block.replace("<BLANKLINE>", "")) in escaped(shown)
+
+
+def escaped(text):
+    """Text as doctest compares it."""
+    return text.encode("ascii", "backslashreplace")
 
 
 TABLE = """\
@@ -289,9 +300,9 @@ def test_a_table_is_laid_out_in_columns_as_wide_as_the_terminal(course, columns)
     assert table == (WIDE if columns == "80" else NARROW)
 
 
-@pytest.mark.parametrize("columns", ["40", "60", "100"])
+@pytest.mark.parametrize("columns", ["40", "100"])
 def test_no_table_of_the_tutorial_is_wider_than_the_terminal(columns):
-    for name in "0", "2", "9", "15":
+    for name in "0", "2", "9":
         shown = tutorial(name, COLUMNS=columns).stdout
         tables = re.findall(r"(?:.+\n)+(?=-+(?:  -+)+\n)(?:.+\n)+", shown)
         assert max(len(line) for table in tables for line in table.splitlines()) <= int(columns)

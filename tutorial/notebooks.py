@@ -77,10 +77,8 @@ def write_one(folder, page, pages):
     outputs = run([cell["source"] for cell in code], folder)
     differs = False
     for number, (cell, came, (want, flags)) in enumerate(zip(code, outputs, wants, strict=True), 1):
-        cell["execution_count"], cell["outputs"] = (
-            number,
-            [as_output(each, number) for each in came],
-        )
+        cell["execution_count"] = number
+        cell["outputs"] = [as_output(each, number) for each in came]
         if want is not None:
             differs |= not CHECKER.check_output(want, "".join(map(as_text, came)), flags)
     for number, cell in enumerate(cells):
@@ -279,4 +277,4 @@ def as_text(came):
 
 
 if __name__ == "__main__":
-    run_cells()
+    run_cells() if sys.argv[1:] == ["run"] else print(__doc__.rstrip())
