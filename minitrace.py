@@ -3746,7 +3746,7 @@ class LLMError(MinitraceError):
     """A language model gave no usable answer.
 
     The message says who was asked, where, what came back in the server's own words, and what to do.
-    It never holds a key.
+    It never holds a key that was given to `LLM`.
 
     Attributes:
         kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (an error
@@ -4258,9 +4258,9 @@ def _words(error: Any, answer: _Answer) -> str:
     page = re.sub(r"<[^>]*>|[^\w!-~]", " ", answer.body[:2000])
     words = _dig(error, "message") or error or page
     text = words if isinstance(words, str) else json.dumps(words)
-    pause = math.ceil(_asked_pause(answer))
+    pause = _asked_pause(answer)
     notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
-    notes.append(pause and f"it asks to wait {pause} s")
+    notes.append(pause and f"it asks to wait {pause:.0f} s")
     labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
     said = text[:500], *labels, answer.headers.get("location", "")
     return " ".join(" ".join(said).split())

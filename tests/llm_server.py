@@ -416,6 +416,7 @@ MODES = {
     "asks_seconds": asks("2.5"), "asks_ms": asks("1500", "Retry-After-Ms"), "asks_date": asks_date,
     "asks_negative": asks("-7"), "asks_nan": asks("nan"), "asks_inf": asks("inf"),
     "asks_rubbish": asks("soon"), "asks_hour": asks("3600"),
+    "asks_for_ever": asks("9" * 400), "asks_ms_for_ever": asks("9" * 400, "retry-after-ms"),
     "asks_info": raw_error(429, RETRY_INFO),
     "asks_past": asks("Wed, 21 Oct 2015 07:28:00 GMT"),
     "never": status(503, headers=[("x-should-retry", "false")]),

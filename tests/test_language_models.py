@@ -1047,6 +1047,9 @@ def test_retry_after_in_all_its_forms(server, mode, low, high):
 
 
 def test_a_pause_beyond_the_deadline_is_not_begun(server):
+    for mode in "asks_for_ever", "asks_ms_for_ever":
+        error, pauses = fails(server, mode)
+        assert error.status == 429 and pauses == []
     error, pauses = fails(server, "asks_hour")
     assert error.status == 429 and pauses == []
     words = "[it asks to wait 3600 s]; try again after that, or raise timeout= above it."
