@@ -4371,7 +4371,7 @@ without a user or a password"""
 
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
         """What went wrong, where, and what to do."""
-        words, url = self.redact(words), self.url.partition("?")[0]
+        words, url = str(Reply(self.redact(words))), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
@@ -4426,7 +4426,8 @@ class LLM(LanguageModel):
         base_url: by default the provider's own, or that in its variable (OPENAI_BASE_URL, ...).
         api_key: by default the provider's variable (OPENAI_API_KEY, ...); "" is no key.
         headers: more headers; one with a credential (api-key, ...) takes the place of a key.
-        timeout: seconds for one call, its repeats and pauses included.
+        timeout: seconds for one call, its repeats and pauses included. A host that does not answer
+            within 10 of them counts as not there, and may be asked again.
         retries: how often to ask again.
         allow_http: let a key travel over plain http to another machine.
         extra: fields of the request that this server alone knows.
@@ -4613,7 +4614,10 @@ class Script(LanguageModel):
 
 
 def _call_llm(*prompts: Any) -> MessageNode[Any]:
-    """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`."""
+    """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`.
+
+    The first text is the system message, those after it are the user's.
+    """
     llm, words = to_data(prompts[0]), prompts[1:]
     if not callable(llm):
         llm, words = _default_llm(), prompts

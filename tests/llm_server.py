@@ -314,6 +314,12 @@ def packed_bomb(handler, request):
     handler.send(200, gzip.compress(b" " * (64 << 20)), [("Content-Encoding", "gzip")])
 
 
+def parrot(handler, request):
+    """Answer with what was asked: a status, and a body."""
+    code, _, body = words_of(request["body"]["messages"][-1]["content"]).partition(" ")
+    handler.send(int(code), body.encode("utf-8", "surrogatepass"))
+
+
 def no_http(handler, request):
     handler.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")
 
@@ -429,7 +435,7 @@ MODES = {
     "error_in_200": raw_error(200, {"error": {"message": "upstream is down", "code": 502}}),
     "error_text_in_200": raw_error(200, {"error": "no such thing"}),
     "reset": reset, "hang_up": hang_up, "silent": silent, "no_http": no_http,
-    "slow": slow, "dripping_line": dripping_line, "dripping_headers": dripping_headers,
+    "slow": slow, "parrot": parrot, "dripping_line": dripping_line, "dripping_headers": dripping_headers,
     "dripping_body": dripping_body,
     "cut_body": cut_body, "cut_without_length": cut_without_length, "cut_chunks": cut_chunks,
     "chunked": chunked, "endless": endless, "huge_error": huge_error, "many_headers": many_headers,
