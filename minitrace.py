@@ -3746,7 +3746,7 @@ class LLMError(MinitraceError):
     """A language model gave no usable answer.
 
     The message says who was asked, where, what came back in the server's own words, and what to do.
-    It never holds a key.
+    It never holds a key that was given to `LLM`.
 
     Attributes:
         kind: what went wrong: `setup` (nothing was sent), `network`, `timeout`, `status` (an error
@@ -4258,9 +4258,9 @@ def _words(error: Any, answer: _Answer) -> str:
     page = re.sub(r"<[^>]*>|[^\w!-~]", " ", answer.body[:2000])
     words = _dig(error, "message") or error or page
     text = words if isinstance(words, str) else json.dumps(words)
-    pause = math.ceil(_asked_pause(answer))
+    pause = _asked_pause(answer)
     notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
-    notes.append(pause and f"it asks to wait {pause} s")
+    notes.append(pause and f"it asks to wait {pause:.0f} s")
     labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
     said = text[:500], *labels, answer.headers.get("location", "")
     return " ".join(" ".join(said).split())
@@ -4371,7 +4371,7 @@ without a user or a password"""
 
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
         """What went wrong, where, and what to do."""
-        words, url = self.redact(words), self.url.partition("?")[0]
+        words, url = str(Reply(self.redact(words))), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
@@ -4426,7 +4426,8 @@ class LLM(LanguageModel):
         base_url: by default the provider's own, or that in its variable (OPENAI_BASE_URL, ...).
         api_key: by default the provider's variable (OPENAI_API_KEY, ...); "" is no key.
         headers: more headers; one with a credential (api-key, ...) takes the place of a key.
-        timeout: seconds for one call, its repeats and pauses included.
+        timeout: seconds for one call, its repeats and pauses included. A host that does not answer
+            within 10 of them counts as not there, and may be asked again.
         retries: how often to ask again.
         allow_http: let a key travel over plain http to another machine.
         extra: fields of the request that this server alone knows.
@@ -4613,7 +4614,10 @@ class Script(LanguageModel):
 
 
 def _call_llm(*prompts: Any) -> MessageNode[Any]:
-    """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`."""
+    """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`.
+
+    The first text is the system message, those after it are the user's.
+    """
     llm, words = to_data(prompts[0]), prompts[1:]
     if not callable(llm):
         llm, words = _default_llm(), prompts

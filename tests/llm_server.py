@@ -314,6 +314,12 @@ def packed_bomb(handler, request):
     handler.send(200, gzip.compress(b" " * (64 << 20)), [("Content-Encoding", "gzip")])
 
 
+def parrot(handler, request):
+    """Answer with what was asked: a status, and a body."""
+    code, _, body = words_of(request["body"]["messages"][-1]["content"]).partition(" ")
+    handler.send(int(code), body.encode("utf-8", "surrogatepass"))
+
+
 def no_http(handler, request):
     handler.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")
 
@@ -416,6 +422,7 @@ MODES = {
     "asks_seconds": asks("2.5"), "asks_ms": asks("1500", "Retry-After-Ms"), "asks_date": asks_date,
     "asks_negative": asks("-7"), "asks_nan": asks("nan"), "asks_inf": asks("inf"),
     "asks_rubbish": asks("soon"), "asks_hour": asks("3600"),
+    "asks_for_ever": asks("9" * 400), "asks_ms_for_ever": asks("9" * 400, "retry-after-ms"),
     "asks_info": raw_error(429, RETRY_INFO),
     "asks_past": asks("Wed, 21 Oct 2015 07:28:00 GMT"),
     "never": status(503, headers=[("x-should-retry", "false")]),
@@ -428,7 +435,7 @@ MODES = {
     "error_in_200": raw_error(200, {"error": {"message": "upstream is down", "code": 502}}),
     "error_text_in_200": raw_error(200, {"error": "no such thing"}),
     "reset": reset, "hang_up": hang_up, "silent": silent, "no_http": no_http,
-    "slow": slow, "dripping_line": dripping_line, "dripping_headers": dripping_headers,
+    "slow": slow, "parrot": parrot, "dripping_line": dripping_line, "dripping_headers": dripping_headers,
     "dripping_body": dripping_body,
     "cut_body": cut_body, "cut_without_length": cut_without_length, "cut_chunks": cut_chunks,
     "chunked": chunked, "endless": endless, "huge_error": huge_error, "many_headers": many_headers,

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import pickle
+import random
 import re
 import socket
 import ssl
@@ -1000,6 +1001,54 @@ def test_hopeless_cases_are_asked_once(server, mode):
     assert pauses == [] and len(server.requests) == 1
 
 
+WORDS = (
+    "choices message content error code type metadata raw detail usage prompt_tokens finish_reason "
+    "stop_reason refusal reasoning_content text model output_tokens input_tokens"
+).split()
+VALUES = [
+    None, True, False, 0, 1, -1, 502, 10**400, 0.5, float("nan"), float("inf"), "", " ", "502", "stop",
+    "error", "length", "content_filter", "half a text", "\ud800", "\u00b2", "text", "x" * 3000,
+]  # fmt: skip
+
+
+def some_json(rng, depth=0):
+    """Data of the kind that servers send, put together without sense."""
+    kind = rng.random()
+    if depth > 4 or kind < 0.3:
+        return rng.choice(VALUES)
+    if kind < 0.55:
+        return [some_json(rng, depth + 1) for _ in range(rng.randrange(3))]
+    return {rng.choice(WORDS): some_json(rng, depth + 1) for _ in range(rng.randrange(5))}
+
+
+def test_whatever_a_server_sends_is_a_reply_or_an_error_of_ours(server, slow):
+    rng, seen = random.Random(5), set()
+    llm, _ = connect(server, "parrot", retries=0)
+    for _ in range(20_000 if slow else 800):
+        code = rng.choice([200, 200, 200, 400, 429, 500])
+        body = json.dumps(some_json(rng) if rng.random() < 0.3 else shaped(rng))
+        try:
+            reply = llm(f"{code} {body}")
+            assert reply.strip() and isinstance(reply.finish_reason, str)
+            assert set(reply.usage or {}) <= {"input_tokens", "output_tokens"}
+            json.dumps(vars(reply)).encode()
+            seen.add("reply")
+        except LLMError as error:
+            assert len(str(error)) < 3000
+            str(error).encode()
+            seen.add(error.kind)
+    assert seen >= {"reply", "status", "unreadable", "empty", "failed", "filtered"}
+
+
+def shaped(rng):
+    """Data in the form of an answer, some of whose values are wrong."""
+    message = {"content": rng.choice([*VALUES, some_json(rng)]), "refusal": rng.choice([None, None, "no", 7])}
+    choice = {"message": message, "finish_reason": rng.choice(VALUES)}
+    if rng.random() < 0.2:
+        choice["error"] = some_json(rng)
+    return {"choices": [choice], "usage": some_json(rng), "model": rng.choice(VALUES)}
+
+
 def test_an_error_inside_a_success_is_an_error(server):
     error, pauses = fails(server, "error_in_200")
     assert (error.kind, error.status, len(pauses)) == ("status", 502, 4)
@@ -1047,6 +1096,9 @@ def test_retry_after_in_all_its_forms(server, mode, low, high):
 
 
 def test_a_pause_beyond_the_deadline_is_not_begun(server):
+    for mode in "asks_for_ever", "asks_ms_for_ever":
+        error, pauses = fails(server, mode)
+        assert error.status == 429 and pauses == []
     error, pauses = fails(server, "asks_hour")
     assert error.status == 429 and pauses == []
     words = "[it asks to wait 3600 s]; try again after that, or raise timeout= above it."
