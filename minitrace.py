@@ -3854,7 +3854,7 @@ def _is_bare() -> bool:
 
 
 def _read_elsewhere(node: AnyNode) -> Any:
-    """The data of a node outside all scopes; in a bare thread, bodies that wait for it note that."""
+    """The data of a node outside all scopes; noted by bodies that wait for this, a bare thread."""
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
         frame = frames.get(body.thread)

@@ -2317,11 +2317,11 @@ def threadless(monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
-    minitrace_train._event_loop.cache_clear()
+    monkeypatch.setattr(minitrace_train, "_loops", {})  # none was started before
     monkeypatch.setattr(threading.Thread, "start", start)
     yield
-    minitrace_train._event_loop(os.getpid(), 0)[0].close()
-    minitrace_train._event_loop.cache_clear()
+    for loop, _ in minitrace_train._loops.values():
+        loop.close()
 
 
 def test_where_no_thread_can_be_started_examples_run_one_after_the_other(threadless, tmp_path):
@@ -2341,6 +2341,23 @@ def test_where_no_thread_can_be_started_examples_run_one_after_the_other(threadl
     assert evaluate(loop, DATASET, near, workers=4).mean == evaluate(loop, DATASET, near).mean == 0
     with pytest.raises(KeyError, match="mine"):
         evaluate(lambda x: {}["mine"], DATASET, near, workers=4)
+
+
+def test_a_loop_without_a_thread_gets_one_when_there_is_one_again(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    model = Loop()
+    with monkeypatch.context() as patched:
+        patched.setattr(minitrace_train, "_loops", loops := {})
+        patched.setattr(threading.Thread, "start", start)
+        assert evaluate(model, DATASET, near).mean == 0
+    monkeypatch.setattr(minitrace_train, "_loops", loops)
+
+    async def cell():
+        return evaluate(model, DATASET, near, workers=2).mean
+
+    assert asyncio.run(cell()) == 0 and len(model.loops) == 1
 
 
 def openai_run(workers):

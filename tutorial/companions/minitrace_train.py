@@ -45,7 +45,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
-from functools import cache
 from types import CodeType, MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -291,9 +290,8 @@ def _awaited(value: Any) -> Any:
         return await value
 
     depth = _waiting.get()
-    with _starting:
-        loop, thread = _event_loop(os.getpid(), depth)
-    if not thread.is_alive():
+    loop, runs = _event_loop(os.getpid(), depth)
+    if not runs:
         return loop.run_until_complete(whole())
     future = run_coroutine_threadsafe(whole(), loop)
     try:
@@ -304,12 +302,12 @@ def _awaited(value: Any) -> Any:
 
 # How many loops wait for what runs here? A run inside an async guide waits for a loop of its own.
 _waiting: ContextVar[int] = ContextVar("minitrace_train_waiting", default=0)
-_starting = threading.Lock()  # or two threads would start a loop each
+_loops: dict[tuple[int, int], tuple[Any, threading.Thread]] = {}
+_starting = threading.Lock()
 
 
-@cache
-def _event_loop(process: int, depth: int) -> tuple[Any, threading.Thread]:
-    """The loop of a process at this depth, and the thread that runs it as long as the program does.
+def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
+    """The loop of a process at this depth, and whether a thread of its own runs it.
 
     Where no thread can be started, whoever waits runs the loop.
     """
@@ -320,10 +318,14 @@ def _event_loop(process: int, depth: int) -> tuple[Any, threading.Thread]:
             with suppress(KeyboardInterrupt, SystemExit):  # of a task: whoever awaits it is told
                 loop.run_forever()
 
-    loop, thread = new_event_loop(), threading.Thread(target=run, daemon=True)
-    with suppress(RuntimeError):
-        thread.start()
-    return loop, thread
+    with _starting:
+        loop, thread = _loops.get((process, depth)) or (new_event_loop(), threading.Thread())
+        if not thread.is_alive():
+            thread = threading.Thread(target=run, daemon=True)
+            with suppress(RuntimeError):
+                thread.start()
+        _loops[process, depth] = loop, thread
+    return loop, thread.is_alive()
 
 
 setattr(minitrace, "run_coroutine", _awaited)  # for `rerun`
