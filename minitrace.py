@@ -53,7 +53,8 @@ For companions, and for yours, these are the extension points: `LanguageModel`, 
 one method to write; `around_calls`, a block that wraps every call of a language model;
 `ask_until_usable`, `read_reply` and `coerce_value`, which get values out of what a language model
 says; `bundle(limits=...)`, an object that checks and runs code; `nearest_calls` and `to_text`,
-which choose and show parts of a trace graph; `encode` and `decode`, values as JSON.
+which choose and show parts of a trace graph; `encode` and `decode`, values as JSON;
+`run_coroutine`, what plain code calls async code with.
 
 Changes: 0.1.0 is the first; 0.2.0 moves training, recording, limits and pictures into companions.
 
@@ -90,6 +91,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice, zip_longest
+from threading import Thread, current_thread, get_ident, main_thread
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 from warnings import catch_warnings, simplefilter, warn
@@ -113,7 +115,7 @@ __all__ = [
     "ReplyError", "Script", "StubLLM", "SumPropagator", "TextGrad", "TraceGraph",
     "TraceMissingInputsError", "around_calls", "ask", "ask_until_usable", "backward", "bundle",
     "check_code", "coerce_value", "decode", "encode", "model", "nearest_calls", "node", "operators",
-    "read_reply", "stop_tracing", "to_data", "to_text",
+    "read_reply", "run_coroutine", "stop_tracing", "to_data", "to_text",
 ]
 # fmt: on
 
@@ -172,6 +174,7 @@ class GRAPH:
 
 # The `_Scope` (see section 2) that the running code is in, or None.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
+_bodies: list[_Body] = []  # the scopes of all bundles that are running, in any thread
 
 
 # How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
@@ -254,7 +257,7 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
         if not isinstance(y, Node):
             y = _wrap(y)
         # A container of nodes stays a container, and inside a scope reads are noted: the slow path.
-        if scope_here() is not None or not isinstance(y, Node):
+        if scope_here() is not None or _bodies or not isinstance(y, Node):
             return _call_op(op, (x, y))
         try:
             data = function(x._data, y._data)
@@ -317,7 +320,9 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     def data(self) -> T:
         """The value. Read inside a bundle's body, it is noted as an input from outside."""
         scope = _scope.get()
-        return self._data if scope is None else cast(T, scope.read(self))
+        if scope is not None:
+            return cast(T, scope.read(self))
+        return _read_elsewhere(self) if _bodies else self._data
 
     @data.setter
     def data(self, value: T) -> None:
@@ -860,7 +865,7 @@ class _Call(NamedTuple):
 
     def data(self) -> list[Any]:
         """The values without their nodes, as the current scope reads them."""
-        if _scope.get() is not None:
+        if _scope.get() is not None or _bodies:
             return [to_data(value) for value in self.values]
         return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
 
@@ -1169,11 +1174,14 @@ class _Body(_Scope):
                 held = _held_by(each._data)
                 if len(held) > 1:
                     self.held.append((name, each._data, held))
+        self.thread = get_ident()
+        _bodies.append(self)
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
+        _bodies.remove(self)
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
@@ -2934,7 +2942,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
     """New values by parameter, checked but not applied, and how they came about.
 
     A dict; `prompt`, `replies`, `refused`, `reasoning`, `answer`, `usage` and `seconds` tell its
-    story; usage is summed over all the replies.
+    story; `refused` has an entry for each reply that was refused, usage is summed over all replies.
 
     >>> x = node(1, name="x", trainable=True)
     >>> print(Proposal({x: 2}).diff().splitlines()[-1])
@@ -3021,7 +3029,7 @@ class Optimizer:
         max_tokens: int | None = None,
         max_chars: int = 12_000,
         retries: int = 2,
-        on_refusal: str = "raise",
+        on_refusal: str | None = None,
     ) -> None:
         """Take what every optimizer takes.
 
@@ -3035,7 +3043,8 @@ class Optimizer:
             max_tokens: passed on to the language model if given.
             max_chars: what a prompt may take at most, in characters.
             retries: how often it is asked again after a reply that cannot be used.
-            on_refusal: then "raise" a `ReplyError`, or "keep" the values as they are.
+            on_refusal: then "raise" a `ReplyError`, which is the default, or "keep" the values as
+                they are, which is that of `train`.
         """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
@@ -3221,10 +3230,11 @@ class Optimizer:
         )
         problems = [problem for each in refused for problem in each]
         self.refused.update(dict.fromkeys(problems))
-        if len(refused) == len(replies) and self.on_refusal == "raise":
+        if len(refused) == len(replies) and self.on_refusal != "keep":
             times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
             raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
-        proposal.prompt, proposal.replies, proposal.refused = prompt, replies, problems
+        proposal.prompt, proposal.replies = prompt, replies
+        proposal.refused = ["; ".join(each) for each in refused]
         proposal.usage = sum((Counter(reply.usage) for reply in replies), Counter()) or None
         proposal.seconds = time.monotonic() - began
         return proposal
@@ -3381,7 +3391,6 @@ def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int =
     Where no thread can be started, the calls come one after the other.
     """
     from concurrent.futures import ThreadPoolExecutor
-    from threading import get_ident
 
     if min(len(items), workers) < 2 or _in_thread(get_ident).result() == get_ident():
         return [function(item) for item in items]
@@ -3395,9 +3404,9 @@ def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int =
 
 
 def ask(diff: str) -> bool | str:
-    """Show a diff on the terminal and ask a person: true, or words of refusal.
+    """Show a diff on the terminal and ask a person: true, false, or words of refusal.
 
-    For `step(approve=ask)`.
+    For `step(approve=ask)`. Enter, `y`, `yes` and `ok` accept; `n` and `no` refuse without words.
 
     >>> from unittest import mock
     >>> with mock.patch("sys.stdin", io.StringIO("four is unlucky")), mock.patch("sys.stderr"):
@@ -3406,7 +3415,9 @@ def ask(diff: str) -> bool | str:
     """
     print(diff, file=sys.stderr)
     words = input("Accept? Enter, or what is wrong with it: ").strip()
-    return words or True
+    if words.lower() in ("n", "no"):
+        return False
+    return words.lower() in ("", "y", "yes", "ok") or words
 
 
 # ---- Three optimizers: what each of them asks, and shows of the program.
@@ -3869,7 +3880,24 @@ def _usage(told: Any) -> dict[str, int] | None:
     return usage or None
 
 
-_hooks: ContextVar[tuple[Function, ...]] = ContextVar("minitrace_hooks", default=())
+# The hooks of the blocks around this code, or None where there is none; and those of all blocks.
+_hooks: ContextVar[tuple[Function, ...] | None] = ContextVar("minitrace_hooks", default=None)
+_open_hooks: list[Function] = []
+
+
+def _is_bare() -> bool:
+    """Is this a thread that took no context along, such as a plain `Thread` or one of a pool?"""
+    return _hooks.get() is None and current_thread() is not main_thread()
+
+
+def _read_elsewhere(node: AnyNode) -> Any:
+    """The data of a node outside all scopes; noted by bodies that wait for this, a bare thread."""
+    value, frames = node._data, sys._current_frames() if _is_bare() else {}
+    for body in [*_bodies]:
+        frame = frames.get(body.thread)
+        if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
+            value = body.read(node)
+    return value
 
 
 @contextmanager
@@ -3880,6 +3908,10 @@ def around_calls(hook: Function) -> Iterator[None]:
     its `Reply`, and what the hook returns is what the caller gets. Blocks nest, the outer hook
     first. A call that a language model makes in turn is part of the outer call, and not seen.
 
+    A block holds in this thread or task, and in all that take its context along. A thread that does
+    not (`Thread`, `ThreadPoolExecutor`, `run_in_executor`) may work for any block: its calls are
+    seen by the hooks of all that are open.
+
     >>> def count(llm, messages, options, ask):
     ...     reply = ask()
     ...     print(llm.model, "said", reply)
@@ -3888,13 +3920,16 @@ def around_calls(hook: Function) -> Iterator[None]:
     ...     reply = Script(["Paris."])("The capital of France?")
     script said Paris.
     """
-    _hooks.set((*_hooks.get(), hook))
+    before = _hooks.get()
+    _hooks.set((*(before or ()), hook))
+    _open_hooks.append(hook)
     try:
         yield
     finally:
-        left = [*_hooks.get()][::-1]
-        left.remove(hook)  # the innermost of these
-        _hooks.set(tuple(left[::-1]))
+        _open_hooks.remove(hook)
+        left = [*(_hooks.get() or ())]
+        left.remove(hook)
+        _hooks.set(tuple(left) or (before and ()))
 
 
 class LanguageModel:
@@ -3923,7 +3958,7 @@ class LanguageModel:
         given = [dict(message) for message in messages]
         merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
         ask = partial(self._complete, given, merged)
-        for hook in reversed(dict.fromkeys(_hooks.get())):
+        for hook in reversed(dict.fromkeys(_open_hooks if _is_bare() else _hooks.get() or ())):
             ask = partial(hook, self, given, merged, ask)
         token = _hooks.set(())
         try:
@@ -3966,7 +4001,6 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 
     Where no thread can be started, it is run at once.
     """
-    import threading
     from concurrent.futures import Future
 
     future: Future[Any] = Future()
@@ -3978,7 +4012,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             future.set_exception(error)
 
-    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
+    thread = Thread(target=copy_context().run, args=(run,), daemon=True)
     try:
         thread.start()
     except RuntimeError:  # none can be started here, as in WebAssembly
@@ -4989,7 +5023,7 @@ def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
     body = _Body(op.bundle, call._replace(outside={}), op.bundle)
     again: Any = op.bundle._run(body)
     if op.bundle.is_async:
-        again = _run_coroutine(again)
+        again = run_coroutine(again)
     if body.call.outside:  # the replacements are the parents, not what the body names
         given = {part._number for value in call.values for part in _inside(value)}
         read = body.call.outside.items()
@@ -4999,8 +5033,17 @@ def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
     return cast(MessageNode[Any], again)
 
 
-def _run_coroutine(coroutine: Any) -> Any:
-    """What a coroutine gives, by a loop of its own, since one may be running in this thread."""
+def run_coroutine(coroutine: Any) -> Any:
+    """What a coroutine gives, for plain code such as `rerun`: by an event loop in another thread.
+
+    Here each has a loop of its own. `minitrace_train` puts a function in the place of this one that
+    keeps one loop for all, so that clients and locks, which belong to a loop, serve every call.
+
+    >>> async def double(x):
+    ...     return 2 * x
+    >>> run_coroutine(double(4))
+    8
+    """
     import asyncio
 
     return _in_thread(lambda: asyncio.run(coroutine)).result()

@@ -140,6 +140,7 @@ LOOK_DOWN = {
     (1, "_store"): "Node.backward",
     (1, "_pickled_node"): "Node.__reduce_ex__",
     (1, "_pickled_op"): "an operator in a pickle",
+    (1, "_read_elsewhere"): "Node.data while a bundle runs: threads that have no context",
     (1, "to_text"): "the text of a value, in errors and names",
     (2, "to_text"): "the same",
     (3, "to_text"): "the same",

@@ -462,6 +462,29 @@ def test_a_child_killed_while_idle_is_replaced():
     assert limits.run("def f(): return 2", "f") == 2
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["free", "busy"])
+def test_a_killed_child_leaves_no_resource_warning(busy):
+    """Whoever waits on its pipes may still be at it when it is killed, on a busy machine."""
+    program = PATHS + (
+        "import gc, minitrace_limits, threading, time\n"
+        "class Busy:\n"
+        "    def __enter__(self): pass\n"
+        "    def __exit__(self, *error): time.sleep(0.8)\n"
+        "    def acquire(self, timeout): return False\n"
+        "limits = minitrace_limits.Limits(seconds=0.3)\n"
+        "for source in 'while True: pass', 'return f()', 'return [0] * 10**9':\n"
+        "    limits.run('def f(): return 1', 'f')\n"
+        f"    if {busy}: minitrace_limits._idle[256][-1].in_use = Busy()\n"
+        "    try: limits.run(f'def f():\\n    {source}', 'f')\n"
+        "    except minitrace_limits.MinitraceError as error: print(type(error).__name__)\n"
+        "time.sleep(1.5)\n"
+        "gc.collect()\n"
+    )
+    command = [sys.executable, "-X", "dev", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert len(done.stdout.split()) == 3 and done.stderr == ""
+
+
 def test_limits_are_checked_and_shown():
     with pytest.raises(ValueError, match="seconds=0 must be above 0"):
         Limits(seconds=0)

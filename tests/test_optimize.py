@@ -578,6 +578,29 @@ def test_a_person_may_refuse_and_the_words_become_feedback(monkeypatch, capsys):
     assert optimizer.step(approve=ask) == {x: 4} and x.data == 4
 
 
+@pytest.mark.parametrize("words", ["", " ", "y", "Y", "yes", "Yes ", "ok", "OK"])
+def test_a_person_may_accept_in_a_word(monkeypatch, words):
+    monkeypatch.setattr("builtins.input", lambda prompt: words)
+    assert ask("-1") is True
+
+
+@pytest.mark.parametrize("words", ["n", "N", "no", " NO "])
+def test_a_person_may_refuse_without_advice(monkeypatch, words):
+    x = node(1, name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: reply(x0=4))
+    monkeypatch.setattr("builtins.input", lambda prompt: words)
+    assert ask("-1") is False
+    assert optimizer.step(approve=ask) == {} and x.data == 1
+    (told,) = optimizer.refused
+    assert told == "x0 = 4: refused"
+
+
+@pytest.mark.parametrize("words", ["yes, but smaller", "not four", "okay is not enough", "never"])
+def test_what_begins_like_a_verdict_is_advice(monkeypatch, words):
+    monkeypatch.setattr("builtins.input", lambda prompt: words)
+    assert ask("-1") == words
+
+
 # ---- candidates and other optimizers
 
 

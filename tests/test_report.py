@@ -151,10 +151,15 @@ def test_a_run_becomes_a_page_with_all_its_steps(journal):
     assert [each["id"] for each in steps] == ["step-1", "step-2", "step-3", "step-4"]
     assert not any("hidden" in each for each in steps)  # all can be read without JavaScript
     assert len(outline.all("svg")) == 1 + len(steps)
-    assert "Step 2, accepted: as good" in words and "wrong: this is urgent" in words
+    assert "Step 2, accepted: as good as before" in words and "wrong: this is urgent" in words
     assert "I would rather talk about the weather." in words  # the reply that was refused
     assert "The rule always says calm" in words and "# Variables" in words
-    assert re.search(r"best 1 · at step \d", words) and "$0.0" in words and "epochs" in words
+    assert re.search(
+        r"best score: 1 · measured on: 6 examples of the dataset · found in step: \d", words
+    )
+    assert "$0.0" in words and "ended because: all epochs are done" in words
+    assert "unusable replies: 1" in words
+    assert re.search(r"language models: 35 calls, [\d.]+ s, 3,\d{3} tokens in, 420 out", words)
     assert "+     alarming = " in words and '-     return "calm"' in words
 
 
@@ -163,7 +168,7 @@ def test_the_plot_marks_what_was_accepted_refused_and_best(journal):
     kinds = [each.get("class") for each in outline.all("path")]
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     tried = [each for each in records if each["event"] == "proposal" and each["score"] is not None]
-    assert kinds.count("force") == 4 and kinds.count("best") == 1
+    assert kinds.count("current") == 4 and kinds.count("best") == 1
     assert kinds.count("accepted") + kinds.count("refused") == len(tried)
     assert {each["href"] for each in outline.all("a")} <= {f"#step-{n}" for n in range(1, 5)}
 
@@ -178,18 +183,96 @@ def test_a_refused_proposal_is_a_cross_and_says_why():
     records = [RUN, {"event": "proposal", "step": 1, **told}, step(1, accepted=0, reason="worse")]
     page = report.page("\n".join(map(json.dumps, records)).encode())
     outline, words = Outline(page), " ".join(Outline(page).texts)
-    assert [each["class"] for each in outline.all("path")] == ["force", "refused"]
-    assert "nothing accepted: worse" in words and "A reply was refused: x0 = 'warm'" in words
-    assert "Proposal 1: refused" in words and "<del>3</del><ins>9</ins>" in page
+    assert [each["class"] for each in outline.all("path")] == ["current", "refused"]
+    assert "nothing accepted: a worse score" in words and "Unusable reply: x0 = 'warm'" in words
+    assert "Proposal 1: not accepted" in words and "<del>3</del><ins>9</ins>" in page
 
 
 def test_validation_is_what_is_drawn_where_there_is_any():
     records = [RUN, step(1, validation=0.1), step(2, validation=0.4)]
     page = report.page("\n".join(map(json.dumps, records)).encode())
-    assert "The validation of the values in force" in page and "Step 2, in force: 0.4" in page
+    assert "The validation score of the current values" in page and "Step 2, current: 0.4" in page
     tried = {"event": "example", "step": 0, "part": "validate", "query": "how many?", "score": 0.1}
     page = report.page("\n".join(map(json.dumps, [RUN, tried, step(1)])).encode())
     assert "Step 0, before anything changed" in page and "how many?" in page
+
+
+def test_the_title_names_the_file(journal, tmp_path):
+    odd = tmp_path / "a <b> & 'c'.jsonl"
+    odd.write_bytes(journal.read_bytes())
+    assert report.main([str(odd)]) == 0
+    page = odd.with_suffix(".html").read_text(encoding="utf-8")
+    told = "Training run: a &lt;b&gt; &amp; &#x27;c&#x27;.jsonl"
+    assert f"<title>{told}</title>" in page and f"<h1>{told}</h1>" in page
+
+
+def test_a_function_has_its_name_and_no_number(journal):
+    """In what was kept of the run; what was asked and answered stands as it was."""
+    outline = Outline(report.page(journal.read_bytes()))
+    drawn = [text for text in outline.texts if re.fullmatch(r"urgent|__code\d+", text.strip())]
+    assert "urgent" in drawn and not any("__code" in text for text in drawn)
+    names = {"urgent": ["__code:1", "__code1"], "x": ["x:0", "x0"]}
+    source = "def urgent(self, words):\n    return 1"
+    run = {**RUN, "names": names, "configuration": {"parameters": {"urgent": source, "x": 3}}}
+    told = {"candidate": 1, "reasoning": "__code1 and __code12 and x0", "refused": ["__code1: no"]}
+    records = [run, {"event": "proposal", "step": 1, **told}, step(1)]
+    page = report.page("\n".join(map(json.dumps, records)).encode())
+    assert "urgent and __code12 and x0" in page and "Unusable reply: urgent: no" in page
+    two = {"a.f": ["__code:1", "__code1"], "b.f": ["__code:2", "__code2"]}
+    same = {"parameters": {"a.f": "def f(): pass", "b.f": "async def f(): pass"}}
+    assert report.functions({"names": two, "configuration": same}) == {}
+
+
+def test_tokens_are_those_of_the_run_where_no_server_told_them():
+    told = {"usage": {"input_tokens": 1200, "output_tokens": 30}, "tokens": 1230, "seconds": 1}
+    assert report.spent([told]) == "1 call, 1.0 s, 1,200 tokens in, 30 out"
+    assert report.spent([{"tokens": 1500}] * 2) == "2 calls, 0.0 s, about 3,000 tokens"
+    mixed = "2 calls, 1.0 s, 1,200 tokens in, 30 out, about 1,500 tokens more"
+    assert report.spent([told, {"tokens": 1500, "usage": None}]) == mixed
+    assert report.spent([{}]) == "1 call, 0.0 s, tokens unknown"
+
+
+def test_a_step_whose_replies_were_unusable_says_so(tmp_path):
+    llm = StandIn(["Nice weather."] * 3)
+    agent = Triage(llm)
+    with pytest.warns(UserWarning, match="no reply to the optimizer could be used"):
+        train(
+            agent, LETTERS, judge, OptoPrime(agent, llm=llm), batch_size=6, journal=tmp_path / "j"
+        )
+    words = "".join(Outline(report.page((tmp_path / "j").read_bytes())).texts)
+    assert "Step 1, nothing accepted: no reply could be used" in words
+    assert words.count("Unusable reply: No answer was found") == 3
+
+
+def plain(page, without):
+    """The text of a piece of HTML without the elements of one kind."""
+    return html.unescape(
+        re.sub(r"<[^>]*>", "", re.sub(f"<{without}>.*?</{without}>", "", page, flags=re.S))
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_word_diff_loses_no_blank(seed):
+    dice = random.Random(seed)
+    parts = ["word", "Word", "3.5", "-2", " ", "  ", "\t", ",", "é", "_x", "\u3000", "(", "10%"]
+
+    def sentence(most):
+        return "".join(dice.choice(parts) for _ in range(dice.randrange(most)))
+
+    old = sentence(dice.choice([5, 40, 900]))
+    cut = dice.randrange(len(old) + 1)
+    new = old[:cut] + sentence(9) + old[min(len(old), cut + dice.randrange(9)) :]
+    changed = report.change(old, new)
+    assert plain(changed, "del") == new.replace("\u3000", "\\u3000")
+    assert plain(changed, "ins") == old.replace("\u3000", "\\u3000")
+
+
+def test_blanks_alone_are_a_change_that_can_be_seen():
+    assert "<del> </del><ins>  </ins>" in report.change("a b", "a  b")
+    assert "<ins> </ins>" in report.change("a b", "a b ")
+    assert "<ins>+ \n</ins>" in report.change("a\nb", "a\nb\n")
+    long = " ".join(f"word{n}" for n in range(300))
+    assert report.change(long, long.replace("word150", "other")).count("<del>") == 1
 
 
 def test_the_same_journal_gives_the_same_page(journal):
@@ -203,14 +286,15 @@ def test_a_run_that_was_killed_can_be_read_up_to_there(journal):
     data = journal.read_bytes()
     for length in range(data.index(b"\n") + 1, len(data), 997):
         page = report.page(data[:length])
-        assert "It has no end" in page and Outline(page).open == []
-        assert ("is torn" in page) is not data[:length].endswith(b"\n")
+        assert "The run has not ended" in page and Outline(page).open == []
+        assert ("is cut off" in page) is not data[:length].endswith(b"\n")
 
 
 def test_what_is_not_known_is_passed_over():
     records = [RUN, {"event": "weather", "step": 1}, {"event": "note"}, step(1)]
     page = report.page(("\n".join(map(json.dumps, records)) + "\n[1]\nnot JSON\n").encode())
-    assert "Line 5 is no record." in page and "Line 6 is no record." in page and "Step 1" in page
+    assert "Line 5 is not a record." in page and "Line 6 is not a record." in page
+    assert "Step 1" in page
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ not `Html` already, and the page's own policy runs no other script or style than
 
 import argparse
 import base64
+import contextlib
 import difflib
 import hashlib
 import html
@@ -48,11 +49,11 @@ def read(data):
             fits = {k: v for k, v in found.items() if isinstance(v, FIELDS.get(k, object))}
             records.append({**fits, "event": str(found["event"])})
         except (ValueError, AttributeError, LookupError, RecursionError):
-            notes.append(f"Line {place} is {'torn' if place == len(lines) else 'no record'}.")
+            notes.append(f"Line {place} is {'cut off' if place == len(lines) else 'not a record'}.")
         if place == 1 and not (records and "configuration" in records[0]):
             raise NotAJournal("its first line does not say how a run was configured")
     if all(record["event"] != "end" for record in records):
-        notes.append("It has no end: the run was stopped, or goes on.")
+        notes.append("The run has not ended: it was stopped, or is still going.")
     return records, notes
 
 
@@ -73,13 +74,58 @@ def number(value):
 
 def spent(calls, prices=()):
     """What some calls took, in words: how many, seconds, tokens, US dollars."""
-    used, kinds = [call.get("usage", {}) for call in calls], ("input_tokens", "output_tokens")
+    kinds = "input_tokens", "output_tokens"
+    used = [call["usage"] for call in calls if call.get("usage")]
     tokens = [sum(number(each.get(kind)) or 0 for each in used) for kind in kinds]
+    guessed = sum(number(call.get("tokens")) or 0 for call in calls if not call.get("usage"))
     seconds = sum(number(call.get("seconds")) or 0 for call in calls)
-    words = [f"{len(calls)} call{'s' * (len(calls) != 1)}, {seconds:.1f} s"]
-    words += [f"{tokens[0]:,} + {tokens[1]:,} tokens" if any(tokens) else "tokens not told"]
+    words = [f"{len(calls):,} call{'s' * (len(calls) != 1)}, {seconds:.1f} s"]
+    words += [f"{tokens[0]:,} tokens in, {tokens[1]:,} out"] if any(tokens) else []
+    words += [f"about {guessed:,} tokens{' more' * any(tokens)}"] if guessed else []
+    words += ["tokens unknown"] if not (guessed or any(tokens)) else []
     words += [f"${(tokens[0] * prices[0] + tokens[1] * prices[1]) / 1e6:.4f}"] if prices else []
     return ", ".join(words) if calls else "no calls"
+
+
+def functions(first):
+    """What the code parameters of a run are called in its graphs, and the names of their functions."""
+    names, values = first.get("names"), first["configuration"].get("parameters")
+    found = {}
+    for path, called in names.items() if isinstance(names, dict) else ():
+        source = values.get(path) if isinstance(values, dict) else None
+        defined = re.search(r"^(?:async )?def (\w+)", str(source), re.M)
+        if defined and isinstance(called, list) and str(called[-1]).startswith("__code"):
+            found[str(called[-1])] = defined[1]
+    once = [name for name in found.values() if [*found.values()].count(name) == 1]
+    return {called: name for called, name in found.items() if name in once}
+
+
+def renamed(value, names):
+    """A value as JSON has it, with other names in its texts."""
+    if isinstance(value, str):
+        return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), value)
+    if isinstance(value, dict):
+        return {renamed(key, names): renamed(item, names) for key, item in value.items()}
+    return [renamed(item, names) for item in value] if isinstance(value, list) else value
+
+
+REASONS = {
+    "better": "a better score",
+    "as good": "as good as before",
+    "worse": "a worse score",
+    "no change": "no change was proposed",
+    "refused": "no reply could be used",
+    "no feedback": "no feedback reached the parameters",
+    "no scores": "there are no scores to compare",
+    "not compared": "scores were not compared",
+    "epochs": "all epochs are done",
+    "patience": "no better score for a while",
+}
+
+
+def because(reason):
+    """Why a step or a run ended as it did, in words."""
+    return REASONS.get(reason, text(reason)) if isinstance(reason, str) else text(reason)
 
 
 # ---- HTML, where all that is not Html already is text
@@ -115,7 +161,7 @@ def el(tag, *parts, **attributes):
 def facts(**pairs):
     """Names and values in a line, without those that nobody knows."""
     found = {name.replace("_", " "): v for name, v in pairs.items() if v is not None}
-    told = [f"{name} {v:.4g}" if number(v) else f"{name} {text(v)}" for name, v in found.items()]
+    told = [f"{name}: {v:.4g}" if number(v) else f"{name}: {text(v)}" for name, v in found.items()]
     return el("p", " · ".join(told), class_="facts")
 
 
@@ -124,13 +170,18 @@ def wide(part, label):
     return el("div", part, class_="wide", tabindex="0", role="region", aria_label=label)
 
 
+def pieces(words, lines):
+    """A text in lines, or in words, numbers, runs of blanks, and single signs; none is lost."""
+    return words.split("\n") if lines else re.findall(r"-?\d[\d.]*|\w+|\s+|[^\w\s]", words)
+
+
 def change(old, new):
     """What became of a text: word by word in a line, line by line in longer ones."""
     old, new = text(old), text(new)
     lines = "\n" in old + new
-    a, b = (t.splitlines() if lines else re.findall(r"-?\d[\d.]*|\w+|\s+|.", t) for t in (old, new))
+    a, b = pieces(old, lines), pieces(new, lines)
     parts = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b).get_opcodes():
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         same = [("span", "  ", a[i:j])] if kind == "equal" else []
         for tag, sign, found in same or [("del", "- ", a[i:j]), ("ins", "+ ", b[k:m])]:
             shown = [f"{sign}{line}\n" for line in found] if lines else ["".join(found)]
@@ -144,7 +195,7 @@ def changes(before, values):
     told = []
     for name in new:
         told += [el("h5", name), change(before.get(name), values[name])]
-    return el("div", *told or [el("p", "Nothing changes.")])
+    return el("div", *told or [el("p", "Nothing changed.")])
 
 
 # ---- The parts of a step
@@ -157,7 +208,7 @@ def picture(step):
     try:
         svg = to_svg(TraceGraph.from_json(json.dumps(step["graph"])))
     except GraphError as error:
-        return el("p", f"The graph cannot be read: {error}")
+        return el("p", f"The graph could not be read: {error}")
     return wide(Html(re.sub("<style>.*?</style>", "", svg, flags=re.S)), "Trace graph")
 
 
@@ -168,18 +219,29 @@ def table(examples):
     for each in examples[:99]:
         rows.append(el("tr", *(el("td", each.get(name), dir="auto") for name in names)))
     held_out = any(each.get("part") == "validate" for each in examples)
-    caption = el("caption", f"What was said of each example{' that was held out' * held_out}")
+    caption = el("caption", f"Feedback on each {'held-out ' * held_out}example")
     return wide(el("table", caption, *rows), "Feedback") if examples else ""
 
 
 def proposal(record, before, accepted):
     """A proposal, and what became of it."""
-    verdict = "accepted" if record.get("candidate") == accepted else "refused"
+    kept = record.get("candidate") == accepted
     told = [facts(**{kind: number(record.get(kind)) for kind in ("score", "validation")})]
     told += [el("p", record.get(name), dir="auto") for name in ("reasoning", "error")]
-    told += [el("p", f"A reply was refused: {text(each)}") for each in record.get("refused", ())]
-    title = el("h4", f"Proposal {text(record.get('candidate'))}: {verdict}")
-    return el("article", title, *told, changes(before, record.get("values", {})), class_=verdict)
+    told += [el("p", f"Unusable reply: {text(each)}") for each in record.get("refused", ())]
+    title = f"Proposal {text(record.get('candidate'))}: {'accepted' if kept else 'not accepted'}"
+    told.append(changes(before, record.get("values", {})))
+    return el("article", el("h4", title), *told, class_="accepted" if kept else "refused")
+
+
+PARTS = {
+    "propose": "Proposal",
+    "backward": "Criticism",
+    "forward": "The batch",
+    "check": "The batch with proposed values",
+    "validate": "The held-out examples",
+    "measure": "The whole dataset",
+}
 
 
 def dialogue(call):
@@ -189,32 +251,34 @@ def dialogue(call):
     told = []
     for message in messages:
         told += [el("h5", message.get("role")), el("pre", message.get("content"), dir="auto")]
-    title = f"{text(call.get('part'))} {text(call.get('example'))}".strip()
+    part, example = call.get("part"), call.get("example")
+    title = PARTS.get(part, text(part)) if isinstance(part, str) else text(part)
+    title += "" if example is None else f", example {text(example)}"
     return el("details", el("summary", f"{title}: {spent([call])}"), *told)
 
 
 def section(n, step, before, prices):
     """All of a step."""
-    end = step["step"][-1] if step["step"] else {"reason": "it did not end"}
+    end = step["step"][-1] if step["step"] else {"reason": "it was cut short"}
     accepted = end.get("accepted")
-    verdict = f"{'accepted' if accepted else 'nothing accepted'}: {text(end.get('reason'))}"
+    verdict = f"{'accepted' if accepted else 'nothing accepted'}: {because(end.get('reason'))}"
     verdict = verdict if n else "before anything changed"
     known = {"epoch": end.get("epoch"), "score": number(end.get("score"))}
     known |= {"validation": number(end.get("validation")), "ended": end.get("time")}
     asked = [call for call in step["call"] if call.get("part") in ("propose", "backward")]
     others = [call for call in step["call"] if call not in asked]
-    title = el("summary", f"The program: {spent(others)}")
+    title = el("summary", f"Calls by the program and the guide: {spent(others)}")
     judged = [x for x in step["example"] if x.get("part") == ("forward" if n else "validate")]
     return el(
         "section",
         el("h2", f"Step {n}, {verdict}", id=f"title-{n}", tabindex="-1"),
         facts(**known, language_models=spent(step["call"], prices)),
-        el("h3", "What ran"),
+        el("h3", "Forward and feedback"),
         picture(end) if n else "",
         table(judged),
-        el("h3", "What was proposed") if step["proposal"] else "",
+        el("h3", "Proposals") if step["proposal"] else "",
         *[proposal(each, before, accepted) for each in step["proposal"]],
-        el("h3", "What was asked and answered") if step["call"] else "",
+        el("h3", "Prompts and replies") if step["call"] else "",
         *map(dialogue, asked),
         el("details", title, *map(dialogue, others[:99])) if others else "",
         id=f"step-{n}",
@@ -225,20 +289,21 @@ def section(n, step, before, prices):
 
 # ---- The score over the steps
 
+CLASSES = {"not accepted": "refused"}
 MARKS = {
-    "in force": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+    "current": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
     "accepted": "M0 -7l7 12h-14z",
-    "refused": "M-5 -5l10 10m0 -10l-10 10",
+    "not accepted": "M-5 -5l10 10m0 -10l-10 10",
 }
 
 
 def points(steps, kind):
-    """What was measured: (place, score, step, what it is), of the values in force and proposed."""
+    """What was measured: (place, score, step, what it is), of the current values and of proposed ones."""
     for n, step in steps.items():
         end = step["step"][-1] if step["step"] else {}
-        yield n, number(end.get(kind)), n, "in force"
+        yield n, number(end.get(kind)), n, "current"
         for place, each in enumerate(step["proposal"], 1):
-            what = "accepted" if each.get("candidate") == end.get("accepted") else "refused"
+            what = "accepted" if each.get("candidate") == end.get("accepted") else "not accepted"
             yield n + 0.8 * place / (len(step["proposal"]) + 1), number(each.get(kind)), n, what
 
 
@@ -258,7 +323,7 @@ def plot(steps, best):
         return f"translate({place(x, y)})"
 
     best = number(best.get("score"))
-    curve = " ".join(place(x, y) for x, y, _, what in found if what == "in force")
+    curve = " ".join(place(x, y) for x, y, _, what in found if what == "current")
     shapes = [el("polyline", points=curve, class_="curve")]
     if best is not None and low <= best <= high:
         shapes.append(el("path", d=f"M{place(0, best)}L{place(last, best)}", class_="best"))
@@ -267,10 +332,12 @@ def plot(steps, best):
     for n in [*steps][:: 1 + len(steps) // 16]:
         shapes.append(el("text", n, transform=at(n, low), dy="35", class_="x"))
     for x, y, n, what in found:
-        shape = el("path", d=MARKS[what], transform=at(x, y), class_=what.split()[-1])
+        shape = el("path", d=MARKS[what], transform=at(x, y), class_=CLASSES.get(what, what))
         shapes.append(el("a", el("title", f"Step {n}, {what}: {y:.4g}"), shape, href=f"#step-{n}"))
-    words = f"The {kind} of the values in force (dots on a line) and of those proposed: triangles"
-    words += f" were accepted, crosses refused. The best (dashed): {'not known' if best is None else format(best, '.4g')}."
+    top = "unknown" if best is None else format(best, ".4g")
+    words = f"The {kind} score" if kind == "validation" else "The batch score"
+    words += " of the current values (dots on the line) and of proposed ones: triangles were"
+    words += f" accepted, crosses were not. Dashed line: the best score, {top}."
     svg = el("svg", *shapes, viewBox="0 0 900 300", role="group", aria_label=words)
     return el("figure", wide(svg, "Plot"), el("figcaption", words))
 
@@ -292,7 +359,7 @@ article.accepted { border-color: var(--good) } article.refused { border-color: v
 pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; margin: .2rem 0;
   padding: .6rem .8rem; border: 1px solid var(--line); border-radius: 6px }
 ins { background: var(--plus) } del { background: var(--minus) }
-.lines ins, .lines del { text-decoration: none }
+.lines ins, .lines del { text-decoration: none } .words del + ins { margin-left: .3em }
 .wide { overflow-x: auto } .wide > svg { display: block; margin: auto; max-width: none }
 table { border-collapse: collapse; font-size: 14px; width: 100%; overflow-wrap: normal }
 td, th { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top;
@@ -300,7 +367,7 @@ td, th { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align
 details { margin: .5rem 0 } summary { cursor: pointer } figure { margin: 1rem 0 }
 figure svg { min-width: 600px } figure text { font-size: 13px; fill: var(--faint) }
 .x { text-anchor: middle } .y { text-anchor: end } .curve { fill: none; stroke: var(--blue); stroke-width: 2 }
-.best { stroke: var(--good); stroke-dasharray: 6 4 } path.force { fill: var(--blue) }
+.best { stroke: var(--good); stroke-dasharray: 6 4 } path.current { fill: var(--blue) }
 path.accepted { fill: var(--good) } path.refused { stroke: var(--bad); stroke-width: 2; fill: none }
 nav { position: sticky; top: 0; background: var(--paper); padding: .6rem 0; z-index: 1; display: flex;
   gap: .6rem; align-items: center; flex-wrap: wrap; border-bottom: 1px solid var(--line) }
@@ -339,9 +406,9 @@ nav.hidden = false;
 show(named() >= 0 ? named() : steps.findIndex(step => step.id !== "step-0"), false);
 """
 
-NAV = """<nav hidden aria-label="Steps"><button class="back">← Back</button>
+NAV = """<nav hidden aria-label="Steps"><button class="back">← Previous</button>
 <label for="walk">Step</label><input id="walk" type="range" min="0" step="1" value="0">
-<button class="on">On →</button><button class="all" aria-pressed="false">All steps</button>
+<button class="on">Next →</button><button class="all" aria-pressed="false">All steps</button>
 <output for="walk" aria-live="polite"></output></nav>"""
 
 
@@ -353,9 +420,14 @@ def policy(style, script):
     return rules.format(*hashes)
 
 
-def page(data, prices=()):
-    """The page of a run: HTML, from the bytes of its journal."""
+def page(data, prices=(), name=""):
+    """The page of a run: HTML, from the bytes of its journal and the name of that file."""
     records, notes = read(data)
+    called = functions(records[0])
+    shown = "graph", "reasoning", "answer", "refused"
+    for record in records if called else ():
+        with contextlib.suppress(RecursionError):
+            record.update({key: renamed(record[key], called) for key in shown if key in record})
     steps, configuration = by_step(records), records[0]["configuration"]
     first = configuration.get("parameters")
     before = first = first if isinstance(first, dict) else {}
@@ -367,21 +439,24 @@ def page(data, prices=()):
     ending = ([r for r in records if r["event"] == "end"] or [{}])[-1]
     best = ending.get("best", end.get("best", {}))
     calls = [call for step in steps.values() for call in step["call"]]
-    known = {"steps": max(steps, default=0), "best": number(best.get("score"))}
-    known |= {"at step": best.get("step"), "ended": ending.get("reason")}
+    known = {"steps": max(steps, default=0), "best score": number(best.get("score"))}
+    known |= {"measured on": scored_on(ending), "found in step": best.get("step")}
+    known |= {"unusable replies": number(ending.get("refusals")) or None}
+    known |= {"ended because": because(ending["reason"]) if "reason" in ending else None}
     known |= {"from": records[0].get("time"), "to": records[-1].get("time") or ending.get("time")}
+    title = f"Training run: {name}" if name else "Training run"
     drawing = re.search("<style>(.*?)</style>", to_svg(TraceGraph()), re.S)[1]
     rules, viewport = policy(STYLE + drawing, SCRIPT), "width=device-width"
     head = [f'<meta charset="utf-8"><meta name="viewport" content="{viewport}">']
     head += [f'<meta http-equiv="Content-Security-Policy" content="{rules}">']
-    head += [f"<title>Training run</title><style>{STYLE}{drawing}</style>"]
+    head += [el("title", title), f"<style>{STYLE}{drawing}</style>"]
     configured = json.dumps(configuration, indent=1)
     body = [
-        el("h1", "Training run"),
+        el("h1", title),
         facts(**known, language_models=spent(calls, prices)),
         *[el("p", note, class_="note") for note in notes],
         plot(steps, best) if steps else el("p", "No step was recorded."),
-        el("h2", "What was learned"),
+        el("h2", "What changed"),
         changes(first, ending.get("values", before)),
         el("details", el("summary", "Configuration"), el("pre", configured)),
         Html(NAV if steps else ""),
@@ -390,6 +465,14 @@ def page(data, prices=()):
     ]
     start = f'<!doctype html>\n<html lang="en"><head>{"".join(head)}</head>'
     return f"{start}{el('body', *body)}</html>\n"
+
+
+def scored_on(ending):
+    """What the score of a run is the mean of, in words."""
+    count, where = number(ending.get("examples")), ending.get("scored_on")
+    if not count or not isinstance(where, str):
+        return None
+    return f"{count:,} example{'s' * (count != 1)} of the {where}"
 
 
 def main(argv=None):
@@ -405,7 +488,8 @@ def main(argv=None):
     if output.resolve() == Path(given.journal).resolve():
         parser.error("the page would take the place of the journal; name another file with -o")
     try:
-        output.write_text(page(Path(given.journal).read_bytes(), given.prices), encoding="utf-8")
+        data, name = Path(given.journal).read_bytes(), Path(given.journal).name
+        output.write_text(page(data, given.prices, name), encoding="utf-8")
     except (OSError, NotAJournal) as error:
         words = getattr(error, "strerror", None) or error
         place = getattr(error, "filename", None) or given.journal

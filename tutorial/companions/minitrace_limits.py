@@ -320,6 +320,7 @@ class _Child(Popen[bytes]):
         command = [sys.executable, "-ISBc", _BOOT, *files, str(memory_mb)]
         env = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
         self.in_use = threading.Lock()  # its pipes
+        self.ended = False
         with TemporaryDirectory(ignore_cleanup_errors=True) as home:  # removed under its feet
             try:
                 super().__init__(
@@ -348,6 +349,8 @@ class _Child(Popen[bytes]):
                 while not replies and (reply := self.stdout.readline(_CROSSING + 100)):
                     if reply.startswith(mark):
                         replies.append(reply[16:])
+            if self.ended:  # while this thread was in the way
+                self.close()
 
         thread = threading.Thread(target=exchange, daemon=True)
         try:
@@ -373,7 +376,8 @@ class _Child(Popen[bytes]):
         with contextlib.suppress(OSError):  # it may have ended by itself
             getattr(os, "killpg", os.kill)(self.pid, 9)
         self.wait()
-        if self.in_use.acquire(timeout=1):  # never while another process holds a pipe open
+        self.ended = True
+        if self.in_use.acquire(timeout=1):  # or else whoever uses the pipes closes them
             self.close()
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ class Budget:
         _open.remove(self)
         budgets = list(_entered.get() or ())
         budgets.remove(self)
-        _entered.set(tuple(budgets))
+        _entered.set(tuple(budgets) or None)
         self._blocks.pop().__exit__(None, None, None)
 
     def report(self) -> str:
@@ -205,14 +205,16 @@ _cassettes = threading.Lock()
 class Replay(LanguageModel):
     """A cassette: replies in a file, one JSON line each, that a person can read and commit.
 
-    A reply is found by the messages and the options of the call; the n-th time the same is asked,
-    its n-th record answers. What was never recorded is asked of `live` and added to the file or,
-    without one, raises with a diff to the closest recorded prompt. Safe for many threads of one
-    process. A last line torn by a crash is passed over, and cut off when the next is written.
+    A reply is found by the model, the messages and the options of the call; the n-th time the same
+    is asked, its n-th record answers. What was never recorded is asked of `live` and added to the
+    file or, without one, raises with a diff to the closest recorded prompt. Safe for many threads
+    of one process. A last line torn by a crash is passed over, and cut off when the next is
+    written.
 
     Args:
         path: the file; it may not exist yet if there is a `live`.
         live: any callable from messages to text, such as an `LLM`.
+        model: whose replies are wanted; by default those of `live` or, without one, of any model.
 
     Raises:
         LLMError: nothing recorded (`kind` is `miss`), or a line that is no record.
@@ -229,10 +231,16 @@ class Replay(LanguageModel):
     Paris. Still Paris.
     """
 
-    def __init__(self, path: str | os.PathLike[str], live: Callable[..., str] | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        live: Callable[..., str] | None = None,
+        model: str | None = None,
+    ) -> None:
         self.path, self.live = os.fspath(path), live
-        self.model = getattr(live, "model", None) or "replay"
-        self._records: dict[str, list[Reply]] | None = None
+        self.asked = model
+        self.model = model or getattr(live, "model", None) or "replay"
+        self._records: dict[str, list[tuple[str | None, Reply]]] | None = None
         self._turns = Counter[str]()
 
     def complete(self, messages: _Messages, options: dict[str, Any]) -> Reply:
@@ -243,19 +251,35 @@ class Replay(LanguageModel):
                 self._records = _read_cassette(self.path)
             self._turns[key] += 1
             turn = self._turns[key]
-        recorded = self._records.get(key, [])
+        asked = self.asked or _name(self.live)
+        recorded = self._replies(key, asked)
         if turn <= len(recorded):
             return recorded[turn - 1]
         if self.live is None:
-            closest = _closest(key, self._records)
-            words = f"{self.path} has no record {turn} of this call; closest to it is\n{closest}"
-            raise LLMError(words, kind="miss")
+            keys = [other for other in self._records if self._replies(other, asked)]
+            words = f"{self.path} has no record {turn} of this call; closest to it is"
+            raise LLMError(f"{words}\n{_closest(key, keys)}", kind="miss")
         said = self.live(messages, **options)
         reply = said if isinstance(said, Reply) else Reply(said)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = {"time": when, "messages": messages, "options": options, "reply": reply}
-        _append(self.path, {**record, **vars(reply)})
+        record = {"time": when, "asked": asked, "messages": messages, "options": options}
+        _append(self.path, {**record, "reply": reply, **vars(reply)})
         return reply
+
+    def _replies(self, key: str, asked: str | None) -> list[Reply]:
+        """What is recorded of a call to this model; a record that names none is anybody's."""
+        recorded = (self._records or {}).get(key, [])
+        return [reply for name, reply in recorded if name == asked or None in (name, asked)]
+
+
+def _name(live: Any) -> str | None:
+    """The model that a language model asks or, if it names none, the function."""
+    if live is None:
+        return None
+    model = getattr(live, "model", None)
+    if not model and isinstance(live, LanguageModel):
+        model = os.environ.get("MINITRACE_MODEL")
+    return str(model or getattr(live, "__qualname__", type(live).__qualname__))
 
 
 def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
@@ -263,18 +287,19 @@ def _call_key(messages: _Messages, options: dict[str, Any]) -> str:
     return json.dumps([messages, options], sort_keys=True, indent=0, ensure_ascii=False)
 
 
-def _read_cassette(path: str) -> dict[str, list[Reply]]:
+def _read_cassette(path: str) -> dict[str, list[tuple[str | None, Reply]]]:
     """The replies of a cassette, by what was asked; no file is an empty one."""
     data = b""
     with suppress(FileNotFoundError), open(path, "rb") as file:
         data = file.read()
-    replies: dict[str, list[Reply]] = defaultdict(list)
+    replies: dict[str, list[tuple[str | None, Reply]]] = defaultdict(list)
     for number, line in enumerate(_whole(data).splitlines(), 1):
         try:
             record = json.loads(line)
             facts = {k: record[k] for k in ("usage", "finish_reason", "model") if k in record}
             reply = Reply(record["reply"], **facts)
-            replies[_call_key(record["messages"], record["options"])].append(reply)
+            key = _call_key(record["messages"], record["options"])
+            replies[key].append((record.get("asked"), reply))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise LLMError(f"{path}, line {number}: not the record of a call") from None
     return replies

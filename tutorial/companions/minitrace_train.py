@@ -39,19 +39,21 @@ import threading
 import time
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import copy_context
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field, replace
+from types import CodeType, MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 try:
+    import minitrace
     from minitrace import (
         Attempt,
         ExecutionError,
+        LLMError,
         MinitraceError,
         Node,
         Optimizer,
@@ -229,7 +231,8 @@ class _Job(NamedTuple):
             return _Result(output, output.data, None, "")
         try:
             said = _awaited(self.guide(self.query, output.data, self.info))
-        except ReplyError as error:  # of a judge that asks a language model
+        except (ReplyError, LLMError) as error:  # of a judge that asks a language model
+            _raise_unless_unspoken(error)
             said = f"(not judged: {error})"
         return _Result(output, output.data, *_score_and_feedback(to_data(said)))
 
@@ -256,32 +259,184 @@ class _Job(NamedTuple):
         }
 
 
+_UNSPOKEN = "refused", "filtered", "empty", "cut off"  # the kinds of an LLMError that is an answer
+
+
+def _raise_unless_unspoken(error: MinitraceError) -> None:
+    """Raise what a language model has no part in, such as a network that is down."""
+    if not (isinstance(error, ReplyError) or getattr(error, "kind", "") in _UNSPOKEN):
+        raise error
+
+
 def _raise_unless_about_values(error: ExecutionError) -> None:
-    """Raise what no other values would avoid, such as a network that is down."""
+    """Raise what no other values would avoid."""
     cause = error.__cause__
-    unspoken = getattr(cause, "kind", "") in ("refused", "filtered", "empty", "cut off")
     of_program = isinstance(cause, TraceMissingInputsError) or hasattr(cause, "failure")
-    if isinstance(cause, MinitraceError) and not (unspoken or of_program):
-        raise cause
+    if isinstance(cause, MinitraceError) and not of_program:
+        _raise_unless_unspoken(cause)
+
+
+# ---- Async code: one event loop for all that is awaited, so that clients and locks serve every run
 
 
 def _awaited(value: Any) -> Any:
-    """The value or, if it is awaitable, what it gives.
-
-    It gets a loop of its own in another thread, since one may be running in this thread.
-    """
+    """The value or, if it is awaitable, what it gives."""
     if not inspect.isawaitable(value):
         return value
-    import asyncio
+    from asyncio import run_coroutine_threadsafe
 
     async def whole() -> Any:
+        _waiting.set(depth + 1)
         return await value
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(copy_context().run, asyncio.run, whole()).result()
+    depth = _waiting.get()
+    loop, runs = _event_loop(os.getpid(), depth)
+    if not runs:
+        return loop.run_until_complete(whole())
+    future = run_coroutine_threadsafe(whole(), loop)
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # after an interruption; what has ended stays as it is
+
+
+# How many loops wait for what runs here? A run inside an async guide waits for a loop of its own.
+_waiting: ContextVar[int] = ContextVar("minitrace_train_waiting", default=0)
+_loops: dict[tuple[int, int], tuple[Any, threading.Thread]] = {}
+_starting = threading.Lock()
+
+
+def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
+    """The loop of a process at this depth, and whether a thread of its own runs it.
+
+    Where no thread can be started, whoever waits runs the loop.
+    """
+    from asyncio import new_event_loop
+
+    def run() -> None:
+        while True:
+            with suppress(KeyboardInterrupt, SystemExit):  # of a task: whoever awaits it is told
+                loop.run_forever()
+
+    with _starting:
+        loop, thread = _loops.get((process, depth)) or (new_event_loop(), threading.Thread())
+        if not thread.is_alive():
+            thread = threading.Thread(target=run, daemon=True)
+            with suppress(RuntimeError):
+                thread.start()
+        _loops[process, depth] = loop, thread
+    return loop, thread.is_alive()
+
+
+setattr(minitrace, "run_coroutine", _awaited)  # for `rerun`
 
 
 # ---- Side by side: examples in threads, or in other processes ------------------------------------
+
+
+class _Watch:
+    """A hook that counts calls and tokens, and knows what has to end before a run can stop."""
+
+    def __init__(self) -> None:
+        self.spent = {"calls": 0, "tokens": 0}
+        self.in_flight = {"calls": 0, "examples": 0}
+        self.stopped = False
+        self.unspoken: list[str] | None = None  # why no reply came, where that is no error
+        self.changed = threading.Condition()
+
+    def __call__(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
+        with self.flight("calls"):
+            with self.changed:
+                self.spent["calls"] += 1
+            try:
+                reply = ask()
+            except LLMError as error:
+                if self.unspoken is None:
+                    raise
+                _raise_unless_unspoken(error)
+                self.unspoken.append(str(error))
+                return Reply('{"suggestion": {}}')
+        with self.changed:
+            self.spent["tokens"] += _tokens(messages, reply)
+        return reply
+
+    @contextmanager
+    def flight(self, kind: str) -> Iterator[None]:
+        """A block that is waited for when the run is stopped, and not entered after that."""
+        with self.changed:
+            if self.stopped:
+                raise KeyboardInterrupt("the run was stopped")
+            self.in_flight[kind] += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.in_flight[kind] -= 1
+                self.changed.notify_all()
+
+    def settle(self) -> None:
+        """Let nothing new begin and wait for what is in flight, so that its replies are kept."""
+        with self.changed:
+            self.stopped = True
+            for kind, count in self.in_flight.items():
+                if count:
+                    _say(_STOPPING.format(count, kind))
+                    break
+            self.changed.wait_for(lambda: not any(self.in_flight.values()))
+
+
+_STOPPING = "stopping: waiting for {} {} in flight; Ctrl-C again does not wait"
+
+
+def _tokens(messages: Any, reply: Reply) -> int:
+    """What a call took: as it was told or else by the length of the texts."""
+    usage = reply.usage or {}
+    asked: int = usage.get("input_tokens", len(str(messages)) // 4)
+    return asked + usage.get("output_tokens", len(reply) // 4)
+
+
+def _say(words: str) -> None:
+    """Tell a person who has just pressed Ctrl-C."""
+    if sys.stderr is not None:
+        print(f"\n{words}", file=sys.stderr, flush=True)
+
+
+def _side_by_side(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+    """Call a function in threads, each time in a copy of this context; the results, in order.
+
+    After a failure no other call begins, and it is raised when those in flight have ended. Ctrl-C
+    does not wait, nor does the end of the program: these are daemon threads. Where none can be
+    started, the calls are made here, one after the other.
+    """
+    context, left = copy_context(), deque(enumerate(items))
+    results: dict[int, Any] = {}
+    errors: dict[int, BaseException] = {}
+
+    def work() -> None:
+        with suppress(IndexError):  # nothing is left
+            while True:
+                place, item = left.popleft()
+                try:
+                    results[place] = context.copy().run(function, item)
+                except BaseException as error:
+                    errors[place] = error
+                    left.clear()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in items[:threads]]
+    try:
+        with suppress(RuntimeError):
+            for thread in workers:
+                thread.start()
+        if not any(thread.ident for thread in workers):
+            work()
+        for thread in workers:
+            if thread.ident:
+                thread.join()
+    finally:
+        left.clear()
+    if errors:
+        raise errors[min(errors)]
+    return [results[place] for place in range(len(items))]
 
 
 @dataclass
@@ -294,6 +449,7 @@ class _Workers:
     executor: Any
     failed_score: float
     journal: _Journal
+    watch: _Watch
 
     @property
     def here(self) -> bool:
@@ -317,7 +473,8 @@ class _Workers:
         for index, (query, info) in examples:
             where = {**place, "example": index}
             jobs.append(_Job(self.model, self.guide, traced, query, info, where))
-        results = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
+        with self.journal.recording(place, shared=True):
+            results = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
         # A failure is never better than what was judged.
         scores = [result.score for result in results if result.score is not None]
         self.failed_score = min([self.failed_score, *scores])
@@ -331,20 +488,18 @@ class _Workers:
         """Run jobs in this process."""
         if self.executor is not None:
             return self.run_in_threads(self.executor, jobs)
-        threads = min(self.threads, len(jobs))
-        if threads < 2:
+        if min(self.threads, len(jobs)) < 2:
             return [self.run_job(job) for job in jobs]
-        with ThreadPoolExecutor(threads) as pool:
-            return self.run_in_threads(pool, jobs)
+        return _side_by_side(self.run_job, jobs, self.threads)
 
     def run_job(self, job: _Job) -> _Result:
-        with self.journal.recording(job.place):
+        with self.watch.flight("examples"), self.journal.recording(job.place):
             return job.run()
 
     def run_in_threads(self, pool: Any, jobs: Sequence[_Job]) -> list[_Result]:
         """Run each job in a thread of a pool, in a copy of this context."""
         calls = [(copy_context().run, self.run_job, job) for job in jobs]
-        with _submitted(pool, calls) as futures:
+        with self.submitted(pool, calls) as futures:
             return [future.result() for future in futures]
 
     def run_elsewhere(self, jobs: Sequence[_Job]) -> list[_Result]:
@@ -355,11 +510,11 @@ class _Workers:
         futures: list[Future[bytes]] = []
         results: dict[Future[bytes], _Result] = {}
         try:
-            with _submitted(self.executor, calls) as futures:
+            with self.submitted(self.executor, calls) as futures:
                 for future in as_completed(futures):
                     results[future] = self.received(future.result(), parameters)
         finally:  # the replies of what ended after a failure are paid for too
-            for future in set(futures).difference(results):
+            for future in filter(Future.done, set(futures).difference(results)):
                 with suppress(Exception):
                     self.received(future.result(), parameters)
         return [results[future] for future in futures]
@@ -382,17 +537,22 @@ class _Workers:
             raise error
         return result
 
-
-@contextmanager
-def _submitted(pool: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[list[Future[Any]]]:
-    """Make calls in a pool; at the end what has not begun is called off, the rest waited for."""
-    futures: list[Future[Any]] = []
-    try:
-        for call in calls:
-            futures.append(pool.submit(*call))
-        yield futures
-    finally:
-        wait([future for future in futures if not future.cancel()])
+    @contextmanager
+    def submitted(self, pool: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[list[Future[Any]]]:
+        """Make calls in a pool; at the end those not begun are called off, the others awaited."""
+        futures: list[Future[Any]] = []
+        try:
+            for call in calls:
+                futures.append(pool.submit(*call))
+            yield futures
+        except KeyboardInterrupt:
+            self.watch.stopped = True
+            begun = [future for future in futures if not (future.cancel() or future.done())]
+            if begun:
+                _say(_STOPPING.format(len(begun), "examples"))
+            raise
+        finally:
+            wait([future for future in futures if not future.cancel()])
 
 
 def _run_packed(packed: bytes) -> bytes:
@@ -402,7 +562,7 @@ def _run_packed(packed: bytes) -> bytes:
     _restore(dict(zip(parameters, values, strict=True)))
     result, records, error = None, list[_Record](), None
     try:
-        with _recording(job.place, replies, records.append):
+        with around_calls(_Spot(job.place, replies, records.append)):
             result = job.run()
     except Exception as caught:
         error = caught
@@ -453,48 +613,129 @@ def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
 # ---- The journal: all that happens, line by line, and every reply, so that a run can go on -------
 
 
-def _recording(
-    place: _Record, replies: Mapping[Any, Reply], write: Callable[[_Record], None]
-) -> AbstractContextManager[None]:
-    """A block in which replies on record are given again, and calls that are new are written down.
+class _Names:
+    """What parameters are called now, and what the journal calls them: `x:3` may be its `x:0`.
 
-    A call is found by what is asked and how often it was asked here before, so that neither other
-    threads nor other parts of the run change what it gets.
+    A name counts how often it was given in a process. The journal keeps those of its first run, so
+    that any other run asks and answers in the same words.
     """
-    turns = Counter[str]()
-    lock = threading.Lock()
 
-    def hook(llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
-        key = _call_key(messages, options)
-        with lock:
-            turns[key] += 1
-            turn = turns[key]
-        if (turn, key) in replies:
-            return replies[turn, key]
-        began = time.monotonic()
-        try:
-            reply = ask()
-        except BaseException:
-            with lock:  # a call that failed is none, and its turn is free again
-                if turns[key] == turn:
-                    turns[key] -= 1
-            raise
-        record = {"event": "call", **place, "turn": turn, "key": key, "messages": messages}
-        record |= {"options": options, "reply": reply}
-        record |= {name: getattr(reply, name) for name in _FACTS}
-        write({**record, "seconds": round(time.monotonic() - began, 3)})
-        return reply
+    def __init__(self, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+        pairs: list[tuple[str, str]] = []
+        for path, names in now.items():
+            pairs += zip(names, then.get(path, names), strict=False)
+        self.then = {new: old for new, old in pairs if new != old}
+        self.now = {old: new for new, old in self.then.items()}
 
-    return around_calls(hook)
+    def as_then(self, value: Any) -> Any:
+        """A value with the names that the journal uses."""
+        return _renamed(value, self.then)
+
+    def as_now(self, value: Any) -> Any:
+        """A value with the names of this run."""
+        return _renamed(value, self.now)
 
 
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A value as JSON has it, with other names in its texts."""
+    if not names:
+        return value
+    if isinstance(value, str):
+        found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: names[match[0]], value)
+    if isinstance(value, Mapping):
+        return {_renamed(key, names): _renamed(item, names) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_renamed(item, names) for item in value]
+    return value
+
+
+_SAME_NAMES = _Names({}, {})
 _FACTS = "usage", "model", "finish_reason"
 
 
-def _call_key(messages: Any, options: Any) -> str:
+class _Spot:
+    """A hook at one place of a run: it gives replies on record again, and records new ones.
+
+    A call is found by what is asked, of which language model, and how often it was asked here
+    before, so that neither other threads nor other parts of the run change what it gets.
+    """
+
+    def __init__(
+        self,
+        place: _Record,
+        replies: Mapping[Any, Any],
+        write: Callable[[_Record], None],
+        names: _Names = _SAME_NAMES,
+    ) -> None:
+        self.place, self.replies, self.write, self.names = place, replies, write, names
+        self.turns = Counter[str]()
+        self.lock = threading.Lock()
+
+    def __call__(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
+        asked = self.names.as_then(messages)
+        key = _call_key(_asked(llm), asked, options)
+        with self.lock:
+            self.turns[key] += 1
+            turn = self.turns[key]
+        given = self.replies.get((turn, key))
+        if given is None:
+            record = {"event": "call", **self.place, "turn": turn, "key": key}
+            given = self.new({**record, "messages": asked, "options": options}, ask)
+        if isinstance(given, LLMError):
+            raise given
+        return Reply(self.names.as_now(given), **vars(given)) if self.names.now else given
+
+    def new(self, record: _Record, ask: Callable[[], Reply]) -> Reply | LLMError:
+        """Ask, and record what comes: a reply, or the error that says there is none."""
+        began = time.monotonic()
+        given: Reply | LLMError
+        try:
+            given = ask()
+            told = {
+                "reply": self.names.as_then(given),
+                "tokens": _tokens(record["messages"], given),
+            }
+            told |= {name: getattr(given, name) for name in _FACTS}
+        except BaseException as error:
+            if not (isinstance(error, LLMError) and error.kind in _UNSPOKEN):
+                self.take_back(record)
+                raise
+            given = error
+            told = {"reply": None, "error": {"words": str(error), **vars(error)}}
+        self.write({**record, **told, "seconds": round(time.monotonic() - began, 3)})
+        return given
+
+    def take_back(self, record: _Record) -> None:
+        """A call that failed is none, and its turn is free again."""
+        with self.lock:
+            if self.turns[record["key"]] == record["turn"]:
+                self.turns[record["key"]] -= 1
+
+
+def _call_key(llm: str, messages: Any, options: Any) -> str:
     """What tells calls apart."""
-    text = json.dumps([messages, options], sort_keys=True, ensure_ascii=False, default=to_text)
+    text = json.dumps([llm, messages, options], sort_keys=True, ensure_ascii=False, default=to_text)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _asked(llm: Any) -> str:
+    """What tells language models apart: the name of the model or, without one, of the function."""
+    function = getattr(llm, "function", llm)
+    model = getattr(function, "model", None)
+    if not model and function is llm:
+        model = os.environ.get("MINITRACE_MODEL")
+    return str(model or getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _given(record: _Record) -> Reply | LLMError | None:
+    """What a call on record gave, if that was kept."""
+    if isinstance(record.get("reply"), str):
+        return Reply(record["reply"], **{name: record[name] for name in _FACTS if name in record})
+    error = record.get("error")
+    if isinstance(error, dict) and error.get("kind") in _UNSPOKEN:
+        return LLMError(str(error.get("words")), **error)
+    return None
 
 
 def _place(record: _Record) -> tuple[Any, ...]:
@@ -509,12 +750,19 @@ def _mark(record: _Record) -> tuple[Any, ...]:
     return event, *_place(record), reason, record.get("turn"), record.get("key")
 
 
+_STEP = {"event": "step"}
+
+
 def _content(record: _Record) -> str:
     """What a record says, but not when it was nor how long it took."""
     timeless = {key: value for key, value in record.items() if key not in ("time", "seconds")}
     return json.dumps(timeless, sort_keys=True)
 
 
+# Where in the runs that are around it does this code work? Plain threads do not know it.
+_spots: ContextVar[Mapping[Any, _Spot]] = ContextVar(
+    "minitrace_train_spots", default=MappingProxyType({})
+)
 _open_journals = weakref.WeakSet[Any]()
 if hasattr(os, "register_at_fork"):  # or a child would keep the lock when the run is gone
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_journals])
@@ -531,11 +779,16 @@ class _Journal:
         self.path = path and os.fspath(path)
         self.redact = redact
         self.known: dict[Any, str] = {}  # what each record says, by its mark
-        self.replies: dict[Any, dict[Any, Reply]] = {}  # by place, then by turn and key
-        self.configuration: _Record = {}  # the first record's
+        self.replies: dict[Any, dict[Any, Any]] = {}  # by place, then by turn and key
+        self.first: _Record = {}  # the first record
         self.passed: list[Any] = []  # the values after each step
+        self.ended = ""  # why a run on record ended
+        self.names = _SAME_NAMES
+        self.spot: _Spot | None = None  # for calls from threads that do not know their place
+        self.changed: list[str] = []  # what is not as it was, but may be
         self.lock = threading.Lock()
         self.agrees = True
+        self.grown = False
 
     @contextmanager
     def opened(self) -> Iterator[_Journal]:
@@ -547,7 +800,13 @@ class _Journal:
             _lock(self.file, self.path)
             _open_journals.add(self.file)
             self.read()
-            yield self
+            with around_calls(self.around):
+                yield self
+
+    def around(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
+        """The hook of a run: a call is answered by the spot that it comes from."""
+        spot = _spots.get().get(self) or self.spot
+        return spot(llm, messages, options, ask) if spot else ask()
 
     def read(self) -> None:
         """Read what an earlier run wrote, and mend what a crash tore at its end."""
@@ -568,23 +827,41 @@ class _Journal:
         """Take in a record of an earlier run."""
         self.known[_mark(record)] = _content(record)
         if first:
-            self.configuration = record["configuration"]
-        if record["event"] == "call" and isinstance(record.get("reply"), str):
-            facts = {name: record[name] for name in _FACTS if name in record}
+            self.first = {"names": {}, "made_of": {}, "configuration": record["configuration"]}
+            self.first |= record
+        given = _given(record) if record["event"] == "call" else None
+        if given is not None:
             replies = self.replies.setdefault(_place(record), {})
-            replies[record["turn"], record["key"]] = Reply(record["reply"], **facts)
+            replies[record["turn"], record["key"]] = given
         if record["event"] in ("step", "end"):
             self.passed.append(record["values"])
+        if record["event"] == "end":
+            self.ended = record["reason"]
 
-    def replies_at(self, place: _Record) -> Mapping[Any, Reply]:
+    def replies_at(self, place: _Record) -> Mapping[Any, Any]:
         """The replies on record for this place of the run, by turn and key."""
         return self.replies.get(_place(place), {})
 
-    def recording(self, place: _Record) -> AbstractContextManager[None]:
-        """A block in which calls to language models are recorded, or answered from the record."""
+    @contextmanager
+    def recording(self, place: _Record, shared: bool = False) -> Iterator[None]:
+        """A block in which calls to language models are recorded, or answered from the record.
+
+        A shared place is also that of the calls from plain threads.
+        """
         if not self.path:
-            return nullcontext()
-        return _recording(place, self.replies_at(place), self.write)
+            yield
+            return
+        names = self.names if place["part"] in ("propose", "backward") else _SAME_NAMES
+        spot, outer = _Spot(place, self.replies_at(place), self.write, names), self.spot
+        token = _spots.set({**_spots.get(), self: spot})
+        if shared:
+            self.spot = spot
+        try:
+            yield
+        finally:
+            _spots.reset(token)
+            if shared:
+                self.spot = outer
 
     def write(self, record: _Record) -> None:
         """Add a record, in one write, unless it is there."""
@@ -593,6 +870,8 @@ class _Journal:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         try:
             # A copy as it can be read again, for `redact` may change what it is shown.
+            if record["event"] != "call":  # which is written in those names already
+                record = self.names.as_then(record)
             text = json.dumps({"event": record["event"], "time": now, **record}, default=to_text)
             record = json.loads(text)
             kept = self.redacted(json.loads(text))
@@ -601,6 +880,11 @@ class _Journal:
                 self.compare(known, _content(kept or {}))
             elif kept is not None:
                 self.append(kept)
+                if (
+                    record["event"] == "call"
+                    and _mark({**_STEP, "step": record["step"]}) in self.known
+                ):
+                    self.compare("", _content(kept))  # the run on record did not ask this here
         except Exception as error:  # of ours, or it would pass for a failure of the program
             raise MinitraceError(f"{self.path}: a record could not be written: {error}") from error
 
@@ -618,6 +902,7 @@ class _Journal:
         """Add a line, all of it or nothing."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self.lock:
+            self.grown = True
             end = os.fstat(self.file.fileno()).st_size
             try:
                 while line:
@@ -631,28 +916,53 @@ class _Journal:
         """Warn, once, when what happens again is not what is recorded."""
         if self.agrees and old != new:
             self.agrees = False
-            warnings.warn(
-                f"{self.path}: the run differs from the one on record: something that is not "
-                f"recorded, such as chance or the time, has a part in it. Now {new:.200}",
-                stacklevel=2,
-            )
+            why = "something that is not recorded, such as chance or the time, has a part in it"
+            if self.changed:
+                why = f"{' and '.join(self.changed)} changed since; to start anew name another file"
+            _warn(f"{self.path}: the run differs from the one on record: {why}. Now {new:.200}")
 
-    def begin(self, configuration: _Record) -> Any:
+    def begin(self, configuration: _Record, made_of: _Record, names: Mapping[str, Any]) -> Any:
         """Note what is run or, if that was noted before, check that it is the same.
 
         Returns: the values that the run began with; the present ones may also be its last.
         """
         now = json.loads(json.dumps(configuration))
-        if not self.configuration:
-            self.write({"event": "run", "version": 1, "configuration": now})
-        first = self.configuration or now
-        differ = [key for key in now if now[key] != first.get(key)]
+        first = self.first or {"configuration": now, "names": names, "made_of": made_of}
+        if not self.first:
+            self.write({"event": "run", "version": 2, **first})
+        then = first["configuration"]
+        differ = [key for key in now if now[key] != then.get(key)]
         if now["parameters"] in self.passed:
             differ = [key for key in differ if key != "parameters"]
+        if "epochs" in differ and now["epochs"] > then["epochs"]:
+            differ.remove("epochs")  # it goes on from where it ended
         if differ:
-            told = [f"{key} was {first.get(key)!r:.300}, now {now[key]!r:.300}" for key in differ]
-            raise MinitraceError(f"{self.path} is the journal of another run: {'; '.join(told)}")
-        return first["parameters"]
+            told = [f"{key} was {then.get(key)!r:.300}, now {now[key]!r:.300}" for key in differ]
+            raise MinitraceError(
+                f"{self.path} is the journal of another run: {'; '.join(told)}; name another file"
+            )
+        self.names = _Names(names, first["names"])
+        self.changed = [key for key in made_of if made_of[key] != first["made_of"].get(key)]
+        return then["parameters"]
+
+    def tell_if_finished(self) -> None:
+        """Say so if the whole run was on record."""
+        finished = self.ended and not self.ended.startswith("budget")
+        if finished and self.agrees and not self.grown:
+            _warn(
+                f"{self.path} holds the whole of this run, so nothing was asked. To start anew, "
+                "name another file or delete this one; to go on, raise epochs"
+            )
+
+
+def _warn(words: str) -> None:
+    """Warn about the line outside this file that is at work."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_code.co_filename in (__file__, contextmanager.__code__.co_filename):
+        if frame.f_back is None:
+            break
+        level, frame = level + 1, frame.f_back
+    warnings.warn(words, stacklevel=level + 1)
 
 
 def _whole_lines(data: bytes) -> list[bytes]:
@@ -691,11 +1001,15 @@ class Run(NamedTuple):
     Attributes:
         reason: why it ended: `"epochs"`, `"patience"`, or `"budget: ..."`.
         steps: how many it took.
-        score: of the best values: the mean on the validation set or, without one, on the batch of
-            the step that found them. None if the guide gave words only.
+        score: of the best values, the mean of `examples` examples of the set that `scored_on`
+            names. None if the guide gave words only.
         values: the best values, by name.
         scores: the mean of each batch before its step.
         spent: the calls and tokens, or what the budget says.
+        refused: how many replies to the optimizer could not be used.
+        examples: how many examples `score` is the mean of.
+        scored_on: `"validation"`; without that `"dataset"`, the whole of it; or `"batch"`, that of
+            the step which found the values, if the dataset was not measured at the end.
 
     >>> from minitrace import OptoPrime, StubLLM, node
     >>> size = node(1, name="size", trainable=True)
@@ -704,6 +1018,8 @@ class Run(NamedTuple):
     >>> run = train(size, [(None, 3)], guide, OptoPrime(size, llm=StubLLM()), epochs=3)
     >>> run.reason, run.steps, run.score, run.values, run.scores, run.spent["calls"]
     ('epochs', 3, 0.0, {'size0': 3}, [-2.0, -1.0, -1.0], 3)
+    >>> run.examples, run.scored_on, run.refused
+    (1, 'dataset', 0)
     """
 
     reason: str
@@ -712,6 +1028,21 @@ class Run(NamedTuple):
     values: _Record
     scores: list[float | None]
     spent: Mapping[str, float]
+    refused: int = 0
+    examples: int = 0
+    scored_on: str = ""
+
+    def __repr__(self) -> str:
+        score = "None"
+        if self.score is not None:
+            several = "s" * (self.examples != 1)
+            of = f"{self.examples:,} example{several} of the {self.scored_on}"
+            score = f"{self.score:g} (the mean of {of})"
+        return (
+            f"Run(reason={self.reason!r}, steps={self.steps}, score={score}, "
+            f"refused={self.refused}, values={self.values!r}, scores={self.scores!r}, "
+            f"spent={dict(self.spent)!r})"
+        )
 
 
 @dataclass
@@ -726,6 +1057,8 @@ class _Candidate:
     validation: float | None = None
     score: float | None = None
     feedback: Sequence[Any] = ()
+    examples: int = 0  # that have a part in the score which counts
+    whole: bool = False  # Was the batch the whole dataset?
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -735,25 +1068,6 @@ class _Candidate:
 
 
 _UNSCORED = -math.inf, -math.inf
-
-
-class _Meter:
-    """A hook that counts calls and tokens."""
-
-    def __init__(self) -> None:
-        self.spent = {"calls": 0, "tokens": 0}
-        self.lock = threading.Lock()
-
-    def __call__(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
-        with self.lock:
-            self.spent["calls"] += 1
-        reply = ask()
-        usage = reply.usage or {}
-        tokens = usage.get("input_tokens", len(str(messages)) // 4)
-        tokens += usage.get("output_tokens", len(reply) // 4)
-        with self.lock:
-            self.spent["tokens"] += tokens
-        return reply
 
 
 @dataclass
@@ -766,12 +1080,15 @@ class _Training:
     held_out: _Examples
     options: SimpleNamespace
     progress: Any
-    meter: _Meter
+    names: dict[ParameterNode[Any], str] = field(init=False)  # in the journal: paths in the model
 
     def __post_init__(self) -> None:
         if self.progress is None and sys.stderr is not None and sys.stderr.isatty():
             self.progress = _show_progress
-        self.journal = self.workers.journal
+        self.journal, self.watch = self.workers.journal, self.workers.watch
+        self.names = _paths(self.workers.model, self.optimizer.parameters)
+        self.refused = 0  # replies
+        self.warned: set[str] = set()  # about what
         self.compares = bool(self.options.gate or self.held_out or self.options.candidates > 1)
         self.began = time.monotonic()
         self.number = 0  # of the present step
@@ -791,38 +1108,85 @@ class _Training:
         """The values in force."""
         return {parameter: parameter.data for parameter in self.optimizer.parameters}
 
-    def begin(self, facts: _Record) -> None:
+    def begin(self, facts: _Record, made_of: _Record) -> None:
         """Note what is run, or go back to where the run in the journal began."""
         optimizer = self.optimizer
-        now = _encoded(self.values())
+        now = self.encoded(self.values())
         past = [len(optimizer.history), len(optimizer.refused)]
-        past = self.journal.configuration.get("history", past)
-        began = self.journal.begin({"parameters": now, "history": past, **facts})
+        past = self.journal.first.get("configuration", {}).get("history", past)
+        names = {path: [each.name, each.py_name] for each, path in self.names.items()}
+        began = self.journal.begin({"parameters": now, "history": past, **facts}, made_of, names)
         del optimizer.history[past[0] :]
         for words in list(optimizer.refused)[past[1] :]:
             del optimizer.refused[words]
         if began != now:
-            values = {name: decode(value) for name, value in began.items()}
+            values = {each: decode(began[path]) for each, path in self.names.items()}
             _restore(optimizer.checked(values))
             self.note_best(self.now)
+
+    def encoded(self, values: _Values) -> _Record:
+        """Values as the journal keeps them, by path."""
+        return {self.names[each]: encode(value, as_text=True) for each, value in values.items()}
 
     def run(self) -> str:
         """Take all steps, leave the best values in the model in any case, and say why it ended."""
         try:
-            reason = self.take_steps()
-        except MinitraceError as error:
-            if getattr(error, "kind", "") != "budget":
-                raise
-            reason = f"budget: {error}"
+            with self.until_spent() as stop:
+                stop.reason = self.take_steps()
+            reason: str = stop.reason
+            _restore(self.best_values)
+            with self.until_spent():
+                self.measure()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self.how_to_go_on()) from None
+            try:
+                self.watch.settle()
+            finally:
+                raise KeyboardInterrupt(self.how_to_go_on()) from None
         finally:
             _restore(self.best_values)
             if self.progress is _show_progress:
                 print(file=sys.stderr)
-        values = _encoded(self.best_values)
-        self.record("end", reason=reason, values=values, best=self.best_as_dict())
+        values, best = self.encoded(self.best_values), self.best_as_dict()
+        told = self.told()
+        refusals = told.pop("refused")  # a number; the proposals have the words
+        self.record("end", reason=reason, values=values, best=best, refusals=refusals, **told)
+        self.journal.tell_if_finished()
         return reason
+
+    @contextmanager
+    def until_spent(self) -> Iterator[SimpleNamespace]:
+        """A block that ends when a budget does; what is yielded has the reason then."""
+        stop = SimpleNamespace(reason="")
+        try:
+            yield stop
+        except MinitraceError as error:
+            if getattr(error, "kind", "") != "budget":
+                raise
+            stop.reason = f"budget: {error}"
+
+    def measure(self) -> None:
+        """Measure the best values on the whole dataset, where that tells something new."""
+        known = self.best.whole and self.best.score is not None
+        scored = any(score is not None for score in self.scores)
+        if self.options.measure and scored and not (self.held_out or known):
+            found = _evaluation(self.workers.run(self.examples, self.place("measure")))
+            self.best = replace(self.best, **self.scored(found))
+
+    def scored(self, found: Evaluation, validation: Evaluation | None = None) -> _Record:
+        """What a candidate keeps of its measurements, on a batch and on what was held out."""
+        counts = validation if validation is not None and self.held_out else found
+        known: _Record = {"score": found.mean, "whole": len(found.scores) == len(self.examples)}
+        if validation is not None:
+            known["validation"] = validation.mean
+        return {**known, "examples": sum(score is not None for score in counts.scores)}
+
+    def told(self) -> _Record:
+        """The score of the best values, and what it is the mean of."""
+        score = self.best_score()
+        where = "validation" if self.held_out else "dataset" if self.best.whole else "batch"
+        examples = 0 if score is None else self.best.examples
+        told = {"score": score, "examples": examples, "scored_on": where}
+        return {**told, "refused": self.refused}
 
     def how_to_go_on(self) -> str:
         """What somebody who stopped the run wants to know."""
@@ -838,16 +1202,19 @@ class _Training:
     def record(self, event: str, **facts: Any) -> None:
         self.journal.write({"event": event, "step": self.number, **facts})
 
+    def best_score(self) -> float | None:
+        """The score of the best so far."""
+        return self.best.validation if self.held_out else self.best.score
+
     def best_as_dict(self) -> _Record:
         """The best so far: the step that found it, and its score."""
-        score = self.best.validation if self.held_out else self.best.score
-        return {"step": self.best_step, "score": score}
+        return {"step": self.best_step, "score": self.best_score()}
 
     def take_steps(self) -> str:
         """Take all steps; say why there are no more."""
         if self.held_out:
-            results = self.workers.run(self.held_out, self.place("validate"))
-            self.now = replace(self.now, validation=_evaluation(results).mean)
+            found = _evaluation(self.workers.run(self.held_out, self.place("validate")))
+            self.now = replace(self.now, **self.scored(_evaluation([]), found))
         for epoch, batch in self.batches():
             self.number += 1
             self.step(epoch, batch)
@@ -870,12 +1237,13 @@ class _Training:
         """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
         self.optimizer.zero_feedback()
         results = self.workers.run(batch, self.place("forward"), traced=True)
-        now = replace(self.now, score=_evaluation(results).mean)
-        graph = self.send_back(results)
+        found = self.scored(_evaluation(results))
+        if self.held_out:
+            del found["examples"]
+        now = replace(self.now, **found)
         candidates: list[_Candidate] = []
-        if len(graph) or graph.outputs:
-            for proposal in self.propose():
-                candidates.append(self.tried(proposal, batch, candidates))
+        for proposal in self.proposals(results):
+            candidates.append(self.tried(proposal, batch, candidates))
         chosen, reason = self.choose(now, candidates)
         self.keep(now, candidates, chosen, reason)
         self.scores.append(now.score)
@@ -887,19 +1255,50 @@ class _Training:
             validation=now.validation,
             accepted=chosen.number,
             reason=reason,
-            values=_encoded(self.values()),
+            values=self.encoded(self.values()),
             best=self.best_as_dict(),
-            graph=self.graph_as_dict(graph),
+            graph=self.graph_as_dict(self.optimizer.graph()),
         )
 
-    def send_back(self, results: Sequence[_Result]) -> TraceGraph:
-        """Send each example's feedback back in one backward; the graph that the optimizer sees."""
-        outputs = [result.output for result in results]
+    def proposals(self, results: Sequence[_Result]) -> list[Proposal]:
+        """Send back what was said, and ask for proposals; a refusal is one that changes nothing."""
+        try:
+            if not self.send_back(results):
+                return []
+            proposals = self.propose()
+        except (ReplyError, LLMError) as error:
+            if self.optimizer.on_refusal == "raise":
+                raise
+            _raise_unless_unspoken(error)
+            proposals = [Proposal()]
+            proposals[0].refused = [str(error)]
+        self.refused += sum(len(proposal.refused) for proposal in proposals)
+        return proposals
+
+    def send_back(self, results: Sequence[_Result]) -> bool:
+        """Send each example's feedback back in one backward. Has the optimizer heard of it?"""
+        optimizer, outputs = self.optimizer, [result.output for result in results]
         feedback = [result.feedback for result in results]
         scores = [result.score for result in results]
-        with self.journal.recording(self.place("backward")):
-            self.optimizer.backward(outputs, feedback, score=scores)
-        return self.optimizer.graph()
+        with self.journal.recording(self.place("backward"), shared=True):
+            optimizer.backward(outputs, feedback, score=scores)
+        if any(parameter.feedback for parameter in optimizer.parameters):
+            return True
+        others = ", ".join(each.name for each in TraceGraph.of(*outputs).parameters)
+        if others:
+            own = ", ".join(parameter.name for parameter in optimizer.parameters)
+            self.warn_once(
+                f"the feedback reaches {others}, and none of the optimizer's parameters, which are "
+                f"{own}: an optimizer of another model, or of another instance, trains nothing here"
+            )
+        return False
+
+    def warn_once(self, words: str) -> None:
+        """Warn, if that was not said in this run."""
+        kind = words[:40]
+        if kind not in self.warned:
+            self.warned.add(kind)
+            _warn(words)
 
     def graph_as_dict(self, graph: TraceGraph) -> Any:
         """A graph as the journal keeps it, if it is not too large."""
@@ -908,26 +1307,49 @@ class _Training:
         return None
 
     def propose(self) -> list[Proposal]:
-        """The proposals; a reply that cannot be used is one that changes nothing."""
+        """The proposals, checked; a reply that cannot be used is one that changes nothing."""
         optimizer, count = self.optimizer, self.options.candidates
         on_refusal = optimizer.on_refusal
-        optimizer.on_refusal = "keep"
+        optimizer.on_refusal = on_refusal or "keep"
         try:
-            with self.journal.recording(self.place("propose")):
-                found = optimizer.propose() if count == 1 else optimizer.propose(count)
+            with self.journal.recording(self.place("propose"), shared=True):
+                if count == 1:
+                    found = optimizer.propose()
+                else:  # in a thread, since Ctrl-C stops this one
+                    (found,) = _side_by_side(self.candidates, [count], 1)
         finally:
             optimizer.on_refusal = on_refusal
-        several = [found] if isinstance(found, Mapping) else found or []
-        checked = optimizer.checked
-        return [each if isinstance(each, Proposal) else Proposal(checked(each)) for each in several]
+        return list(map(self.checked, [found] if isinstance(found, Mapping) else found or []))
+
+    def candidates(self, count: int) -> Any:
+        """Several proposals; where the language model says nothing, one that changes nothing."""
+        self.watch.unspoken = None if self.optimizer.on_refusal == "raise" else []
+        try:
+            found = self.optimizer.propose(count)
+            several = [] if isinstance(found, Mapping) else found or []
+            empty = [each for each in several if isinstance(each, Proposal) and not each]
+            for proposal, words in zip(empty, self.watch.unspoken or (), strict=False):
+                proposal.refused = [*proposal.refused, words]
+            return found
+        finally:
+            self.watch.unspoken = None
+
+    def checked(self, found: Any) -> Proposal:
+        """A proposal with its values as the parameters take them, which no later check repeats."""
+        proposal = found if isinstance(found, Proposal) else Proposal()
+        values = self.optimizer.checked(found)
+        proposal.clear()
+        proposal.update(values)
+        proposal.accepted = dict(values)
+        return proposal
 
     def tried(
         self, proposal: Proposal, batch: _Examples, before: Sequence[_Candidate]
     ) -> _Candidate:
         """A candidate, measured unless one before it had the same values."""
         candidate = _Candidate(len(before) + 1, proposal)
-        values = _encoded(proposal)
-        same = [each for each in before if _encoded(each.proposal) == values]
+        values = self.encoded(proposal)
+        same = [each for each in before if self.encoded(each.proposal) == values]
         if same:
             candidate = replace(same[0], number=candidate.number, proposal=proposal)
         elif proposal and self.compares:
@@ -951,19 +1373,20 @@ class _Training:
         """A candidate with its scores, on the batch and on what was held out; it does not stay."""
         number, before = candidate.number, self.values()
         try:
-            _restore(self.optimizer.checked(candidate.proposal))
+            _restore(candidate.proposal)
             results = self.workers.run(batch, self.place("check", number))
             others = self.workers.run(self.held_out, self.place("validate", number))
         finally:
             _restore(before)
-        validation, found = _evaluation(others).mean, _evaluation(results)
-        return replace(candidate, validation=validation, score=found.mean, feedback=found.feedback)
+        found = _evaluation(results)
+        known = self.scored(found, _evaluation(others))
+        return replace(candidate, **known, feedback=found.feedback)
 
     def choose(self, now: _Candidate, candidates: Sequence[_Candidate]) -> tuple[_Candidate, str]:
         """The candidate to keep, which may be the values in force, and why."""
         changing = [each for each in candidates if each.proposal]
         if not changing:
-            return now, "no change" if candidates else "no feedback"
+            return now, self.why_unchanged([each.proposal for each in candidates])
         best = max(changing, key=lambda each: each.rank)  # the first of equals
         if not self.compares:
             return best, "not compared"
@@ -972,6 +1395,18 @@ class _Training:
         if best.rank < now.rank:
             return now if self.options.gate else best, "worse"
         return best, "better" if best.rank > now.rank else "as good"
+
+    def why_unchanged(self, proposals: Sequence[Proposal]) -> str:
+        """Why no proposal has a value; the first refusal of a run is told."""
+        if not proposals:
+            return "no feedback"
+        if not all(each.refused and len(each.refused) >= len(each.replies) for each in proposals):
+            return "no change"
+        self.warn_once(
+            "no reply to the optimizer could be used, so nothing changed: "
+            f"{proposals[0].refused[-1]} (step {self.number}; Run.refused counts such replies)"
+        )
+        return "refused"
 
     def keep(
         self, now: _Candidate, candidates: Sequence[_Candidate], chosen: _Candidate, reason: str
@@ -983,7 +1418,7 @@ class _Training:
         for candidate in candidates:
             if candidate.proposal and candidate is not chosen:
                 self.remember(candidate, now)
-        if reason == "no change":
+        if reason in ("no change", "refused"):
             self.optimizer.update(candidates[0].proposal)  # which writes the history, no more
         if chosen.proposal:
             self.optimizer.update(chosen.proposal)
@@ -1008,20 +1443,33 @@ class _Training:
         if not self.progress:
             return
         steps = self.options.epochs * math.ceil(len(self.examples) / self.options.batch_size)
-        best = self.best_as_dict()["score"]
-        state = {"step": self.number, "steps": steps, "score": self.scores[-1], "best": best}
+        state = {"step": self.number, "steps": steps, "score": self.scores[-1]}
+        state["best"] = self.best_score()
         pace = (time.monotonic() - self.began) / self.number
         left = round(pace * (steps - self.number))
-        self.progress({**state, **self.meter.spent, "seconds_left": left})
+        self.progress({**state, **self.watch.spent, "seconds_left": left})
 
 
 def _by_name(values: _Values) -> _Record:
     return {parameter.py_name: value for parameter, value in values.items()}
 
 
-def _encoded(values: _Values) -> _Record:
-    """Values as the journal keeps them."""
-    return {name: encode(value, as_text=True) for name, value in _by_name(values).items()}
+def _paths(model: Any, parameters: Iterable[ParameterNode[Any]]) -> dict[ParameterNode[Any], str]:
+    """What the journal calls parameters: their paths in the model, as `save` has them.
+
+    One that is not in a module is called after its function, or by its name without the number.
+    """
+    inside = model.parameters_dict() if hasattr(model, "parameters_dict") else {}
+    found = {parameter: path for path, parameter in inside.items()}
+    for parameter in parameters:
+        if parameter not in found:
+            function = re.search(r"^(?:async )?def (\w+)", str(parameter.data), re.M)
+            base = parameter.name.partition(":")[0]
+            path = base = function[1] if function and base == "__code" else base
+            while path in found.values():
+                path += "_"
+            found[parameter] = path
+    return found
 
 
 def _show_progress(state: _Record) -> None:
@@ -1037,31 +1485,38 @@ def train(
     batch_size: int = 1, candidates: int = 1, validation: Any = None, patience: int | None = None,
     workers: int = 1, executor: Any = None, journal: Any = None, budget: Any = None,
     progress: Any = None, seed: int = 0, shuffle: bool = False, gate: bool = True,
-    failed_score: float = 0.0, redact: Any = None,
+    failed_score: float = 0.0, redact: Any = None, measure: bool = True,
 ) -> Run:  # fmt: skip
     """Optimize the parameters of a model on a dataset, and leave the best values in it.
 
     A step runs a batch, sends each example's own feedback back in one backward, asks for
-    candidates, tries them, and keeps the best of them if it is not worse than what is there.
+    candidates, tries them, and keeps the best of them if it is not worse than what is there. At the
+    end the values kept are measured on the whole dataset, unless a validation set did it better.
 
     Args:
         model: a module, a bundle, a parameter, or any callable if the optimizer has its parameters.
-            It is called with an input; async ones are awaited. If it fails with an
-            `ExecutionError`, the error is the feedback, and the score is `failed_score` or the
-            lowest that the guide gave so far, whichever is less.
+            It is called with an input. An async one is awaited, all of them on one event loop. With
+            several workers its calls overlap: what it keeps on `self` is shared by all of them. If
+            it fails with an `ExecutionError`, the error is the feedback, and the score is
+            `failed_score` or the lowest that the guide gave so far, whichever is less.
         dataset: pairs `(input, info)`, or `{"inputs": [...], "infos": [...]}`.
         guide: a function of `(query, response, info)`: see `Guide`. What it raises ends the run,
-            except a `ReplyError`, which leaves that example without a score.
-        optimizer: an `OptoPrime` of the model by default.
+            except a `ReplyError`, or an `LLMError` because the language model refused, was
+            filtered, was cut off or said nothing: these leave that example without a score.
+        optimizer: an `OptoPrime` of the model by default. A reply to it that cannot be used changes
+            nothing at that step, and is counted; with its `on_refusal="raise"` it ends the run.
         epochs, batch_size: how often to go through the dataset, and how many examples at a time.
+            A batch should be large enough that its mean tells a better value from a worse one.
         candidates: how many proposals to ask for in a step, side by side.
         validation: a second dataset, whose mean score then decides.
         patience: end after so many steps in a row without a better score.
-        workers: how many examples run at a time, in threads.
+        workers: how many examples run at a time, in threads or, async ones, as tasks of the loop;
+            one after the other where no thread can be started.
         executor: a `concurrent.futures.Executor` to run them instead: of threads, or of processes
             (then model, guide and data are pickled, and budgets see the optimizer's calls only).
         journal: a file of JSON lines that keeps all that happens, the data too. The same call with
-            the same file resumes the run after a crash, and pays for no recorded reply again.
+            the same file, in this process or another, resumes the run after a crash and pays for no
+            recorded reply again; with more epochs it goes on from where it ended.
         budget: a context manager with a mapping `spent`, such as `minitrace_record.Budget`. The run
             ends when it is spent.
         progress: a function of a dict, called after each step; False for none. By default a line
@@ -1071,11 +1526,15 @@ def train(
         redact: a function that sees a copy of every record before it is written, and returns it,
             changed or not, or None to leave it out (any but the first). What it takes away from a
             reply is missing when the run is resumed; a reply that is gone is asked for again.
+        measure: False leaves out the measurement at the end; the score is that of a batch then.
+
+    Ctrl-C ends the run when the calls in flight have ended, and a second one at once.
 
     Returns: a `Run`.
 
     Raises:
-        MinitraceError: the journal belongs to another run, or another process is writing it.
+        MinitraceError: the journal belongs to another run, or another process is writing it; or
+            what no other values would avoid, such as a network that is down. It can be resumed.
 
     >>> from minitrace import OptoPrime, StubLLM, node
     >>> answer = node(1, name="answer", trainable=True)
@@ -1090,23 +1549,30 @@ def train(
     held_out = _pairs(() if validation is None else validation, "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
     _check_counts(**counts, workers=workers, patience=1 if patience is None else patience)
+    _check_kinds(guide, budget)
+    options = SimpleNamespace(**counts, patience=patience, gate=gate, shuffle=shuffle, seed=seed)
+    options.failed_score = failed_score
+    facts = {"optimizer": type(optimizer).__name__, "dataset": _digest(examples)}
+    facts |= {"validation": _digest(held_out), **vars(options)}
+    options.measure = measure
+    watch, limit = _Watch(), budget or nullcontext()
+    with limit, around_calls(watch), _Journal(journal, redact).opened() as opened:
+        runner = _Workers(model, guide, workers, executor, failed_score, opened, watch)
+        runner.check_carries(optimizer.parameters)
+        training = _Training(optimizer, runner, examples, held_out, options, progress)
+        training.begin(facts, _made_of(model, guide, optimizer) if journal else {})
+        reason = training.run()
+    spent = watch.spent if budget is None else budget.spent
+    steps, values = training.number, _by_name(training.best_values)
+    told = training.told()
+    return Run(reason, steps, told.pop("score"), values, training.scores, spent, **told)
+
+
+def _check_kinds(guide: Any, budget: Any) -> None:
     if not callable(guide) or isinstance(guide, type):
         raise TypeError(f"guide= takes a function or a Guide(), not {to_text(guide, 60)}")
     if budget is not None and not hasattr(budget, "spent"):
         raise TypeError(f"budget= takes a Budget, not {to_text(budget, 60)}")
-    options = SimpleNamespace(**counts, patience=patience, gate=gate, shuffle=shuffle, seed=seed)
-    options.failed_score = failed_score
-    limit, meter = budget or nullcontext(), _Meter()
-    with limit, around_calls(meter), _Journal(journal, redact).opened() as opened:
-        runner = _Workers(model, guide, workers, executor, failed_score, opened)
-        runner.check_carries(optimizer.parameters)
-        training = _Training(optimizer, runner, examples, held_out, options, progress, meter)
-        facts = {"examples": _digest(examples), "validation": _digest(held_out)}
-        training.begin({"optimizer": type(optimizer).__name__, **facts, **vars(options)})
-        reason = training.run()
-    score, values = training.best_as_dict()["score"], _by_name(training.best_values)
-    spent = meter.spent if budget is None else budget.spent
-    return Run(reason, training.number, score, values, training.scores, spent)
 
 
 def _check_counts(**counts: Any) -> None:
@@ -1136,7 +1602,45 @@ def _digest(examples: Iterable[tuple[int, Any]]) -> str:
     """How many examples there are, and what tells them from others."""
     pairs = [list(pair) for _, pair in examples]
     text = json.dumps(encode(pairs, as_text=True))
-    return f"{len(pairs)}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    several = "example" if len(pairs) == 1 else "examples"
+    return f"{len(pairs):,} {several}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _made_of(model: Any, guide: Any, optimizer: Optimizer) -> dict[str, str]:
+    """What may change between two calls that share a journal, but makes another run of it."""
+    settings = "objective", "memory_size", "max_tokens", "max_chars", "retries", "on_refusal"
+    told = [getattr(optimizer, name, None) for name in settings]
+    return {
+        "the guide": _fingerprint(guide),
+        "the program": _fingerprint(model),
+        "the optimizer": _in_words(told, 2000),
+    }
+
+
+def _fingerprint(thing: Any) -> str:
+    """What tells a function from another, or an object: its code, and the plain values it holds."""
+    thing = inspect.unwrap(thing) if callable(thing) else thing
+    text = " ".join(_codes(thing if hasattr(thing, "__code__") else type(thing)))
+    held = [*vars(thing).values()] if hasattr(thing, "__dict__") else []
+    held += getattr(thing, "__defaults__", None) or ()
+    for cell in getattr(thing, "__closure__", None) or ():
+        with suppress(ValueError):  # it is empty
+            held.append(cell.cell_contents)
+    plain = [each for each in held if isinstance(each, (str, int, float))]
+    return hashlib.sha256(f"{text} {plain}".encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def _codes(value: Any) -> Iterator[str]:
+    """The code of a function, or of each function of a class, in words that stay the same."""
+    code = getattr(value, "__code__", value)
+    if isinstance(code, CodeType):
+        plain = [each for each in code.co_consts if not isinstance(each, (CodeType, frozenset))]
+        yield f"{code.co_name} {code.co_code.hex()} {code.co_names} {plain}"
+        for each in code.co_consts:
+            yield from _codes(each)
+    elif isinstance(value, type):
+        for each in vars(value).values():
+            yield from _codes(inspect.unwrap(each) if callable(each) else each)
 
 
 # ---- Measuring alone -----------------------------------------------------------------------------
@@ -1195,8 +1699,14 @@ def evaluate(
         inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
         dataset = [(each, None) for each in inputs]
     _check_counts(workers=workers)
-    runner = _Workers(model, guide, workers, executor, failed_score, _Journal(None))
-    return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
+    watch = _Watch()
+    runner = _Workers(model, guide, workers, executor, failed_score, _Journal(None), watch)
+    with around_calls(watch):
+        try:
+            return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
+        except KeyboardInterrupt:
+            watch.settle()
+            raise
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
