@@ -987,7 +987,7 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
     return Node.format(x, *args, **kwargs)
 
 
-operators.format = update_wrapper(_format, operators.format)
+setattr(operators, "format", update_wrapper(_format, operators.format))
 
 
 # ---- 2. Forward ----------------------------------------------------------------------------------
@@ -3894,6 +3894,8 @@ def _read_elsewhere(node: AnyNode) -> Any:
     """The data of a node outside all scopes; noted by bodies that wait for this, a bare thread."""
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
+        if body.thread == get_ident():  # no scope is open in this thread: Ctrl-C left it behind
+            _bodies.remove(body)
         frame = frames.get(body.thread)
         if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
             value = body.read(node)
@@ -3921,15 +3923,16 @@ def around_calls(hook: Function) -> Iterator[None]:
     script said Paris.
     """
     before = _hooks.get()
-    _hooks.set((*(before or ()), hook))
-    _open_hooks.append(hook)
     try:
+        _open_hooks.append(hook)
+        _hooks.set((*(before or ()), hook))
         yield
     finally:
-        _open_hooks.remove(hook)
-        left = [*(_hooks.get() or ())]
-        left.remove(hook)
-        _hooks.set(tuple(left) or (before and ()))
+        with suppress(ValueError):
+            _open_hooks.remove(hook)
+            left = [*(_hooks.get() or ())]
+            left.remove(hook)
+            _hooks.set(tuple(left) or (before and ()))
 
 
 class LanguageModel:
@@ -3960,11 +3963,12 @@ class LanguageModel:
         ask = partial(self._complete, given, merged)
         for hook in reversed(dict.fromkeys(_open_hooks if _is_bare() else _hooks.get() or ())):
             ask = partial(hook, self, given, merged, ask)
-        token = _hooks.set(())
+        before = _hooks.get()
         try:
+            _hooks.set(())
             return ask()
         finally:
-            _hooks.reset(token)
+            _hooks.set(before)
 
     def _complete(self, messages: _Messages, options: Fields) -> Reply:
         """What `complete` gives; one of yours that raises is a language model that failed."""
