@@ -174,7 +174,7 @@ class GRAPH:
 
 # The `_Scope` (see section 2) that the running code is in, or None.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
-_bodies: list[_Body] = []  # the scopes of all bundles that are running, in any thread
+_bodies: set[_Body] = set()  # the scopes of all bundles that are running, in any thread
 
 
 # How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
@@ -1175,13 +1175,13 @@ class _Body(_Scope):
                 if len(held) > 1:
                     self.held.append((name, each._data, held))
         self.thread = get_ident()
-        _bodies.append(self)
+        _bodies.add(self)
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
-        _bodies.remove(self)
+        _bodies.discard(self)
         _scope.reset(self.token)
         if error is not None and not isinstance(error, Exception):
             return
@@ -1354,6 +1354,7 @@ class Bundle(Parameterized, Generic[P, T]):
                 data = to_data(body.call.invoke(self.op.function, body.arguments))
         finally:
             _scope.set(around)  # even if Ctrl-C came while the block was entered or left
+            _bodies.discard(body)
         return _record(self.op, body.call, data)
 
     async def _run_async(self, body: _Body) -> MessageNode[Any]:
@@ -3894,8 +3895,6 @@ def _read_elsewhere(node: AnyNode) -> Any:
     """The data of a node outside all scopes; noted by bodies that wait for this, a bare thread."""
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
-        if body.thread == get_ident():  # no scope is open in this thread: Ctrl-C left it behind
-            _bodies.remove(body)
         frame = frames.get(body.thread)
         if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
             value = body.read(node)
