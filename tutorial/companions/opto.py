@@ -41,8 +41,8 @@ carries. Chapter 17 of the tutorial tells them apart. What a program may notice:
 - Importing this file gives minitrace's own classes a few of Trace's names (see `_GIVEN`).
 
 Left out, and said so when a program imports it: the searches `PrioritySearch`, `UCBSearch`, beams
-and GEPA; `OptoPrimeMulti`; `apply_op`, `NodeContainer`, `Seq` and `Map`, since plain containers
-work everywhere; the registry behind `GRAPH`, and sets of dependencies.
+and GEPA; `apply_op`, `NodeContainer`, `Seq` and `Map`, since plain containers work everywhere;
+`node_to_function_feedback`, and the registry behind `GRAPH`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class TraceGraph(minitrace.TraceGraph):
     def render(self, filename: str = "trace_graph", **ignored: Any) -> str:
         """Write the graph as a tree of text, and give the path."""
         path = f"{filename}.txt"
-        _make_folder(path)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             file.write(self.tree())
         return path
@@ -199,7 +199,6 @@ class Propagator(minitrace.Propagator):
 
 
 _plain_backward = minitrace.Node.backward
-_plain_save = minitrace.Module.save
 
 
 def _backward(
@@ -227,36 +226,15 @@ def _children(self: Any) -> list[Any]:
     return [each for each in TraceGraph.of(*made) if contain(made, each)]
 
 
-def _make_folder(path: str) -> None:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-
-
-def _save(self: Any, path: Any) -> None:
-    """`Module.save`, and the folders that are missing."""
-    _make_folder(path)
-    _plain_save(self, path)
-
-
-def _module(bundle: Any) -> Any:
-    """A module with the code of a bundle."""
-    module = minitrace.Module()
-    vars(module).update(code=bundle.parameters())
-    return module
-
-
 # What minitrace's own classes get, so that every node has it.
 _GIVEN: dict[Any, dict[str, Any]] = {
     minitrace.Node: {
         "backward": _backward,
         "children": property(_children),
         "is_leaf": property(lambda self: not self.children),
+        "parameter_dependencies": property(lambda self: set(TraceGraph.of(self).parameters)),
     },
     ExecutionError: {"__str__": lambda self: self.exception_node.create_feedback("full")},
-    minitrace.Module: {"save": _save},
-    type(bundle()(minitrace.to_data)): {
-        "save": lambda self, path: _module(self).save(path),
-        "load": lambda self, path: _module(self).load(path),
-    },
 }
 for _owner, _names in _GIVEN.items():
     for _name, _value in _names.items():
@@ -276,7 +254,7 @@ def _completion(answer: Any) -> Reply:
     """An answer as a reply that a program may also read as `.choices[0].message.content`."""
     text = answer if isinstance(answer, str) else answer.choices[0].message.content or ""
     facts = vars(answer) if isinstance(answer, Reply) else {}
-    choice = SimpleNamespace(message=SimpleNamespace(content=str(text)))
+    choice = SimpleNamespace(message=SimpleNamespace(content=text))
     return Reply(text, **{**facts, "choices": [choice]})
 
 
@@ -321,7 +299,7 @@ def _as_llm(llm: Any) -> Any:
 _KNOWN = "propagator objective memory_size max_tokens max_chars retries on_refusal"
 _SWALLOWED = """config_list filter_dict prompt_symbols include_example json_keys log
     use_json_object_format optimizer_prompt_symbol_set truncate_expression initial_var_char_limit
-    wandb_enabled synthesize ignore_extraction_error"""
+    temperature_range wandb_enabled synthesize ignore_extraction_error"""
 
 
 class Optimizer(minitrace.Optimizer):
@@ -340,7 +318,7 @@ class Optimizer(minitrace.Optimizer):
         options["objective"] = options.get("objective") or self.default_objective
         lenient = {"memory_size": self.memory, "retries": 0, "on_refusal": refusal}
         super().__init__(parameters, _as_llm(llm), **{**lenient, **options})
-        self.log: list[dict[str, str]] = []
+        self.log: list[Any] = []
         for each in self.parameters:
             each.feedback = Feedback(each.feedback)
 
@@ -368,7 +346,7 @@ class Optimizer(minitrace.Optimizer):
 
     def _step(self, verbose: Any = False, n: int | None = None, **ignored: Any) -> Any:
         if not any(each.feedback for each in self.parameters):
-            return [] if n else Proposal()
+            return [Proposal()] if n else Proposal()
         found = super().propose(n)
         for each in found if n else [found]:
             self._tell(each, verbose)
@@ -434,6 +412,24 @@ class TextGrad(Optimizer, minitrace.TextGrad):
         return super()._step(*args, **options)
 
 
+class OptoPrimeMulti(OptoPrime):
+    """`OptoPrime` that asks `num_responses` times; `selector` chooses, or else the last counts."""
+
+    def __init__(
+        self, *args: Any, num_responses: int = 5, selector: Any = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.num_responses = num_responses
+        self.selector = selector
+
+    def _step(self, *args: Any, **options: Any) -> Any:
+        options["n"] = self.num_responses
+        self.candidates = super()._step(*args, **options)
+        if self.selector:
+            return self.selector(self.candidates)
+        return self.candidates[-1]
+
+
 OptoPrimeV1 = OptoPrimeV2 = OptoPrime
 OPROv2 = OPRO
 
@@ -477,7 +473,8 @@ Is the response right? Then say {correctness_template}; if not, {incorrectness_t
         vars(self).update(options)
 
     def __call__(self, query: Any, response: Any, reference: Any) -> Any:
-        right, facts = "Correct [TERMINATE]", {"incorrectness_template": "Incorrect"}
+        right = "Correct [TERMINATE]"
+        facts = {"incorrectness_template": "Incorrect"}
         facts |= {"query": query, "response": response, "reference": reference}
         asked = self.prompt_template.format(correctness_template=right, **facts)
         said = operators.call_llm(self.llm, self.system_prompt, asked).data
