@@ -386,8 +386,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
 
     def zero_feedback(self) -> None:
         """Forget the feedback."""
-        if self.trainable:
-            self.feedback.clear()
+        self.feedback.clear()
 
     def detach(self) -> Node[T]:
         """A new root with a copy of the value and no past; of a parameter, a new parameter."""
@@ -537,22 +536,6 @@ class MessageNode(Node[T]):
         self._base = base = op.name
         self._number, self._index = next(_numbers), next(_names[base])
 
-    if sys.platform == "emscripten":  # in a browser a long chain, freed at once, ends Python
-
-        def __del__(self) -> None:
-            """Free what it came from one node after the other, not one inside the other."""
-            _unlinked.append((self.parents, self._call))
-            self.parents, self._call = (), None
-            if not _freeing:
-                _freeing.append(True)
-                while _unlinked:
-                    _unlinked.pop()
-                _freeing.clear()
-
-
-_unlinked: list[Any] = []
-_freeing: list[bool] = []
-
 
 _RULES = "choices", "bounds", "constraint", "projections", "check"
 
@@ -649,19 +632,6 @@ class ParameterNode(Node[T]):
     def _as_root(self, data: T, base: str) -> ParameterNode[T]:
         rules = {rule: getattr(self, rule) for rule in _RULES}
         return _accepted_parameter(data, base, self._description, rules)
-
-
-def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
-    """A parameter whose value was checked before."""
-    parameter: ParameterNode[Any] = ParameterNode(
-        None, base, words
-    )  # no rules yet, nothing to check
-    parameter.restore(data)
-    for name, rule in rules.items():
-        setattr(parameter, name, rule)
-    if _is_code(parameter):
-        parameter._index = None  # it is called after its function
-    return parameter
 
 
 def _base_of(name: Any) -> str:
@@ -973,23 +943,6 @@ for _kind in (list, tuple, set, dict):
     _define(f"to_{_kind.__name__}", _kind, f"{_kind.__name__}(x)")
 
 
-def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """`x.format()`; a template string (from Python 3.14 on) is taken apart into text and values."""
-    if hasattr(x, "interpolations"):
-        args = tuple([_format(v) if hasattr(v, "interpolations") else v for v in x.values])
-        parts, x = x, ""
-        for part in parts:
-            if isinstance(part, str):
-                x += re.sub("[{}]", r"\g<0>\g<0>", part)
-            else:
-                x += f"{{!{part.conversion}".replace("!None", "")
-                x += f":{part.format_spec}}}" if part.format_spec else "}"
-    return Node.format(x, *args, **kwargs)
-
-
-setattr(operators, "format", update_wrapper(_format, operators.format))
-
-
 # ---- 2. Forward ----------------------------------------------------------------------------------
 #
 # What is recorded while a program runs?  Each call of a function marked `@bundle`, as one node.
@@ -1113,11 +1066,11 @@ class _Scope:
         if outer is not None:
             self.tracing = self.tracing and outer.tracing
             self.replacements = outer.replacements
-        self.token = _scope.set(self)
+        _scope.set(self)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        _scope.reset(self.token)
+        _scope.set(self.outer)
 
     def read(self, node: AnyNode) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
@@ -1146,10 +1099,10 @@ def stop_tracing() -> Iterator[None]:
     scope, around = _Scope(), _scope.get()
     scope.tracing = False
     try:
-        with scope:
-            yield
+        scope.__enter__()
+        yield
     finally:
-        _scope.set(around)
+        _scope.set(around)  # a single call of C code, which Ctrl-C cannot interrupt
 
 
 def _is_code(node: AnyNode) -> bool:
@@ -1182,7 +1135,7 @@ class _Body(_Scope):
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
         _bodies.discard(self)
-        _scope.reset(self.token)
+        _scope.set(self.outer)
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
@@ -4670,6 +4623,23 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
 setattr(operators, "call_llm", _call_llm)
 
 
+def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """`x.format()`; a template string (from Python 3.14 on) is taken apart into text and values."""
+    if hasattr(x, "interpolations"):
+        args = tuple([_format(v) if hasattr(v, "interpolations") else v for v in x.values])
+        parts, x = x, ""
+        for part in parts:
+            if isinstance(part, str):
+                x += re.sub("[{}]", r"\g<0>\g<0>", part)
+            else:
+                x += f"{{!{part.conversion}".replace("!None", "")
+                x += f":{part.format_spec}}}" if part.format_spec else "}"
+    return Node.format(x, *args, **kwargs)
+
+
+setattr(operators, "format", update_wrapper(_format, operators.format))
+
+
 class StubLLM(LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
@@ -5353,6 +5323,19 @@ def _in_pickle(value: Any) -> Any:
     return _pickling.setdefault(value._number, _Pickled(value))
 
 
+def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
+    """A parameter whose value was checked before."""
+    parameter: ParameterNode[Any] = ParameterNode(
+        None, base, words
+    )  # no rules yet, nothing to check
+    parameter.restore(data)
+    for name, rule in rules.items():
+        setattr(parameter, name, rule)
+    if _is_code(parameter):
+        parameter._index = None  # it is called after its function
+    return parameter
+
+
 def _pickled_node(node: AnyNode) -> tuple[Any, ...]:
     """How a pickle makes a node again: a callable and its arguments."""
     root = node._data, node._base, node._description
@@ -5378,6 +5361,27 @@ def _find_op(module: str, path: str, name: str, words: str, names: tuple[str, ..
         if isinstance(found, _Op) and found.description == words:
             return found
     return _Op(name, words, names, None)
+
+
+# ---- In a browser a long chain of nodes that is freed at once would end Python.
+
+_unlinked: list[Any] = []
+_freeing: list[bool] = []
+
+
+def _free_one_by_one(node: MessageNode[Any]) -> None:
+    """Free what a node came from one after the other, not one inside the other."""
+    _unlinked.append((node.parents, node._call))
+    node.parents, node._call = (), None
+    if not _freeing:
+        _freeing.append(True)
+        while _unlinked:
+            _unlinked.pop()
+        _freeing.clear()
+
+
+if sys.platform == "emscripten":
+    setattr(MessageNode, "__del__", _free_one_by_one)
 
 
 # ---- 8. Command line -----------------------------------------------------------------------------

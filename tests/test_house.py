@@ -151,7 +151,7 @@ LOOK_DOWN = {
     (1, "_identifier"): "a name as an identifier",
     (3, "_identifier"): "the same",
     (2, "_held_by"): "whether a body changed its arguments in place",
-    (1, "_is_code"): "code is called after its function",
+    (1, "_accepted_parameter"): "a copy of a parameter, whose value was checked before",
     (2, "check_code"): "how code is told from other parameters",
     (4, "to_text"): "the text of a value, in errors",
     (2, "CodeBundle"): "bundle(trainable=True)",
