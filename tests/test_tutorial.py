@@ -349,7 +349,7 @@ def solution(number):
 
 def test_there_is_an_exercise_for_each_chapter_from_1_on():
     chapters = [int(path.name[:2]) for path in CHAPTERS if path.name[0].isdigit()]
-    assert checks.numbers() == sorted(set(chapters) - {0, 17})  # 17 is about programs of others
+    assert checks.numbers() == sorted(set(chapters) - {0})
     assert sorted(SOLUTIONS.glob("*.py")) == [solution(number) for number in checks.numbers()]
 
 
@@ -563,6 +563,15 @@ MISTAKES = [  # the exercise, what stands in the solution, what stands there ins
     (16, "except CodeError as error", "except KeyError as error", "what the code itself raised"),
     (16, '{error.kind}: {error.message}, in line {error.line}', "{error.message}", "error.kind, error.line"),
     (16, "gave {result!r}, wanted is", "is not", "if both are told"),
+    (17, '"memory_size": 0, ', "", "memory_size=0 shows no past attempts"),
+    (17, ', "retries": 0', "", "it asked again, twice"),
+    (17, ', "on_refusal": "keep"', "", 'unless on_refusal="keep"'),
+    (17, "{**defaults, **given}", "{**given, **defaults}", "goes before the default"),
+    (17, "**{**defaults, **given}", "memory_size=0, retries=0, on_refusal='keep', **given", "given twice"),
+    (17, " if name not in IGNORED", "", "does not take these"),
+    (17, "if name not in IGNORED", "if name in defaults", "all other options are passed on"),
+    (17, "if name not in IGNORED", "if name in [*defaults, 'objective']", "a misspelled option should be told"),
+    (17, "return OptoPrime", "OptoPrime", "has to be returned"),
 ]  # fmt: skip
 
 

@@ -817,6 +817,75 @@ hint: isinstance(it, LimitError) -> an endless loop ends as a LimitError: its wo
 hint: Limits(seconds=1) stops it
 """
 
+EXERCISES[17] = """
+x = node(3, name="x", trainable=True)
+asked = []
+def poet(messages, **options):
+    asked.append(messages)
+    return "Salt is the sea's own memory."
+def cook(messages, **options):
+    return '{"suggestion": {"x0": 4}}'
+def stepped(llm, **options):
+    asked.clear()
+    x.set(3)
+    optimizer = moved([x], llm, **options)
+    optimizer.zero_feedback()
+    optimizer.backward(x * 2, "too low")
+    optimizer.step()
+    return len(asked), x.data
+
+call: type(moved([x], cook)).__mro__[:2] == (OptoPrime, Optimizer)
+want: True
+hint: minitrace's own: OptoPrime(parameters, llm, ...), which has to be returned
+
+call: stepped(cook)
+want: (0, 4)
+hint: isinstance(it, AttributeError) -> the optimizer has to be returned
+hint: it works on `parameters`, and asks `llm`
+
+call: moved([x], cook).memory_size
+want: 0
+hint: it == 8 -> that is minitrace's default: memory_size=0 shows no past attempts
+
+call: stepped(poet)
+want: (1, 3)
+hint: isinstance(it, ReplyError) -> a reply that cannot be used raises, unless on_refusal="keep"
+hint: it == (3, 3) -> it asked again, twice: retries=0
+hint: one question, and a value that stays
+
+call: moved([x], cook, memory_size=4).memory_size
+want: 4
+hint: isinstance(it, TypeError) -> given twice: put the defaults into a dict, and let the options \
+replace what is in it
+hint: it == 0 -> an option that the program gives goes before the default
+
+call: stepped(poet, retries=1)
+want: (2, 3)
+hint: isinstance(it, TypeError) -> given twice: put the defaults into a dict, and let the options \
+replace what is in it
+hint: an option that the program gives goes before the default
+
+call: stepped(poet, on_refusal="raise")
+test: isinstance(it, ReplyError)
+want: ReplyError
+hint: an option that the program gives goes before the default
+
+call: stepped(cook, config_list=[], ignore_extraction_error=True)
+want: (0, 4)
+hint: isinstance(it, TypeError) -> minitrace's own OptoPrime does not take these: leave out the \
+options that IGNORED names
+
+call: moved([x], cook, objective="Salt it.", prompt_symbols=None).objective
+want: 'Salt it.'
+hint: isinstance(it, TypeError) -> leave out all the options that IGNORED names
+hint: all other options are passed on
+
+call: moved([x], cook, memory=4)
+test: isinstance(it, TypeError)
+want: TypeError, for there is no such option
+hint: leave out what IGNORED names, and nothing else: a misspelled option should be told
+"""
+
 
 # ---- What the calls above use beside the exercise and the library's names ----
 
