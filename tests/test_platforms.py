@@ -238,3 +238,81 @@ def test_saving_into_a_folder_that_is_read_only_says_so_and_loses_nothing(tmp_pa
     done = run("-c", save.format(2), cwd=home, before=read_only(home))
     assert done.returncode == 1 and str(home) in done.stderr.splitlines()[-1]
     assert (home / "it.json").read_bytes() == kept
+
+
+# ---- What newer Pythons brought (their syntax stands in texts, which older ones do not read)
+
+
+def program(tmp_path, text, *flags):
+    """What a program says that has minitrace.py beside it."""
+    home = beside(tmp_path / "home")
+    (home / "program.py").write_text(text, encoding="utf-8")
+    done = run(*flags, "program.py", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="no lazy imports")
+@pytest.mark.parametrize("flags", [(), ("-X", "lazy_imports=all")])
+def test_a_lazy_import_is_an_import(tmp_path, flags):
+    text = """
+lazy import minitrace
+lazy from minitrace_limits import Limits
+lazy from minitrace_train import train
+import sys
+print("minitrace" in sys.modules)
+
+@minitrace.bundle(trainable=True, limits=Limits(seconds=5))
+def half(x):
+    return x / 2
+
+print(half(minitrace.node(6)).data)
+half.parameter.set("def half(x):\\n    return x / 3")
+print(half(minitrace.node(6)).data, train.__name__)
+"""
+    assert program(tmp_path, text, *flags) == ["False", "3.0", "2.0 train"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="no lazy imports")
+def test_the_demo_and_the_doctests_pass_when_every_import_is_lazy():
+    lazy = "-X", "lazy_imports=all"
+    assert shows_the_demo(run(*lazy, "minitrace.py"))
+    assert silent(run(*lazy, "-m", "doctest", "minitrace.py"))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_annotations_may_name_what_comes_later(tmp_path):
+    text = """
+from minitrace import bundle, node
+
+@bundle()
+def area(shape: Shape) -> Later:
+    return shape["side"] ** 2
+
+class Shape(dict):
+    @bundle()
+    def twice(self, other: Shape) -> Shape:
+        return Shape(side=other["side"] * 2)
+
+shape = Shape(side=3)
+print(area(node(shape)).data, Shape.twice(shape, shape).data)
+"""
+    assert program(tmp_path, text) == ["9 {'side': 6}"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_annotations_of_trainable_code_may_name_what_comes_later(tmp_path):
+    text = """
+from minitrace import bundle, node
+
+class Shape(dict):
+    @bundle(trainable=True)
+    def twice(self, other: Shape) -> Shape:
+        return Shape(side=other["side"] * 2)
+
+shape = Shape(side=3)
+print(shape.twice(shape).data)
+shape.twice.parameter.set(shape.twice.parameter.data.replace("* 2", "* 3"))
+print(shape.twice(shape).data)
+"""
+    assert program(tmp_path, text) == ["{'side': 6}", "{'side': 9}"]

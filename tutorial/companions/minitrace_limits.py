@@ -23,6 +23,12 @@ How it works: a child process loads minitrace.py and this file, gives up what it
 One warm child serves many calls. A child that reaches a limit is killed with everything it started,
 and the next call gets a new one. The first half of this file runs in the caller, the second in the
 child.
+
+Where it runs: time, output and environment are held wherever Python can start a process. The rest
+is only POSIX: bounds on processor time, open files, file size, processes and core files everywhere
+there; memory not on macOS; no network, and the end of all that a child started, on Linux where
+namespaces are allowed. On Windows a child's empty working directory stays behind, and what a child
+started outlives it. In a browser there are no processes: `run` and `report` raise a `LimitError`.
 """
 
 from __future__ import annotations
@@ -476,6 +482,8 @@ def _tighten(memory_mb: int) -> list[str]:
         "processes": ("NPROC", 0),
         "core": ("CORE", 0),
     }
+    if sys.platform == "darwin":
+        del bounds["memory"]  # it would be taken, and not enforced
     held = ["cpu"]
     for word, (limit, bound) in bounds.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
