@@ -16,27 +16,29 @@ LLM response:
 {"suggestion": {"x0": 5}}
 {<ParameterNode x:0 = 5>: 5}
 
-The names are those of trace-opt 0.1.3.8, and of 0.2.0 those of its trainer that `minitrace_train`
-carries. Chapter 17 of the tutorial tells them apart. What a program may notice:
+The names are those of trace-opt 0.1.3.8, and of the trainer of 0.2.0 as far as `minitrace_train`
+carries it. Chapter 17 of the tutorial explains. What a program may notice:
 
 - Optimizers are as lenient as Trace's: `memory_size` is 0; a step asks once (`retries=2` asks again
   after a reply that cannot be used); such a reply keeps the values, with a warning; a step without
   feedback does nothing.
 - A reply is applied whole or not at all, after its types and its code were checked.
-- The prompt is minitrace's. Options about Trace's own, such as `prompt_symbols` or `mask`, are
-  accepted and do nothing; an option that neither knows is ignored with a warning.
+- The prompt is minitrace's. Options for Trace's own, such as `prompt_symbols` or `mask`, are
+  accepted and do nothing; an option that neither knows is ignored, with a warning.
 - The graph is minitrace's: nodes inside an argument, and nodes from outside that are allowed, are
   parents; with `traceable_code=True` every step in a function is a node, and the call is none; a
   node made by hand is called after its `name`, and so is its operator.
+- One backward brings one trace graph, with the paths of every parameter that it reached; in Trace
+  each parameter has a graph of its own paths.
 - `str(node)` is the value. Feedback is a list; `values()` and `items()` are there for programs that
   read it as a dict. `trace_graph.graph` numbers its nodes, and does not give their levels.
 - Backward never uses up a graph. Several outputs may have words of their own.
-- `children` and `is_leaf` look through everything that lives, for nothing points from a node to
-  what was made of it. They are slow, and see no node that nobody holds.
+- Nothing points from a node to those made of it, so `children` and `is_leaf` look at every living
+  object. They are slow, and find no node that nobody holds.
 - `visualize=True` gives the trace graph, whose `render` writes a tree of text; no Graphviz is
   needed. To draw it in a notebook, import `minitrace_pictures`.
 - `LLM()` asks the language model named in TRACE_LITELLM_MODEL or MINITRACE_MODEL. An optimizer
-  without one has a `StubLLM`. A key alone in the environment makes nobody ask anything.
+  without one has a `StubLLM`. A key alone in the environment never makes anything spend.
 - Files are JSON. Those that Trace saved are pickles, and cannot be read.
 - Importing this file gives minitrace's own classes a few of Trace's names (see `_GIVEN`).
 
