@@ -150,7 +150,7 @@ def train(captain, llm, steps=6):
     Every step plays the training boards and shows the longest game. The best code is kept.
     """
     optimizer = OptoPrime(
-        captain, llm, objective=TASK, memory_size=4, max_chars=7000, retries=1, on_refusal="keep"
+        captain, llm, objective=TASK, memory_size=4, max_chars=14_000, retries=1, on_refusal="keep"
     )
     for step in range(steps + 1):
         games = [play(captain, seed) for seed in TRAINING]
