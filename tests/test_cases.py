@@ -327,7 +327,7 @@ def test_enumerating_is_better_than_chance_and_than_the_start():
 
 
 def test_training_a_captain_keeps_the_best_code():
-    worse = json.dumps({"suggestion": {"__code1": "def choose(view, plan):\n    return (7, 7)"}})
+    worse = json.dumps({"suggestion": {"choose_code": "def choose(view, plan):\n    return (7, 7)"}})
     captain, code = battleship.Captain(), battleship.choose
     means = battleship.train(captain, Script([worse]), steps=1)
     assert means[0] < means[1] == 36
