@@ -439,6 +439,7 @@ case(
         return '{"suggestion": {"x0": %d}}' % next(answers)
     largest = lambda candidates: max(candidates, key=lambda each: each.get(x, 0))
     for options in {}, {"selector": largest}:
+        x.set(3)  # which answer came first, and was taken, depends on threads
         optimizer = OptoPrimeMulti([x], llm=llm, num_responses=3, temperature_range=[1.0, 0.0], **options)
         print(optimizer.step())
         optimizer.backward(x + 1, "low")
