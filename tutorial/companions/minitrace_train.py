@@ -339,7 +339,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.spent = {"calls": 0, "tokens": 0}
-        self.in_flight = {"calls": 0, "examples": 0}
+        self.in_flight: list[tuple[str, int]] = []  # each with its thread
         self.stopped = False
         self.unspoken: list[str] | None = None  # why no reply came, where that is no error
         self.changed = threading.Condition()
@@ -363,26 +363,31 @@ class _Watch:
     @contextmanager
     def flight(self, kind: str) -> Iterator[None]:
         """A block that is waited for when the run is stopped, and not entered after that."""
+        entry = kind, threading.get_ident()
         with self.changed:
             if self.stopped:
                 raise KeyboardInterrupt("the run was stopped")
-            self.in_flight[kind] += 1
+            self.in_flight.append(entry)
         try:
             yield
         finally:
             with self.changed:
-                self.in_flight[kind] -= 1
+                self.in_flight.remove(entry)
                 self.changed.notify_all()
 
     def settle(self) -> None:
         """Let nothing new begin and wait for what is in flight, so that its replies are kept."""
+        here = threading.get_ident()
+
+        def others() -> list[str]:
+            return sorted(kind for kind, thread in self.in_flight if thread != here)
+
         with self.changed:
             self.stopped = True
-            for kind, count in self.in_flight.items():
-                if count:
-                    _say(_STOPPING.format(count, kind))
-                    break
-            self.changed.wait_for(lambda: not any(self.in_flight.values()))
+            kinds = others()
+            if kinds:  # calls, if there are any, and else examples
+                _say(_STOPPING.format(kinds.count(kinds[0]), kinds[0]))
+            self.changed.wait_for(lambda: not others())
 
 
 _STOPPING = "stopping: waiting for {} {} in flight; Ctrl-C again does not wait"
