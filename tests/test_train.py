@@ -135,7 +135,9 @@ def test_a_bundle_is_a_model():
     def double(x):
         return x
 
-    script = Script([json.dumps({"suggestion": {"double_code": "def double(x):\n    return 2 * x"}})])
+    script = Script(
+        [json.dumps({"suggestion": {"double_code": "def double(x):\n    return 2 * x"}})]
+    )
     train(double, [(2, 4)], exact, OptoPrime(double, llm=script))
     assert double(5).data == 10
 
@@ -638,7 +640,9 @@ def test_code_of_a_bundle_that_fails_is_not_kept():
         return x
 
     bodies = ["return x +", "return nothing", "return 1 / 0", "return 2 * x"]
-    replies = [json.dumps({"suggestion": {"double_code": f"def double(x):\n    {b}"}}) for b in bodies]
+    replies = [
+        json.dumps({"suggestion": {"double_code": f"def double(x):\n    {b}"}}) for b in bodies
+    ]
     run = train(
         double, [(2, 4)], lambda q, r, i: r == i,
         OptoPrime(double, llm=Script(replies), retries=0), epochs=4, failed_score=-1.0,

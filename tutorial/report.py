@@ -11,7 +11,6 @@ not `Html` already, and the page's own policy runs no other script or style than
 
 import argparse
 import base64
-import contextlib
 import difflib
 import hashlib
 import html
@@ -85,28 +84,6 @@ def spent(calls, prices=()):
     words += ["tokens unknown"] if not (guessed or any(tokens)) else []
     words += [f"${(tokens[0] * prices[0] + tokens[1] * prices[1]) / 1e6:.4f}"] if prices else []
     return ", ".join(words) if calls else "no calls"
-
-
-def functions(first):
-    """What the code parameters of a run are called in its graphs, and the names of their functions."""
-    names, values = first.get("names"), first["configuration"].get("parameters")
-    found = {}
-    for path, called in names.items() if isinstance(names, dict) else ():
-        source = values.get(path) if isinstance(values, dict) else None
-        defined = re.search(r"^(?:async )?def (\w+)", str(source), re.M)
-        if defined and isinstance(called, list) and str(called[-1]).startswith("__code"):
-            found[str(called[-1])] = defined[1]
-    once = [name for name in found.values() if [*found.values()].count(name) == 1]
-    return {called: name for called, name in found.items() if name in once}
-
-
-def renamed(value, names):
-    """A value as JSON has it, with other names in its texts."""
-    if isinstance(value, str):
-        return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), value)
-    if isinstance(value, dict):
-        return {renamed(key, names): renamed(item, names) for key, item in value.items()}
-    return [renamed(item, names) for item in value] if isinstance(value, list) else value
 
 
 REASONS = {
@@ -423,11 +400,6 @@ def policy(style, script):
 def page(data, prices=(), name=""):
     """The page of a run: HTML, from the bytes of its journal and the name of that file."""
     records, notes = read(data)
-    called = functions(records[0])
-    shown = "graph", "reasoning", "answer", "refused"
-    for record in records if called else ():
-        with contextlib.suppress(RecursionError):
-            record.update({key: renamed(record[key], called) for key in shown if key in record})
     steps, configuration = by_step(records), records[0]["configuration"]
     first = configuration.get("parameters")
     before = first = first if isinstance(first, dict) else {}

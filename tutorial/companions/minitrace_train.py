@@ -1462,15 +1462,13 @@ def _by_name(values: _Values) -> _Record:
 def _paths(model: Any, parameters: Iterable[ParameterNode[Any]]) -> dict[ParameterNode[Any], str]:
     """What the journal calls parameters: their paths in the model, as `save` has them.
 
-    One that is not in a module is called after its function, or by its name without the number.
+    One that is not in the model is called by its name, without the number.
     """
     inside = model.parameters_dict() if hasattr(model, "parameters_dict") else {}
     found = {parameter: path for path, parameter in inside.items()}
     for parameter in parameters:
         if parameter not in found:
-            function = re.search(r"^(?:async )?def (\w+)", str(parameter.data), re.M)
-            base = parameter.name.partition(":")[0]
-            path = base = function[1] if function and base == "__code" else base
+            path = parameter.name.partition(":")[0]
             while path in found.values():
                 path += "_"
             found[parameter] = path
