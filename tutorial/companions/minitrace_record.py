@@ -59,7 +59,8 @@ class Budget:
     """A `with` block that stops the call that would pass a limit, before it is made.
 
     Every call of a language model counts once in each budget around it, in threads and tasks too,
-    live, replayed or scripted; a `Replay` that asks a live one is one call.
+    live, replayed or scripted; a `Replay` that asks a live one is one call. A plain thread, which
+    knows nothing of the blocks around whoever started it, counts in every budget that is open.
     Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
     length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they pass a
     limit by the calls in flight at most. A call that the server refused costs no tokens; one that

@@ -6,8 +6,9 @@ program on examples that a guide judges; `evaluate` only measures. Each step of 
     run a batch -> send back what was said of each example -> ask for candidates
                 -> try each of them -> keep the best, unless it is worse than what is there
 
-Examples run side by side, in threads or in other processes. A journal keeps every reply of a
-language model, so that a run that was stopped goes on without paying for any of them twice.
+Examples run side by side: in threads, as tasks of one event loop, or in other processes. A journal
+keeps every reply of a language model, so that a run that was stopped goes on without paying for any
+of them twice.
 
 >>> from minitrace import Module, OptoPrime, StubLLM, node
 >>> class Shift(Module):
