@@ -52,6 +52,14 @@ from minitrace import (
 
 HERE = Path(__file__).resolve().parent
 
+# Said on purpose, and asked for where a test is about it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*holds the whole of this run"),
+    pytest.mark.filterwarnings("ignore:no reply to the optimizer could be used"),
+    pytest.mark.filterwarnings("ignore:.*the run differs from the one on record"),
+]
+
+
 
 class Shift(Module):
     """Adds a number that it has to learn."""
