@@ -144,6 +144,7 @@ Function = Callable[..., Any]
 Method = Callable[..., "MessageNode[Any]"]
 
 
+
 class MinitraceError(Exception):
     """The base class of minitrace's own errors.
 
@@ -2561,10 +2562,10 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
     return coerce_value(raw, parameter._data)
 
 
-_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<mark> [][(){},:])
-    | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
-      (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))?
-    | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | ."""
+Match = re.Match[str]
+_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<same> [][(){},:]
+    | [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
+      (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))? | ."""
 _ESCAPE = r"(?s)\\(?:x[\da-fA-F]{2}|u[\da-fA-F]{4}|U000[\da-fA-F]{5}|.)"
 _ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`", strict=True)) | {"\n": ""}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
@@ -2608,17 +2609,17 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int, str]:
         return None, pos, "its commas, colons and brackets do not fit together"
 
 
-def _spell(token: re.Match[str]) -> str:
+def _spell(token: Match) -> str:
     """A token as Python spells it; nothing for space and text without end, `?` for the rest."""
     if token["end"]:
         plain = re.sub(_ESCAPE, _unescape, token["inside"])
         return repr(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     if token["word"]:
         return repr(token["word"]) if token["key"] == "" else _WORDS.get(token[0].lower(), "?")
-    return token["mark"] or token["number"] or ("" if token["space"] or token["quote"] else "?")
+    return token["same"] or ("" if token["space"] or token["quote"] else "?")
 
 
-def _unescape(found: re.Match[str]) -> str:
+def _unescape(found: Match) -> str:
     """The character that an escape stands for; one that Python does not know stands for itself."""
     digits = found[0][2:]
     return chr(int(digits, 16)) if digits else _ESCAPES.get(found[0][1], found[0])
@@ -2681,14 +2682,13 @@ class _ReplyReader:
             else:
                 pos = self.read_tag(opening)
         if re.search(r"</?[a-zA-Z_][^<>]*\Z", self.text):
-            self.take(_TAGGED, problem="The reply is cut short inside a tag.")
+            self.take(_TAGGED, [], "The reply is cut short inside a tag.")
         if not (self.rank or self.words["reasoning"]):
-            words = "No answer was found in the reply, neither as JSON nor in tags."
-            self.take(_BARE, problem=words)
+            self.take(_BARE, [], "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
         return Reading(**self.words, values=values, problems=self.problems[:8])
 
-    def skip_thought(self, mark: re.Match[str]) -> int:
+    def skip_thought(self, mark: Match) -> int:
         """Skip a thought, with those inside it; at the mere end of one, forget what was before."""
         if re.search(_THOUGHT_END, mark[0]):
             self.forget()
@@ -2708,14 +2708,14 @@ class _ReplyReader:
         plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
         return plain if plain in self.names else self.folded.get(plain.casefold(), "")
 
-    def take(self, rank: int, pairs: Iterable[tuple[Any, Any]] = (), problem: str = "") -> None:
+    def take(self, rank: int, pairs: Iterable[Any], *problems: str) -> None:
         """Take an answer, values by name or what is wrong, unless a higher one was taken; a whole
         or higher one drops all before it."""
         if rank > self.rank or rank == _WHOLE:
             self.rank, self.values, self.problems = rank, {}, []
         if rank < self.rank:
             return
-        self.problems += [problem] if problem else []
+        self.problems += problems
         for given, value in pairs:
             name = self.name(given)
             value = _unfence(value) if "_code" in name and isinstance(value, str) else value
@@ -2725,14 +2725,14 @@ class _ReplyReader:
             elif repr(self.values.setdefault(name, value)) != repr(value):
                 self.problems.append(f"The reply gives {name} twice, with different values.")
 
-    def read_object(self, opening: re.Match[str]) -> int:
+    def read_object(self, opening: Match) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
         found, pos, problem = _read_literal(self.text, opening.start())
         key = opening["key"] or ""
         if isinstance(found, dict):
             self.read_fields(found)
         elif problem and (pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS):
-            self.take(_WHOLE, problem=f"The reply cannot be read: {problem}.")
+            self.take(_WHOLE, [], f"The reply cannot be read: {problem}.")
         return max(pos, opening.end())
 
     def read_fields(self, made: dict[Any, Any]) -> None:
@@ -2742,7 +2742,7 @@ class _ReplyReader:
         given = form.get("suggestion") or {}
         if not isinstance(given, dict):
             words = "its suggestion is not an object of names and values"
-            self.take(_WHOLE, problem=f"The reply cannot be read: {words}.")
+            self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
             return
         pairs = [(n, v) for n, v in said if n in self.names or not (given or n in _FIELDS)]
         for field in self.words:
@@ -2751,7 +2751,7 @@ class _ReplyReader:
         if "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs):
             self.take(_WHOLE if form.keys() - {"answer"} else _BARE, [*given.items(), *pairs])
 
-    def read_tag(self, opening: re.Match[str]) -> int:
+    def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
         A value may hold ends of tags itself: the last one before the next such tag counts.
@@ -2769,8 +2769,8 @@ class _ReplyReader:
             thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
             if thought and re.search(_THOUGHT_END, thought[0]):
                 return thought.start()  # it was a draft
-            words = f"The reply is cut short: the tag of {to_text(tag, 80)} has no end."
-            self.take(_TAGGED, problem=words)
+            shown = to_text(tag, 80)
+            self.take(_TAGGED, [], f"The reply is cut short: the tag of {shown} has no end.")
             return len(self.text)
         end = ends[0 if field else -1]
         body = self.text[opening.end() : end.start()]
@@ -2881,6 +2881,8 @@ _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedba
 
 
 Prompt = list[Texts]  # the messages that an optimizer sends
+Named = Mapping[str, "ParameterNode[Any]"]
+NewValues = dict["ParameterNode[Any]", Any]
 
 
 class Proposal(dict[ParameterNode[Any], Any]):
@@ -2897,22 +2899,13 @@ class Proposal(dict[ParameterNode[Any], Any]):
     prompt: Sequence[Texts] = ()
     replies: Sequence[str] = ()
     refused: Sequence[str] = ()
-    accepted: Mapping[Parameter, Any] = {}  # the values that were checked when they were read
-    before: Mapping[Parameter, Any] = {}  # after an update, the values that these replaced
+    accepted: NewValues = {}  # the values that were checked when they were read
+    before: NewValues = {}  # after an update, the values that these replaced
     reasoning = answer = ""
     usage: Mapping[str, int] | None = None
     seconds = 0.0
 
-    def absorb(self, other: Proposal) -> None:
-        """Take in the values and the story of another."""
-        self.update(other)
-        self.accepted = {**self.accepted, **other.accepted}
-        for field in "prompt", "replies", "refused":
-            setattr(self, field, [*getattr(self, field), *getattr(other, field)])
-        for field in "reasoning", "answer":
-            setattr(self, field, f"{getattr(self, field)}\n{getattr(other, field)}".strip())
-        self.usage = Counter(self.usage) + Counter(other.usage) or None
-        self.seconds = max(self.seconds, other.seconds)
+
 
     def diff(self) -> str:
         """The changes as a unified diff."""
@@ -2921,7 +2914,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
         rows: list[str] = []
         for parameter, value in self.items():
             name, values = parameter.py_name, (self.before.get(parameter, parameter._data), value)
-            texts = (each if isinstance(each, str) else to_text(each) for each in values)
+            texts = [each if isinstance(each, str) else to_text(each) for each in values]
             old, new = map(str.splitlines, texts)
             rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
         return "\n".join(rows)
@@ -3060,7 +3053,7 @@ class Optimizer:
         proposal.update(good)
         return proposal
 
-    def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
+    def checked(self, values: Mapping[Any, Any]) -> NewValues:
         """The values as the parameters would take them; `ValueError` if one is refused."""
         known: dict[Any, Parameter] = {}
         for each in self.parameters:
@@ -3069,8 +3062,8 @@ class Optimizer:
         if strays:
             names = ", ".join(self.names)
             raise ValueError(f"{strays}: no parameter of this optimizer, which has {names}")
-        good: Mapping[Parameter, Any] = getattr(values, "accepted", {})
-        found = dict[Parameter, Any]()
+        good: NewValues = getattr(values, "accepted", {})
+        found: NewValues = {}
         for key, value in values.items():
             each = known[key]
             accepted = each in good and good[each] is value
@@ -3100,27 +3093,26 @@ class Optimizer:
             raise MinitraceError(_NO_FEEDBACK)
         return [self._prompt(named, feedback, note) for named, feedback in asked]
 
-    def _questions(self) -> list[tuple[dict[str, Parameter], str]]:
+    def _questions(self) -> list[tuple[Named, str]]:
         """The variables that each prompt is about, and the feedback: here all in a single one.
 
         What was said of several outputs stands once.
         """
-        graph, about = self.graph(), dict[str, list[str]]()
+        graph, about = self.graph(), defaultdict[str, list[str]](list)
         for each, feedback, score, _ in graph.outputs:
             judged = "" if score is None else f" (score: {score:g})"
-            words = f"{_said(feedback) or '(no words)'}{judged}"
-            about.setdefault(words, []).append(graph.names[each])
+            about[f"{_said(feedback) or '(no words)'}{judged}"].append(graph.names[each])
         rows = [f"{_cut(', '.join(names), 200)}: {words}" for words, names in about.items()]
         return [(self._reached(), "\n".join(rows))] if rows else []
 
-    def _reached(self) -> dict[str, Parameter]:
+    def _reached(self) -> Named:
         """The parameters that the feedback reached, by name: only these are offered for change."""
         reached = self.graph().values
         return {name: each for name, each in self._named.items() if each in reached}
 
-    def _prompt(self, named: Mapping[str, Parameter], feedback: str, note: str) -> Prompt:
+    def _prompt(self, named: Named, feedback: str, note: str) -> Prompt:
         """A prompt about some variables; feedback and the past take a third of the room each."""
-        variables = "\n".join(_variable_text(name, each) for name, each in named.items())
+        variables = "\n".join(map(_variable_text, named, named.values()))
         head = _page({"Instruction": (self.objective + note).strip()})
         system = self._system(named, "# Code")
         room = self.max_chars - len(system + head + variables) - 80
@@ -3136,7 +3128,7 @@ class Optimizer:
         text = "\n".join(filter(None, (head, shown, tail)))
         return [_message("system", self._system(named, shown)), _message("user", text)]
 
-    def _system(self, named: Mapping[str, Parameter], shown: str) -> str:
+    def _system(self, named: Named, shown: str) -> str:
         """The task, and the form of a reply, for what there is at hand."""
         text, count = _TASK, len(self.graph().outputs)
         if shown.startswith("# Code"):
@@ -3167,38 +3159,39 @@ class Optimizer:
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
-        values = {each: graph.values[each] for each in self.parameters if each in graph.values}
-        return any(each._data is not value for each, value in values.items())
+        return any(each._data is not graph.values.get(each, each._data) for each in self.parameters)
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
-        whole, *others = _side_by_side(self._answer, prompts)
-        for each in others:
-            whole.absorb(each)
-        return whole
-
-    def _answer(self, prompt: Prompt) -> Proposal:
-        """Ask until a reply can be used, each time telling what was wrong with the last."""
-        began = time.monotonic()
-        options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        proposal, replies, refused = ask_until_usable(
-            self.llm, prompt, self._read, self.retries, **options
-        )
-        problems = [problem for each in refused for problem in each]
-        self.refused.update(dict.fromkeys(problems))
-        if len(refused) == len(replies) and self.on_refusal != "keep":
-            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
-            raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
-        proposal.prompt, proposal.replies = prompt, replies
-        proposal.refused = ["; ".join(each) for each in refused]
-        proposal.usage = sum((Counter(reply.usage) for reply in replies), Counter()) or None
+        began, proposal = time.monotonic(), Proposal()
+        readings, replies, refused = zip(*_side_by_side(self._answer, prompts), strict=True)
+        for reading in readings:
+            proposal.update(reading.values)
+        proposal.accepted, proposal.prompt = {**proposal}, [*chain(*prompts)]
+        proposal.replies = said = [*chain(*replies)]
+        proposal.refused = ["; ".join(problems) for problems in chain(*refused)]
+        proposal.reasoning = "\n".join(filter(None, [each.reasoning for each in readings]))
+        proposal.answer = "\n".join(filter(None, [each.answer for each in readings]))
+        proposal.usage = sum((Counter(reply.usage) for reply in said), Counter()) or None
         proposal.seconds = time.monotonic() - began
         return proposal
 
-    def _read(self, text: str) -> tuple[Proposal, list[str]]:
-        """The proposal in a reply, which is empty if something is wrong, and all that is wrong."""
+    def _answer(self, prompt: Prompt) -> tuple[Any, ...]:
+        """What `ask_until_usable` gives: a reading, the replies, and what was wrong with them."""
+        options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
+        asked = ask_until_usable(self.llm, prompt, self._read, self.retries, **options)
+        _, replies, refused = asked
+        self.refused |= dict.fromkeys(chain(*refused))
+        if len(refused) == len(replies) and self.on_refusal != "keep":
+            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
+            words = f"no usable reply in {times}: {refused[-1][-1]}"
+            raise ReplyError(words, replies, refused[-1])
+        return asked
+
+    def _read(self, text: str) -> tuple[Reading, list[str]]:
+        """A reply with what it changes by parameter, nothing if something is wrong; and what is."""
         reply = read_reply(text, self._reached())
-        changed, problems = dict[Parameter, Any](), list(reply.problems)
+        changed, problems = dict[Any, Any](), reply.problems
         for name, raw in reply.values.items():
             parameter = self._named[name]
             try:
@@ -3207,10 +3200,7 @@ class Optimizer:
                     changed[parameter] = value
             except ValueError as error:
                 problems.append(f"{name}: {_cut(str(error), 600)}")
-        proposal = Proposal({} if problems else changed)
-        proposal.accepted = dict(proposal)
-        proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
-        return proposal, problems
+        return reply._replace(values={} if problems else changed), problems
 
     def _remember_step(self, proposal: Proposal, reason: str) -> None:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
@@ -3233,9 +3223,9 @@ class Optimizer:
     def best(self) -> Attempt | None:
         """The attempt with the highest score, the latest of equals; of those whose values stayed
         or were the program's own, not of those tried and "not kept"."""
-        kept = [attempt for attempt in self.history if attempt.reason != "not kept"]
-        scored = [attempt for attempt in kept if attempt.score is not None]
-        return max(reversed(scored), key=lambda attempt: attempt.score or 0, default=None)
+        kept = [each for each in reversed(self.history) if each.reason != "not kept"]
+        scored = [each for each in kept if each.score is not None]
+        return max(scored, key=lambda each: each.score or 0, default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
@@ -3254,7 +3244,7 @@ class Optimizer:
                 return
         raise MinitraceError("there is no update to undo")
 
-    def _past(self, named: Mapping[str, Parameter], room: int) -> str:
+    def _past(self, named: Named, room: int) -> str:
         """Past attempts, what was said of them, and the rules that replies broke."""
         shown = self.history[-self.memory_size :] if self.memory_size else []
         now = Attempt({name: each._data for name, each in named.items()}, [], None)
@@ -3275,10 +3265,10 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
     long = [name for name, value in values.items() if _is_long(value)]
     short = {name: value for name, value in values.items() if name not in long}
     yield f"{number}. {_listed(short) or ', '.join(long) + ' as it was then'}"
-    about: dict[str, list[str]] = {}
+    about = defaultdict[str, list[str]](list)
     for words, gave in zip_longest(attempt.feedback, attempt.outputs, fillvalue=""):
         said = _said(words, 300)
-        about.setdefault(said, []).extend([] if gave.strip("'\"") in said else [gave])
+        about[said] += [] if gave.strip("'\"") in said else [gave]
     for said, outputs in about.items():
         yield f"   feedback{' on ' * bool(outputs)}{_cut(', '.join(outputs), 200)}: {said}"
     if attempt.score is not None:
@@ -3294,7 +3284,7 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
             yield f"   ... {len(changed) - 20} more lines"
 
 
-def _by_name(parameters: Any) -> dict[str, Parameter]:
+def _by_name(parameters: Any) -> Named:
     """The parameters by the names that prompts give them, which must differ."""
     if isinstance(parameters, Node) or hasattr(parameters, "parameters"):
         parameters = [parameters]
@@ -3489,11 +3479,13 @@ class TextGrad(Optimizer):
     def _flow(self) -> Propagator:
         return _Critic(self)
 
-    def _questions(self) -> list[tuple[dict[str, Parameter], str]]:
+    def _questions(self) -> list[tuple[Named, str]]:
         """A prompt for each parameter that has feedback."""
-        heard = {name: each for name, each in self._named.items() if each.feedback}
-        said = {n: "\n".join(f"{n}: {_said(f)}" for f in p.feedback) for n, p in heard.items()}
-        return [({name: each}, said[name]) for name, each in heard.items()]
+        return [
+            ({name: each}, "\n".join(f"{name}: {_said(words)}" for words in each.feedback))
+            for name, each in self._named.items()
+            if each.feedback
+        ]
 
     def describe(self, room: int) -> str:
         """Nothing of the program: the criticisms have seen it."""
@@ -3519,8 +3511,8 @@ def _said(words: Any, limit: int = 0) -> str:
 
 
 def _listed(values: Options) -> str:
-    shown = {name: to_text(_as_builtin(value), 300) for name, value in values.items()}
-    return "; ".join(f"{name} = {text}" for name, text in shown.items())
+    rows = [f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()]
+    return "; ".join(rows)
 
 
 
@@ -3582,69 +3574,61 @@ def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
                 yield each
 
 
-def _documentation(call: AnyNode) -> str:
-    """What the operator of a call does, unless its line or its code says it already."""
-    words = call.description
-    code = " ".join(str(parent._data) for parent in call.parents if _is_code(parent))
-    if re.match(_FORMULA, words) or " ".join(words.split()) in " ".join(code.split()):
-        return ""
-    return f"{call.op_name}: {words}"
+
 
 
 class _View:
     """The part of a trace graph that fits into so many characters, as text.
 
-    Calls enter in the order of their nearness, each with what it needs: its line, the documentation
-    of its operator, inputs too long to stand in the line.
+    Calls enter in the order of their nearness, each with what it needs: its line, what its operator
+    does, inputs too long to stand in the line.
     """
 
     def __init__(self, graph: TraceGraph, room: int, own: Sequence[Parameter]) -> None:
         self.graph = graph
         self.calls = [each for each in graph if graph.parents(each)]
-        self.outputs = {output.node for output in graph.outputs}
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
         self.most = max(60, min(1500, room // 4))  # of a call, or of all the outputs' values
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
-        parents = chain.from_iterable(map(graph.parents, self.nearest))
-        given = {each for each in parents if not (graph.parents(each) or _is_code(each))}
-        self.inputs = {
-            each: to_text(graph.value(each), self.limit) for each in given.difference(own)
-        }
-        short = {each: text for each, text in self.inputs.items() if 0 < len(text) <= 40}
+        parents = set(chain(*map(graph.parents, self.nearest))).difference(own, self.calls)
+        values = {p: to_text(graph.value(p), self.limit) for p in parents if not _is_code(p)}
+        short = {each: text for each, text in values.items() if 0 < len(text) <= 40}
         self.names = {**graph.names, **short}  # short inputs stand where they are used
+        self.inputs = {p: f"{self.names[p]} = {values[p]}" for p in values.keys() - short.keys()}
+        self.docs: dict[AnyNode, str] = {}
         self.lines = {each: self._line(each) for each in self.nearest}
 
     def _line(self, each: AnyNode) -> str:
-        """A call as a line of code, with its value."""
-        inputs = each.inputs.items()
+        """A call as a line of code, with its value; what its operator does is noted if neither its
+        line nor its code says it."""
+        inputs, words = each.inputs.items(), each.description
         given = {name: self.names[parent] for name, parent in inputs if not _is_code(parent)}
-        call = each.description
-        if re.match(_FORMULA, call):
-            call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), call)
+        if re.match(_FORMULA, words):
+            call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
             call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
-        limit = self.limit
-        if each in self.outputs:
-            limit = max(limit, self.most // len(self.outputs))
-        value = to_text(each._data, limit)
+            code = " ".join(str(parent._data) for _, parent in inputs if _is_code(parent))
+            if " ".join(words.split()) not in " ".join(code.split()):
+                self.docs[each] = f"{each.op_name}: {words}"
+        outputs = {output.node for output in self.graph.outputs}
+        share = self.most // len(outputs) if each in outputs else 0
+        value = to_text(each._data, max(self.limit, share))
         if self.graph.kind(each) == "exception":
             value = f"raised {_said(each._data, self.most)}"
         return f"{self.names[each]} = {_cut(call, self.most)}  # {value}"
 
     def text(self, size: int) -> str:
         """So many of the nearest calls, in the order of the program, with what they need."""
-        near = set(self.nearest[:size])
-        calls = [each for each in self.calls if each in near]
-        docs = dict.fromkeys(filter(None, map(_documentation, calls)))
-        limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
-        about = [_said(words, limit) for words in docs]
-        used = dict.fromkeys(chain.from_iterable(each.parents for each in calls))
-        long = [each for each in used if len(self.inputs.get(each, "")) > 40]
-        inputs = [f"{self.names[each]} = {self.inputs[each]}" for each in long]
-        rows: list[str] = []
+        near, rows = set(self.nearest[:size]), list[str]()
         for shown, group in groupby(self.calls, lambda call: call in near):
             run = [*group]
             rows += [self.lines[each] for each in run] if shown else [self._gap(run)]
+        calls = [each for each in self.calls if each in near]
+        docs = dict.fromkeys(self.docs[each] for each in calls if each in self.docs)
+        limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
+        about = [_said(words, limit) for words in docs]
+        used = dict.fromkeys(chain(*[each.parents for each in calls]))
+        inputs = [self.inputs[each] for each in used if each in self.inputs]
         sections = {"Code": rows, "Documentation": about, "Inputs": inputs}
         return _page({title: "\n".join(rows) for title, rows in sections.items()})
 
