@@ -90,7 +90,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
-from itertools import chain, count, dropwhile, groupby, islice, zip_longest
+from itertools import chain, count, dropwhile, groupby, islice, pairwise, zip_longest
 from threading import Thread, current_thread, get_ident, main_thread
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
@@ -142,6 +142,7 @@ Options = Mapping[str, Any]
 Texts = Mapping[str, str]
 Function = Callable[..., Any]
 Method = Callable[..., "MessageNode[Any]"]
+
 
 
 class MinitraceError(Exception):
@@ -2475,7 +2476,9 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
 
 
 _BUILTINS: Any = bool, int, float, str, list, tuple, set, frozenset, dict
-_READ_TEXT = "fromisoformat", "as_integer_ratio", "__fspath__"  # dates, Decimals, paths
+_AMOUNT_TO: Any = {list: (list, deque), dict: _DICTS}  # what is a list, or a dict, by other names
+# What tells the kinds that read text: Enums, dates, Decimals, paths.
+_READ_TEXT = "__members__", "fromisoformat", "as_integer_ratio", "__fspath__"
 
 
 def _as_builtin(value: Any) -> Any:
@@ -2485,11 +2488,9 @@ def _as_builtin(value: Any) -> Any:
         value = value.value
     elif getattr(value, "shape", None) == ():
         value = value.item()
-    elif isinstance(value, (deque, *_DICTS)):
-        value = [*value] if isinstance(value, deque) else {**value}
     for kind in _BUILTINS:
-        if isinstance(value, kind):
-            return value if type(value) is kind else kind(value)
+        if isinstance(value, _AMOUNT_TO.get(kind, kind)):
+            return kind(value)
     reads_text = any(hasattr(type(value), name) for name in _READ_TEXT)
     return None if value is None else str(value) if reads_text else to_text(value)
 
@@ -2501,30 +2502,22 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     if like is None or (isinstance(value, kind) and kind not in (int, float)):
         return value
     old, new = type(_as_builtin(like)), _as_builtin(value)
-    number = type(new) in (int, float)
+    numbers, lists = (int, float), (list, tuple)
     with suppress(ValueError, TypeError, ArithmeticError):
-        if old in (int, float):
-            fits = number and (new % 1 == 0 if old is int else math.isfinite(new))
+        if old in numbers:
+            fits = type(new) in numbers and (new % 1 == 0 if old is int else math.isfinite(new))
         else:
-            listed = type(new) in (list, tuple) and old in (list, tuple, set, frozenset)
+            listed = type(new) in lists and old in (*lists, set, frozenset)
             fits = listed or type(new) is old
-        if fits:
-            return _remade(like, old(new))
+        if fits and (old is not str or isinstance(like, str)):
+            return _filled(like, old(new))
+        if fits and any(hasattr(kind, name) for name in _READ_TEXT):
+            return getattr(kind, "fromisoformat", kind)(new)
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
     article = "an" if name[0] in "aeiou" else "a"
     raise ValueError(f"it must be {article} {name}, as its present value is")
-
-
-def _remade(like: Any, value: Any) -> Any:
-    """A bool, number, text or container as the type of `like`, which amounts to such a one."""
-    kind = type(like)
-    if isinstance(value, str) and not isinstance(like, str):
-        if not any(hasattr(kind, name) for name in ("__members__", *_READ_TEXT)):
-            raise TypeError(kind)
-        return getattr(kind, "fromisoformat", kind)(value)
-    return _filled(like, value)
 
 
 def coerce_value(value: Any, like: Any) -> Any:
@@ -2544,11 +2537,10 @@ def coerce_value(value: Any, like: Any) -> Any:
     ValueError: Expected int, not 'banana'.
     """
     with suppress(ValueError, TypeError, OverflowError):
-        given, end = value, 0
-        text_wanted = isinstance(_as_builtin(like), str)
+        given, text_wanted = value, isinstance(_as_builtin(like), str)
         if isinstance(value, str) and not (text_wanted or like is None):
-            given, end = _read_literal(value)
-            given = object() if value[end:].strip() or isinstance(given, str) else given
+            given, end, _ = _read_literal(value)
+            given = None if value[end:].strip() or isinstance(given, str) else given
         elif text_wanted and type(value) in (int, float):
             given = str(value)
         return _as_type_of(like, given)
@@ -2570,21 +2562,18 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
     return coerce_value(raw, parameter._data)
 
 
-class _Unreadable(ValueError):
-    """Text that is no literal: `args` are what is wrong, and how far the text was read."""
-
-
-_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<mark> [][(){},:])
-    | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
-      (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))?
-    | (?P<number> [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | ."""
-_ESCAPE = r"(?s)\\(?:x([\da-fA-F]{2})|u([\da-fA-F]{4})|U(000[\da-fA-F]{5})|(.))"
+Match = re.Match[str]
+_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<same> [][(){},:]
+    | [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
+      (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))? | ."""
+_ESCAPE = r"(?s)\\(?:x[\da-fA-F]{2}|u[\da-fA-F]{4}|U000[\da-fA-F]{5}|.)"
 _ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`", strict=True)) | {"\n": ""}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
-def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
-    """Read one literal at `pos`, in JSON, Python or anything between, and say where it ends.
+def _read_literal(text: str, pos: int = 0) -> tuple[Any, int, str]:
+    """Read one literal at `pos`, in JSON, Python or anything between: its value, where it ends, and
+    what is wrong with it, if so, when it has no value.
 
         literal := string | number | word | "{" items "}" | "[" items "]" | "(" items ")"
         items   := [literal [":" literal] {"," literal [":" literal]} [","]]
@@ -2597,44 +2586,43 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int]:
     """
     import ast
 
-    written, depth = [""], 0
+    written, depth = "", 0
     for token in re.compile(_TOKEN).finditer(text, pos):
         spelled, pos = _spell(token), token.end()
-        depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(spelled, 0)
-        misplaced = spelled not in ")]},:" and written[-1] not in "([{,:"
+        depth += (spelled in "([{") - (spelled in ")]}")
+        misplaced = spelled not in ")]},:" and written[-1:] not in "([{,:"
         if misplaced or spelled == "?" or depth > MAX_DEPTH:
-            rest = to_text(text[token.start() : pos + 30], 80)
-            raise _Unreadable(f"it breaks off at {rest}", pos)
-        written += [spelled] if spelled else []
-        if not depth and written[-1]:
+            return None, pos, f"it breaks off at {to_text(text[token.start() : pos + 30], 80)}"
+        written += spelled
+        if written and not depth:
             break
     else:
-        raise _Unreadable("it is cut short", len(text))
+        return None, len(text), "it is cut short"
     try:
-        tree = ast.parse("".join(written), mode="eval")
+        tree = ast.parse(written, mode="eval")
         for part in ast.walk(tree):
-            keys = [key.value for key in getattr(part, "keys", ()) if isinstance(key, ast.Constant)]
+            keys = [*map(ast.literal_eval, getattr(part, "keys", ()))]
             if len(set(keys)) < len(keys):
-                raise _Unreadable("it has the same key twice", pos)
-        return ast.literal_eval(tree), pos
+                return None, pos, "it has the same key twice"
+        return ast.literal_eval(tree), pos, ""
     except (SyntaxError, TypeError):
-        raise _Unreadable("its commas, colons and brackets do not fit together", pos) from None
+        return None, pos, "its commas, colons and brackets do not fit together"
 
 
-def _spell(token: re.Match[str]) -> str:
+def _spell(token: Match) -> str:
     """A token as Python spells it; nothing for space and text without end, `?` for the rest."""
     if token["end"]:
         plain = re.sub(_ESCAPE, _unescape, token["inside"])
         return repr(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     if token["word"]:
         return repr(token["word"]) if token["key"] == "" else _WORDS.get(token[0].lower(), "?")
-    return token["mark"] or token["number"] or ("" if token["space"] or token["quote"] else "?")
+    return token["same"] or ("" if token["space"] or token["quote"] else "?")
 
 
-def _unescape(found: re.Match[str]) -> str:
+def _unescape(found: Match) -> str:
     """The character that an escape stands for; one that Python does not know stands for itself."""
-    digits = found[1] or found[2] or found[3]
-    return chr(int(digits, 16)) if digits else _ESCAPES.get(found[4], found[0])
+    digits = found[0][2:]
+    return chr(int(digits, 16)) if digits else _ESCAPES.get(found[0][1], found[0])
 
 
 # How models mark their thoughts, and where the answer begins after them.
@@ -2675,7 +2663,11 @@ class _ReplyReader:
         self.text, self.names = text, names
         folded = {name.casefold(): name for name in names}
         self.folded = folded if len(folded) == len(names) else {}
-        self.rank, self.reasoning, self.answer = 0, "", ""
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin as if nothing had been read."""
+        self.rank, self.words = 0, {"reasoning": "", "answer": ""}
         self.values: Fields = {}
         self.problems: list[str] = []
 
@@ -2689,18 +2681,17 @@ class _ReplyReader:
                 pos = self.skip_thought(opening)
             else:
                 pos = self.read_tag(opening)
-        if re.match(r"</?[a-zA-Z_][^<>]*\Z", self.text[self.text.rfind("<") :]):
-            self.begin(_TAGGED, "The reply is cut short inside a tag.")
-        if not (self.rank or self.reasoning):
-            self.begin(_BARE, "No answer was found in the reply, neither as JSON nor in tags.")
+        if re.search(r"</?[a-zA-Z_][^<>]*\Z", self.text):
+            self.take(_TAGGED, [], "The reply is cut short inside a tag.")
+        if not (self.rank or self.words["reasoning"]):
+            self.take(_BARE, [], "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
-        return Reading(self.reasoning, self.answer, values, self.problems[:8])
+        return Reading(**self.words, values=values, problems=self.problems[:8])
 
-    def skip_thought(self, mark: re.Match[str]) -> int:
+    def skip_thought(self, mark: Match) -> int:
         """Skip a thought, with those inside it; at the mere end of one, forget what was before."""
         if re.search(_THOUGHT_END, mark[0]):
-            self.rank, self.reasoning, self.answer = 0, "", ""
-            self.values, self.problems = {}, []
+            self.forget()
             return mark.end()
         kind = re.findall(_THOUGHT_KIND, mark[0])[0].lower()
         depth, end = 1, len(self.text)
@@ -2712,83 +2703,81 @@ class _ReplyReader:
                     break
         return end
 
-    def begin(self, rank: int, *problems: str) -> bool:
-        """Say whether an item of this rank counts; a whole or higher one drops all before it."""
-        if rank > self.rank or rank == self.rank == _WHOLE:
-            self.rank, self.values, self.problems = rank, {}, []
-        self.problems += problems if rank == self.rank else ()
-        return rank == self.rank
-
     def name(self, given: Any) -> str:
         """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
         plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
         return plain if plain in self.names else self.folded.get(plain.casefold(), "")
 
-    def assign(self, given: Any, value: Any) -> None:
-        """Note a value for a variable, or what is wrong with it."""
-        name = self.name(given)
-        value = _unfence(value) if "_code" in name and isinstance(value, str) else value
-        if not name:
-            known = ", ".join(self.names)
-            self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
-        elif repr(self.values.setdefault(name, value)) != repr(value):
-            self.problems.append(f"The reply gives {name} twice, with different values.")
+    def take(self, rank: int, pairs: Iterable[Any], *problems: str) -> None:
+        """Take an answer, values by name or what is wrong, unless a higher one was taken; a whole
+        or higher one drops all before it."""
+        if rank > self.rank or rank == _WHOLE:
+            self.rank, self.values, self.problems = rank, {}, []
+        if rank < self.rank:
+            return
+        self.problems += problems
+        for given, value in pairs:
+            name = self.name(given)
+            value = _unfence(value) if "_code" in name and isinstance(value, str) else value
+            if not name:
+                known = ", ".join(self.names)
+                self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
+            elif repr(self.values.setdefault(name, value)) != repr(value):
+                self.problems.append(f"The reply gives {name} twice, with different values.")
 
-    def read_object(self, opening: re.Match[str]) -> int:
+    def read_object(self, opening: Match) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
-        try:
-            found, pos = _read_literal(self.text, opening.start())
-            self.take(found if isinstance(found, dict) else {})
-        except _Unreadable as error:
-            problem, pos = error.args
-            key = opening["key"] or ""
-            if pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS:
-                self.begin(_WHOLE, f"The reply cannot be read: {problem}.")
+        found, pos, problem = _read_literal(self.text, opening.start())
+        key = opening["key"] or ""
+        if isinstance(found, dict):
+            self.read_fields(found)
+        elif problem and (pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS):
+            self.take(_WHOLE, [], f"The reply cannot be read: {problem}.")
         return max(pos, opening.end())
 
-    def take(self, made: dict[Any, Any]) -> None:
+    def read_fields(self, made: dict[Any, Any]) -> None:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
         said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
         form = {key: value for key, value in said if key in _FIELDS}
         given = form.get("suggestion") or {}
         if not isinstance(given, dict):
-            raise _Unreadable("its suggestion is not an object of names and values", len(self.text))
+            words = "its suggestion is not an object of names and values"
+            self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
+            return
         pairs = [(n, v) for n, v in said if n in self.names or not (given or n in _FIELDS)]
-        for field in "reasoning", "answer":
+        for field in self.words:
             if form.get(field) not in (None, ""):
-                setattr(self, field, str(form[field]))
-        ours = "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs)
-        if ours and self.begin(_WHOLE if form.keys() - {"answer"} else _BARE):
-            for name, value in [*given.items(), *pairs]:
-                self.assign(name, value)
+                self.words[field] = str(form[field])
+        if "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs):
+            self.take(_WHOLE if form.keys() - {"answer"} else _BARE, [*given.items(), *pairs])
 
-    def read_tag(self, opening: re.Match[str]) -> int:
+    def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
         A value may hold ends of tags itself: the last one before the next such tag counts.
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
         tag = tag.strip()
-        field = tag.lower() if tag.lower() in ("reasoning", "answer") and not self.name(tag) else ""
+        field = tag.lower() in self.words and not self.name(tag)
         if not (opening["named"] or field or self.name(tag)):
             return opening.end()
         same, word = (_NAMED, r"var\w*|param\w*") if opening["named"] else (rf"<{tag}\s*>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, opening.end())
-        stop = after.start() if after else len(self.text)
-        ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, opening.end(), stop)]
+        inside = opening.end(), after.start() if after else len(self.text)
+        ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, *inside)]
         if not ends:
-            thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, opening.end(), stop)
+            thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
             if thought and re.search(_THOUGHT_END, thought[0]):
                 return thought.start()  # it was a draft
             shown = to_text(tag, 80)
-            self.begin(_TAGGED, f"The reply is cut short: the tag of {shown} has no end.")
+            self.take(_TAGGED, [], f"The reply is cut short: the tag of {shown} has no end.")
             return len(self.text)
         end = ends[0 if field else -1]
         body = self.text[opening.end() : end.start()]
         if field:
-            setattr(self, field, body.strip())
-        elif self.begin(_TAGGED):
-            self.assign(tag, _untag(body))
+            self.words[tag.lower()] = body.strip()
+        else:
+            self.take(_TAGGED, [(tag, _untag(body))])
         return end.end()
 
 
@@ -2841,19 +2830,18 @@ def ask_until_usable(
     llm = _default_llm() if llm is None else llm
     messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
     while True:
-        replies.append(_ask_any(llm, [*messages], options))
-        cut = replies[-1].finish_reason == "length"  # however well what is there can be read
-        result, problems = read("" if cut else replies[-1])
+        reply = _ask_any(llm, [*messages], options)
+        replies.append(reply)
+        cut = reply.finish_reason == "length"  # however well what is there can be read
+        result, problems = read("" if cut else reply)
         problems = [_CUT_OFF] if cut else problems
-        if not problems:
-            return result, replies, refused
-        refused.append(problems)
-        if len(replies) > retries:
+        refused += [problems] if problems else []
+        if not problems or len(replies) > retries:
             return result, replies, refused
         again = _AGAIN.format("\n- ".join(problems))
-        if replies[-1].strip():
-            messages.append(_message("assistant", _cut(replies[-1], 12_000)))
-            messages.append(_message("user", again))
+        if reply.strip():
+            said = _message("assistant", _cut(reply, 12_000))
+            messages += [said, _message("user", again)]
         else:  # some servers refuse an empty turn, or two of the user
             messages = [*prompt[:-1], _message("user", f"{prompt[-1]['content']}\n\n{again}")]
 
@@ -2869,11 +2857,13 @@ Change the variables of a program so that the feedback on what it gave becomes a
 """
 _CODE_NOTE = """ Code has a line for each call that led to the {}, in order, with the value \
 that it gave after #. Work back from the feedback to the variables that caused it."""
+# Each form with the field that stands in it where the instruction asks for an answer.
 _JSON_FORM = """
 Answer with one JSON object and nothing else:
-{{"reasoning": "what caused the feedback, and what would mend it", {}"suggestion": \
-{{"{}": value, ...}}}}
+{{"reasoning": "what caused the feedback, and what would mend it", {0}"suggestion": \
+{{"{1}": value, ...}}}}
 """
+_JSON_ANSWER = '"answer": "the answer that the instruction asks for", '
 _TAG_FORM = """
 Answer in this form and nothing else:
 <reasoning>what caused the feedback, and what would mend it</reasoning>
@@ -2881,6 +2871,7 @@ Answer in this form and nothing else:
 its new value as it is, without quotes or escapes
 </{1}>
 """
+_TAG_ANSWER = "<answer>the answer that the instruction asks for</answer>\n"
 _RULES_OF_REPLY = """\
 Give every variable that should change, whole and in its type, and leave out the others."""
 _CODE_RULES = """ Code is Python: keep the name and the signature of the function; imports, \
@@ -2890,6 +2881,8 @@ _NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedba
 
 
 Prompt = list[Texts]  # the messages that an optimizer sends
+Named = Mapping[str, "ParameterNode[Any]"]
+NewValues = dict["ParameterNode[Any]", Any]
 
 
 class Proposal(dict[ParameterNode[Any], Any]):
@@ -2906,23 +2899,13 @@ class Proposal(dict[ParameterNode[Any], Any]):
     prompt: Sequence[Texts] = ()
     replies: Sequence[str] = ()
     refused: Sequence[str] = ()
-    accepted: Mapping[Parameter, Any] = {}  # the values that were checked when they were read
-    before: Mapping[Parameter, Any] = {}  # after an update, the values that these replaced
+    accepted: NewValues = {}  # the values that were checked when they were read
+    before: NewValues = {}  # after an update, the values that these replaced
     reasoning = answer = ""
     usage: Mapping[str, int] | None = None
     seconds = 0.0
 
-    def absorb(self, other: Proposal) -> None:
-        """Take in the values and the story of another."""
-        self.update(other)
-        self.accepted = {**self.accepted, **other.accepted}
-        self.prompt = [*self.prompt, *other.prompt]
-        self.replies = [*self.replies, *other.replies]
-        self.refused = [*self.refused, *other.refused]
-        self.reasoning = f"{self.reasoning}\n{other.reasoning}".strip()
-        self.answer = f"{self.answer}\n{other.answer}".strip()
-        self.usage = Counter(self.usage) + Counter(other.usage) or None
-        self.seconds = max(self.seconds, other.seconds)
+
 
     def diff(self) -> str:
         """The changes as a unified diff."""
@@ -2931,7 +2914,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
         rows: list[str] = []
         for parameter, value in self.items():
             name, values = parameter.py_name, (self.before.get(parameter, parameter._data), value)
-            texts = (each if isinstance(each, str) else to_text(each) for each in values)
+            texts = [each if isinstance(each, str) else to_text(each) for each in values]
             old, new = map(str.splitlines, texts)
             rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
         return "\n".join(rows)
@@ -3005,7 +2988,7 @@ class Optimizer:
             _refuse_unreadable(self._named.values(), llm)
         self.names, self.parameters = list(self._named), list(self._named.values())
         self.llm = llm
-        self.propagator = GraphPropagator() if propagator is None else propagator
+        self.propagator = self._flow() if propagator is None else propagator
         self.objective = objective or ""
         self.memory_size = memory_size
         self.max_tokens = max_tokens
@@ -3015,6 +2998,10 @@ class Optimizer:
         self.history: list[Attempt] = []
         self.refused: dict[str, None] = {}  # every rule that replies broke, in order
         self._heard: list[TraceGraph] = []  # what was said, where the feedback carries no graph
+
+    def _flow(self) -> Propagator:
+        """How feedback flows if nothing else is said."""
+        return GraphPropagator()
 
     def zero_feedback(self) -> None:
         """Forget the feedback of every parameter."""
@@ -3038,7 +3025,7 @@ class Optimizer:
         if any(map(self._is_stale, self._graphs())):
             words = "some feedback is older than the last change: call zero_feedback() before it"
             warn(words, stacklevel=2)
-        proposal = self.propose()
+        proposal: Proposal = self.propose()
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
         verdict = approve(proposal.diff()) if approve and proposal else True
@@ -3052,7 +3039,7 @@ class Optimizer:
             return told
         if bypassing:
             self._remember_step(proposal, "bypassed")
-            return cast(Proposal, proposal)
+            return proposal
         return self.update(proposal)
 
     def update(self, values: Mapping[Any, Any]) -> Proposal:
@@ -3066,23 +3053,22 @@ class Optimizer:
         proposal.update(good)
         return proposal
 
-    def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
+    def checked(self, values: Mapping[Any, Any]) -> NewValues:
         """The values as the parameters would take them; `ValueError` if one is refused."""
         known: dict[Any, Parameter] = {}
         for each in self.parameters:
             known |= {each: each, each.name: each, each.py_name: each}
-        strays = [to_text(key, 60) for key in values if key not in known]
+        strays = ", ".join(to_text(key, 60) for key in values if key not in known)
         if strays:
             names = ", ".join(self.names)
-            raise ValueError(
-                f"{', '.join(strays)}: no parameter of this optimizer, which has {names}"
-            )
-        good = dict[Parameter, Any](getattr(values, "accepted", {}))
-        named = {known[key]: value for key, value in values.items()}
-        return {
-            each: value if each in good and good[each] is value else each.checked(value)
-            for each, value in named.items()
-        }
+            raise ValueError(f"{strays}: no parameter of this optimizer, which has {names}")
+        good: NewValues = getattr(values, "accepted", {})
+        found: NewValues = {}
+        for key, value in values.items():
+            each = known[key]
+            accepted = each in good and good[each] is value
+            found[each] = value if accepted else each.checked(value)
+        return found
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -3101,21 +3087,33 @@ class Optimizer:
         return list(chain(*self._prompts(note)))
 
     def _prompts(self, note: str) -> list[Prompt]:
-        """All that is asked for one proposal: here a single prompt, about all the variables."""
-        graph = self.graph()
-        if not graph.outputs:
+        """All that is asked for one proposal."""
+        asked = self._questions()
+        if not asked:
             raise MinitraceError(_NO_FEEDBACK)
-        return [self._prompt(self._reached(), _feedback_text(graph), note)]
+        return [self._prompt(named, feedback, note) for named, feedback in asked]
 
-    def _reached(self) -> dict[str, Parameter]:
+    def _questions(self) -> list[tuple[Named, str]]:
+        """The variables that each prompt is about, and the feedback: here all in a single one.
+
+        What was said of several outputs stands once.
+        """
+        graph, about = self.graph(), defaultdict[str, list[str]](list)
+        for each, feedback, score, _ in graph.outputs:
+            judged = "" if score is None else f" (score: {score:g})"
+            about[f"{_said(feedback) or '(no words)'}{judged}"].append(graph.names[each])
+        rows = [f"{_cut(', '.join(names), 200)}: {words}" for words, names in about.items()]
+        return [(self._reached(), "\n".join(rows))] if rows else []
+
+    def _reached(self) -> Named:
         """The parameters that the feedback reached, by name: only these are offered for change."""
-        reached = set(chain.from_iterable(graph.values for graph in self._graphs()))
+        reached = self.graph().values
         return {name: each for name, each in self._named.items() if each in reached}
 
-    def _prompt(self, named: Mapping[str, Parameter], feedback: str, note: str) -> Prompt:
+    def _prompt(self, named: Named, feedback: str, note: str) -> Prompt:
         """A prompt about some variables; feedback and the past take a third of the room each."""
-        variables = "\n".join(_variable_text(name, each) for name, each in named.items())
-        head = _page(Instruction=(self.objective + note).strip())
+        variables = "\n".join(map(_variable_text, named, named.values()))
+        head = _page({"Instruction": (self.objective + note).strip()})
         system = self._system(named, "# Code")
         room = self.max_chars - len(system + head + variables) - 80
         if room < 400:
@@ -3125,24 +3123,20 @@ class Optimizer:
                 "raise it, or optimize fewer parameters"
             )
         feedback, past = _cut(feedback, room // 3), self._past(named, room // 3)
-        tail = _page(Variables=variables, Feedback=feedback, **{_PAST: past})
+        tail = _page({"Variables": variables, "Feedback": feedback, _PAST: past})
         shown = self.describe(self.max_chars - len(system + head + tail) - 2)
         text = "\n".join(filter(None, (head, shown, tail)))
         return [_message("system", self._system(named, shown)), _message("user", text)]
 
-    def _system(self, named: Mapping[str, Parameter], shown: str) -> str:
+    def _system(self, named: Named, shown: str) -> str:
         """The task, and the form of a reply, for what there is at hand."""
         text, count = _TASK, len(self.graph().outputs)
         if shown.startswith("# Code"):
             text += _CODE_NOTE.format("output" if count == 1 else f"{count} outputs")
-        long = [name for name, each in named.items() if _is_long(each)]
+        long = [name for name, each in named.items() if _is_code(each) or _is_long(each._data)]
+        form, answer = (_TAG_FORM, _TAG_ANSWER) if long else (_JSON_FORM, _JSON_ANSWER)
         asked = re.search(r"(?i)\banswer|\?", self.objective)
-        if long:
-            answer = "<answer>the answer that the instruction asks for</answer>\n"
-            text += _TAG_FORM.format(answer if asked else "", long[0])
-        else:
-            answer = '"answer": "the answer that the instruction asks for", '
-            text += _JSON_FORM.format(answer if asked else "", next(iter(named)))
+        text += form.format(answer if asked else "", next(iter(long or named)))
         return text + _RULES_OF_REPLY + _CODE_RULES * any(map(_is_code, named.values()))
 
     def describe(self, room: int) -> str:
@@ -3165,38 +3159,39 @@ class Optimizer:
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
-        values = {each: graph.values[each] for each in self.parameters if each in graph.values}
-        return any(each._data is not value for each, value in values.items())
+        return any(each._data is not graph.values.get(each, each._data) for each in self.parameters)
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
-        whole, *others = _side_by_side(self._answer, prompts)
-        for each in others:
-            whole.absorb(each)
-        return whole
-
-    def _answer(self, prompt: Prompt) -> Proposal:
-        """Ask until a reply can be used, each time telling what was wrong with the last."""
-        began = time.monotonic()
-        options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        proposal, replies, refused = ask_until_usable(
-            self.llm, prompt, self._read, self.retries, **options
-        )
-        problems = [problem for each in refused for problem in each]
-        self.refused.update(dict.fromkeys(problems))
-        if len(refused) == len(replies) and self.on_refusal != "keep":
-            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
-            raise ReplyError(f"no usable reply in {times}: {problems[-1]}", replies, refused[-1])
-        proposal.prompt, proposal.replies = prompt, replies
-        proposal.refused = ["; ".join(each) for each in refused]
-        proposal.usage = sum((Counter(reply.usage) for reply in replies), Counter()) or None
+        began, proposal = time.monotonic(), Proposal()
+        readings, replies, refused = zip(*_side_by_side(self._answer, prompts), strict=True)
+        for reading in readings:
+            proposal.update(reading.values)
+        proposal.accepted, proposal.prompt = {**proposal}, [*chain(*prompts)]
+        proposal.replies = said = [*chain(*replies)]
+        proposal.refused = ["; ".join(problems) for problems in chain(*refused)]
+        proposal.reasoning = "\n".join(filter(None, [each.reasoning for each in readings]))
+        proposal.answer = "\n".join(filter(None, [each.answer for each in readings]))
+        proposal.usage = sum((Counter(reply.usage) for reply in said), Counter()) or None
         proposal.seconds = time.monotonic() - began
         return proposal
 
-    def _read(self, text: str) -> tuple[Proposal, list[str]]:
-        """The proposal in a reply, which is empty if something is wrong, and all that is wrong."""
+    def _answer(self, prompt: Prompt) -> tuple[Any, ...]:
+        """What `ask_until_usable` gives: a reading, the replies, and what was wrong with them."""
+        options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
+        asked = ask_until_usable(self.llm, prompt, self._read, self.retries, **options)
+        _, replies, refused = asked
+        self.refused |= dict.fromkeys(chain(*refused))
+        if len(refused) == len(replies) and self.on_refusal != "keep":
+            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
+            words = f"no usable reply in {times}: {refused[-1][-1]}"
+            raise ReplyError(words, replies, refused[-1])
+        return asked
+
+    def _read(self, text: str) -> tuple[Reading, list[str]]:
+        """A reply with what it changes by parameter, nothing if something is wrong; and what is."""
         reply = read_reply(text, self._reached())
-        changed, problems = dict[Parameter, Any](), list(reply.problems)
+        changed, problems = dict[Any, Any](), reply.problems
         for name, raw in reply.values.items():
             parameter = self._named[name]
             try:
@@ -3205,10 +3200,7 @@ class Optimizer:
                     changed[parameter] = value
             except ValueError as error:
                 problems.append(f"{name}: {_cut(str(error), 600)}")
-        proposal = Proposal({} if problems else changed)
-        proposal.accepted = dict(proposal)
-        proposal.reasoning, proposal.answer = reply.reasoning, reply.answer
-        return proposal, problems
+        return reply._replace(values={} if problems else changed), problems
 
     def _remember_step(self, proposal: Proposal, reason: str) -> None:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
@@ -3231,9 +3223,9 @@ class Optimizer:
     def best(self) -> Attempt | None:
         """The attempt with the highest score, the latest of equals; of those whose values stayed
         or were the program's own, not of those tried and "not kept"."""
-        kept = [attempt for attempt in self.history if attempt.reason != "not kept"]
-        scored = [attempt for attempt in kept if attempt.score is not None]
-        return max(reversed(scored), key=lambda attempt: cast(float, attempt.score), default=None)
+        kept = [each for each in reversed(self.history) if each.reason != "not kept"]
+        scored = [each for each in kept if each.score is not None]
+        return max(scored, key=lambda each: each.score or 0, default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
@@ -3252,14 +3244,14 @@ class Optimizer:
                 return
         raise MinitraceError("there is no update to undo")
 
-    def _past(self, named: Mapping[str, Parameter], room: int) -> str:
+    def _past(self, named: Named, room: int) -> str:
         """Past attempts, what was said of them, and the rules that replies broke."""
         shown = self.history[-self.memory_size :] if self.memory_size else []
-        now = {name: each._data for name, each in named.items()}
-        versions = [{name: each.values.get(name) for name in named} for each in shown] + [now]
+        now = Attempt({name: each._data for name, each in named.items()}, [], None)
         rows: list[str] = []
-        for number, attempt in enumerate(shown):
-            rows += _attempt_rows(number + 1, attempt, versions[number], versions[number + 1])
+        for number, (attempt, then) in enumerate(pairwise([*shown, now]), 1):
+            values = {name: attempt.values.get(name) for name in named}
+            rows += _attempt_rows(number, attempt, values, then.values)
         if self.refused:
             rows.append("Refused so far, do not repeat:")
             rows += [f"- {_said(words, 300)}" for words in [*self.refused][-8:]]
@@ -3268,41 +3260,37 @@ class Optimizer:
 
 def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options) -> Iterator[str]:
     """An attempt: its values, what they gave, what was said, and how long texts changed then."""
-    long = [name for name, value in values.items() if _is_long_text(value)]
+    import difflib
+
+    long = [name for name, value in values.items() if _is_long(value)]
     short = {name: value for name, value in values.items() if name not in long}
     yield f"{number}. {_listed(short) or ', '.join(long) + ' as it was then'}"
-    about: dict[str, list[str]] = {}
+    about = defaultdict[str, list[str]](list)
     for words, gave in zip_longest(attempt.feedback, attempt.outputs, fillvalue=""):
         said = _said(words, 300)
-        about.setdefault(said, []).extend([] if gave.strip("'\"") in said else [gave])
+        about[said] += [] if gave.strip("'\"") in said else [gave]
     for said, outputs in about.items():
         yield f"   feedback{' on ' * bool(outputs)}{_cut(', '.join(outputs), 200)}: {said}"
     if attempt.score is not None:
         yield f"   score: {attempt.score:g}"
     for name in long:
-        yield from _change_rows(name, str(values[name]), str(then[name]))
+        old, new = (str(each.get(name)).splitlines() for each in (values, then))
+        rows = difflib.unified_diff(old, new, n=0, lineterm="")
+        changed = [f"   {row}" for row in rows if not re.match(r"@@|---|\+\+\+", row)]
+        if changed:
+            yield f"   then {name} was changed:"
+            yield from changed[:20]
+        if len(changed) > 20:
+            yield f"   ... {len(changed) - 20} more lines"
 
 
-def _change_rows(name: str, old: str, new: str) -> Iterator[str]:
-    """The lines of a long text that changed."""
-    import difflib
-
-    rows = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
-    changed = [row for row in rows if not re.match(r"@@|---|\+\+\+", row)]
-    if changed:
-        yield f"   then {name} was changed:"
-        yield from (f"   {row}" for row in changed[:20])
-    if len(changed) > 20:
-        yield f"   ... {len(changed) - 20} more lines"
-
-
-def _by_name(parameters: Any) -> dict[str, Parameter]:
+def _by_name(parameters: Any) -> Named:
     """The parameters by the names that prompts give them, which must differ."""
     if isinstance(parameters, Node) or hasattr(parameters, "parameters"):
         parameters = [parameters]
     elif not isinstance(parameters, Iterable):
-        words = "has no parameters: pass optimizer=, or parameters"
-        raise TypeError(f"{to_text(parameters, 60)} {words}")
+        shown = to_text(parameters, 60)
+        raise TypeError(f"{shown} has no parameters: pass optimizer=, or parameters")
     elif isinstance(parameters, Mapping):  # such as `parameters_dict()`
         parameters = parameters.values()
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
@@ -3310,11 +3298,12 @@ def _by_name(parameters: Any) -> dict[str, Parameter]:
     for each in chain.from_iterable(groups):
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
-        name = each.py_name
-        if _is_code(each) and not any(each is other for other in named.values()):
-            name = _unused_name(name, named)  # two functions of one name
-        if named.setdefault(name, each) is not each:
+        if any(each is other for other in named.values()):
+            continue
+        name = _unused_name(each.py_name, named if _is_code(each) else ())
+        if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
+        named[name] = each
     if not named:
         raise ValueError("an optimizer needs at least one parameter: node(value, trainable=True)")
     return named
@@ -3326,20 +3315,17 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
     if llm is not None and not callable(llm):
         raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
     for each in parameters:
-        kind, made = type(each._data), object()
+        kind, made = type(each._data), None
         with suppress(ValueError):
             made = _from_reply(_as_builtin(each._data), each)
-        if type(made) is not kind or kind is object:
+        if type(made) is not kind:
             raise TypeError(
                 f"no reply can give {each.name} another {kind.__name__}: keep it as a text, a "
                 "number or a list and convert it in a bundle, or give it choices=[...]"
             )
 
 
-S = TypeVar("S")
-
-
-def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int = 8) -> list[T]:
+def _side_by_side(function: Callable[[Any], T], items: Sequence[Any], workers: int = 8) -> list[T]:
     """Call a function in threads, each in a copy of this context; the results, in order.
 
     Where no thread can be started, the calls come one after the other.
@@ -3349,12 +3335,8 @@ def _side_by_side(function: Callable[[S], T], items: Sequence[S], workers: int =
     if min(len(items), workers) < 2 or _in_thread(get_ident).result() == get_ident():
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(copy_context().run, function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()  # after a failure, those that have not begun
+        calls = [partial(copy_context().run, function, item) for item in items]
+        return [*pool.map(lambda call: call(), calls)]  # a failure cancels what has not begun
 
 
 def ask(diff: str) -> bool | str:
@@ -3404,8 +3386,11 @@ class OptoPrime(Optimizer):
 
     def describe(self, room: int) -> str:
         """The graph as text."""
+        from bisect import bisect
+
         view = _View(self.graph(), room, self.parameters)
-        return view.text(view.shown)
+        sizes = range(1, len(view.nearest) + 1)
+        return view.text(bisect(sizes, room, key=lambda size: len(view.text(size))))
 
 
 class OPRO(Optimizer):
@@ -3491,18 +3476,16 @@ class TextGrad(Optimizer):
     Source: TextGrad, arXiv:2406.07496.
     """
 
-    def __init__(self, parameters: Any, llm: Any = None, **options: Any) -> None:
-        if options.get("propagator") is None:
-            options["propagator"] = _Critic(self)
-        super().__init__(parameters, llm, **options)
+    def _flow(self) -> Propagator:
+        return _Critic(self)
 
-    def _prompts(self, note: str) -> list[Prompt]:
+    def _questions(self) -> list[tuple[Named, str]]:
         """A prompt for each parameter that has feedback."""
-        heard = {name: each for name, each in self._named.items() if each.feedback}
-        if not heard:
-            raise MinitraceError(_NO_FEEDBACK)
-        said = {n: "\n".join(f"{n}: {_said(f)}" for f in p.feedback) for n, p in heard.items()}
-        return [self._prompt({name: heard[name]}, said[name], note) for name in heard]
+        return [
+            ({name: each}, "\n".join(f"{name}: {_said(words)}" for words in each.feedback))
+            for name, each in self._named.items()
+            if each.feedback
+        ]
 
     def describe(self, room: int) -> str:
         """Nothing of the program: the criticisms have seen it."""
@@ -3512,7 +3495,7 @@ class TextGrad(Optimizer):
 # ---- What a prompt shows: feedback, variables, and as much of the graph as there is room for.
 
 
-def _page(**sections: str) -> str:
+def _page(sections: Mapping[str, str]) -> str:
     """The sections that are not empty, each under its title."""
     return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
 
@@ -3528,18 +3511,11 @@ def _said(words: Any, limit: int = 0) -> str:
 
 
 def _listed(values: Options) -> str:
-    shown = {name: to_text(_as_builtin(value), 300) for name, value in values.items()}
-    return "; ".join(f"{name} = {text}" for name, text in shown.items())
+    rows = [f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()]
+    return "; ".join(rows)
 
 
-def _feedback_text(graph: TraceGraph) -> str:
-    """What was said of each output; what was said of several stands once."""
-    about: dict[str, list[str]] = {}
-    for each, feedback, score, _ in graph.outputs:
-        judged = "" if score is None else f" (score: {score:g})"
-        words = f"{_said(feedback) or '(no words)'}{judged}"
-        about.setdefault(words, []).append(graph.names[each])
-    return "\n".join(f"{_cut(', '.join(names), 200)}: {words}" for words, names in about.items())
+
 
 
 def _variable_text(name: str, parameter: Parameter) -> str:
@@ -3549,23 +3525,19 @@ def _variable_text(name: str, parameter: Parameter) -> str:
     rules = {"at least": low, "at most": high, "one of": choices}
     words = [f"{rule} {to_text(value)}" for rule, value in rules.items() if value is not None]
     note = ", ".join(filter(None, (parameter.description, parameter.constraint, *words)))
-    note = f"  # {note}" if note and not _is_code(parameter) else ""
-    value = _as_builtin(parameter._data)
-    if _is_code(parameter) or (isinstance(value, str) and "\n" in value):
+    code, value = _is_code(parameter), _as_builtin(parameter._data)
+    note = f"  # {note}" if note and not code else ""
+    if code or (isinstance(value, str) and "\n" in value):
         fence = max(re.findall("`{3,}", value), default="``") + "`"
-        start, language = ("(code)", "python") if _is_code(parameter) else ("(str)", "")
+        start, language = ("(code)", "python") if code else ("(str)", "")
         return f"{start} {name}:{note}\n{fence}{language}\n{value}\n{fence}"
     stands = isinstance(value, str) and not isinstance(parameter._data, str)  # for something else
     kind = type(parameter._data if stands else value).__name__
     return f"({kind}) {name} = {to_text(value)}{note}"
 
 
-def _is_long(parameter: Parameter) -> bool:
-    """Is its value such that escapes in a reply would lead to mistakes?"""
-    return _is_code(parameter) or _is_long_text(parameter._data)
-
-
-def _is_long_text(value: Any) -> bool:
+def _is_long(value: Any) -> bool:
+    """Is it a text whose escapes in a reply would lead to mistakes?"""
     return isinstance(value, str) and ("\n" in value or len(value) > 300)
 
 
@@ -3584,8 +3556,11 @@ def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
     ['add', 'multiply']
     """
     calls = [each for each in graph if graph.parents(each)]
-    outputs = {output.node: None for output in graph.outputs}
-    folded = _repeated(graph, calls) - outputs.keys()
+    outputs = [output.node for output in graph.outputs]
+    folded: set[AnyNode] = set()  # the middle of every long run
+    for _, run in groupby(calls, lambda each: (each.op_name, graph.kind(each))):
+        row = [*run]
+        folded.update(row[4:-4] if len(row) > 12 else ())
     failed = [each for each in calls if graph.kind(each) == "exception"]
     uses = [graph.children(parameter)[:1] for parameter in graph.parameters]
     near = [*failed, *outputs, *chain(*uses)]
@@ -3595,94 +3570,67 @@ def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
         if parents and each not in seen:
             seen.add(each)
             near += parents
-            if each not in folded:
+            if each not in folded.difference(outputs):
                 yield each
 
 
-def _repeated(graph: TraceGraph, calls: Iterable[AnyNode]) -> set[AnyNode]:
-    """The middle of every run of more than twelve calls of one operator in a row."""
-    folded: set[AnyNode] = set()
-    for _, run in groupby(calls, lambda each: (each.op_name, graph.kind(each))):
-        row = [*run]
-        folded.update(row[4:-4] if len(row) > 12 else ())
-    return folded
 
-
-def _documentation(call: AnyNode) -> str:
-    """What the operator of a call does, unless its line or its code says it already."""
-    words = call.description
-    code = " ".join(str(parent._data) for parent in call.parents if _is_code(parent))
-    if re.match(_FORMULA, words) or " ".join(words.split()) in " ".join(code.split()):
-        return ""
-    return f"{call.op_name}: {words}"
 
 
 class _View:
     """The part of a trace graph that fits into so many characters, as text.
 
-    Calls enter in the order of their nearness, each with what it needs: its line, the documentation
-    of its operator, inputs too long to stand in the line.
+    Calls enter in the order of their nearness, each with what it needs: its line, what its operator
+    does, inputs too long to stand in the line.
     """
 
     def __init__(self, graph: TraceGraph, room: int, own: Sequence[Parameter]) -> None:
-        import bisect
-
-        self.graph, self.names = graph, graph.names
+        self.graph = graph
         self.calls = [each for each in graph if graph.parents(each)]
-        self.outputs = {output.node for output in graph.outputs}
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
         self.most = max(60, min(1500, room // 4))  # of a call, or of all the outputs' values
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
-        parents = chain.from_iterable(map(graph.parents, self.nearest))
-        given = {each for each in parents if not graph.parents(each)}.difference(own)
-        self.inputs = {each: to_text(graph.value(each), self.limit) for each in given}
+        parents = set(chain(*map(graph.parents, self.nearest))).difference(own, self.calls)
+        values = {p: to_text(graph.value(p), self.limit) for p in parents if not _is_code(p)}
+        short = {each: text for each, text in values.items() if 0 < len(text) <= 40}
+        self.names = {**graph.names, **short}  # short inputs stand where they are used
+        self.inputs = {p: f"{self.names[p]} = {values[p]}" for p in values.keys() - short.keys()}
+        self.docs: dict[AnyNode, str] = {}
         self.lines = {each: self._line(each) for each in self.nearest}
-        sizes = range(1, len(self.nearest) + 1)
-        self.shown = bisect.bisect(sizes, room, key=lambda size: len(self.text(size)))
-
-    def _operand(self, parent: AnyNode) -> str:
-        """A parent as a call shows it: by name, unless it is a short input."""
-        text = self.inputs.get(parent, "")
-        return text if 0 < len(text) <= 40 else self.names[parent]
 
     def _line(self, each: AnyNode) -> str:
-        """A call as a line of code, with its value."""
-        inputs = each.inputs.items()
-        given = {name: self._operand(parent) for name, parent in inputs if not _is_code(parent)}
-        call = each.description
-        if re.match(_FORMULA, call):
-            call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), call)
+        """A call as a line of code, with its value; what its operator does is noted if neither its
+        line nor its code says it."""
+        inputs, words = each.inputs.items(), each.description
+        given = {name: self.names[parent] for name, parent in inputs if not _is_code(parent)}
+        if re.match(_FORMULA, words):
+            call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
-            items = ", ".join(f"{name}={value}" for name, value in given.items())
-            call = f"{each.op_name}({items})"
-        most = (
-            max(self.limit, self.most // len(self.outputs)) if each in self.outputs else self.limit
-        )
-        value = to_text(each._data, most)
+            call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
+            code = " ".join(str(parent._data) for _, parent in inputs if _is_code(parent))
+            if " ".join(words.split()) not in " ".join(code.split()):
+                self.docs[each] = f"{each.op_name}: {words}"
+        outputs = {output.node for output in self.graph.outputs}
+        share = self.most // len(outputs) if each in outputs else 0
+        value = to_text(each._data, max(self.limit, share))
         if self.graph.kind(each) == "exception":
             value = f"raised {_said(each._data, self.most)}"
         return f"{self.names[each]} = {_cut(call, self.most)}  # {value}"
 
     def text(self, size: int) -> str:
         """So many of the nearest calls, in the order of the program, with what they need."""
-        near = set(self.nearest[:size])
+        near, rows = set(self.nearest[:size]), list[str]()
+        for shown, group in groupby(self.calls, lambda call: call in near):
+            run = [*group]
+            rows += [self.lines[each] for each in run] if shown else [self._gap(run)]
         calls = [each for each in self.calls if each in near]
-        docs = dict.fromkeys(filter(None, map(_documentation, calls)))
+        docs = dict.fromkeys(self.docs[each] for each in calls if each in self.docs)
         limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
         about = [_said(words, limit) for words in docs]
-        used = dict.fromkeys(chain.from_iterable(each.parents for each in calls))
-        long = [each for each in used if len(self.inputs.get(each, "")) > 40 and not _is_code(each)]
-        inputs = [f"{self.names[each]} = {self.inputs[each]}" for each in long]
-        code = self._code(near)
-        return _page(Code=code, Documentation="\n".join(about), Inputs="\n".join(inputs))
-
-    def _code(self, near: set[AnyNode]) -> str:
-        """The lines of these calls, and a line for each gap between them."""
-        rows: list[str] = []
-        for shown, group in groupby(self.calls, lambda call: call in near):
-            calls = [*group]
-            rows += [self.lines[each] for each in calls] if shown else [self._gap(calls)]
-        return "\n".join(rows)
+        used = dict.fromkeys(chain(*[each.parents for each in calls]))
+        inputs = [self.inputs[each] for each in used if each in self.inputs]
+        sections = {"Code": rows, "Documentation": about, "Inputs": inputs}
+        return _page({title: "\n".join(rows) for title, rows in sections.items()})
 
     def _gap(self, calls: list[AnyNode]) -> str:
         """The line that stands for calls left out: how many, from where to where, and which."""
