@@ -1954,7 +1954,7 @@ class CodeBundle(Bundle[..., Any]):
                 f"the source code of {name}",
                 constraint=f"it defines: {header.splitlines()[-1]}",
                 projections=options["projections"] or (),
-                check=_code_check(header, self.limits),
+                check=_code_check(name, header, self.limits),
             )
         self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
@@ -2272,12 +2272,9 @@ def _compile_in_closure(text: str, free: Iterable[str], name: str, owner: str) -
     return code
 
 
-def _code_check(header: str, limits: Any = None) -> Function:
+def _code_check(name: str, header: str, limits: Any = None) -> Function:
     """The check of a parameter that holds the source of the function with this header."""
-    name = re.search(r"def\s+(\w+)", header)
-    if not name:
-        raise ValueError(f"no header of a function: {to_text(header, 80)}")
-    return partial(check_code, name=name[1], signature=header, limits=limits)
+    return partial(check_code, name=name, signature=header, limits=limits)
 
 
 # May new code be accepted?
@@ -4121,6 +4118,38 @@ class _Answer(NamedTuple):
     status: int = 0
     headers: Mapping[str, str] = {}
 
+    def words(self, error: Any) -> str:
+        """A server's own words for an error, in whichever of the many shapes they come."""
+        page = re.sub(r"<[^>]*>|[^\w!-~]", " ", self.body[:2000])
+        words, pause = _dig(error, "message") or error or page, self.pause
+        text = words if isinstance(words, str) else json.dumps(words)
+        notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
+        notes.append(pause and f"it asks to wait {pause:.0f} s")
+        labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
+        said = text[:500], *labels, self.headers.get("location", "")
+        return " ".join(" ".join(said).split())
+
+    @property
+    def pause(self) -> float:
+        """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
+        from email.utils import parsedate_to_datetime
+
+        after = self.headers.get("retry-after", "")
+        thousandths = f"{self.headers.get('retry-after-ms')}e-3"
+        for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', self.body)):
+            if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
+                return float(said)
+        with suppress(ValueError, TypeError, OverflowError):
+            return max(0, parsedate_to_datetime(after).timestamp() - time.time())
+        return 0
+
+    def may_heal(self, error: LLMError) -> bool:
+        """Is it worth asking again?"""
+        # A body cut where no length tells is bad JSON; a page for people begins with "<".
+        cut = error.kind == "unreadable" and self.body.strip()[:1] in ("{", "")
+        said = self.headers.get("x-should-retry")
+        return said == "true" or (said != "false" and (cut or not error.hopeless))
+
 
 def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     """The answer to one POST, or what kept it from coming within `seconds`.
@@ -4243,41 +4272,6 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 """
 
 
-def _words(error: Any, answer: _Answer) -> str:
-    """A server's own words for an error, in whichever of the many shapes they come."""
-    page = re.sub(r"<[^>]*>|[^\w!-~]", " ", answer.body[:2000])
-    words = _dig(error, "message") or error or page
-    text = words if isinstance(words, str) else json.dumps(words)
-    pause = _asked_pause(answer)
-    notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
-    notes.append(pause and f"it asks to wait {pause:.0f} s")
-    labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
-    said = text[:500], *labels, answer.headers.get("location", "")
-    return " ".join(" ".join(said).split())
-
-
-def _asked_pause(answer: _Answer) -> float:
-    """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
-    from email.utils import parsedate_to_datetime
-
-    after = answer.headers.get("retry-after", "")
-    thousandths = f"{answer.headers.get('retry-after-ms')}e-3"
-    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', answer.body)):
-        if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
-            return float(said)
-    with suppress(ValueError, TypeError, OverflowError):
-        return max(0, parsedate_to_datetime(after).timestamp() - time.time())
-    return 0
-
-
-def _may_heal(answer: _Answer, error: LLMError) -> bool:
-    """Is it worth asking again?"""
-    # A body cut where no length tells is bad JSON; a page for people begins with "<", and stays.
-    cut = error.kind == "unreadable" and answer.body.strip()[:1] in ("{", "")
-    said = answer.headers.get("x-should-retry", "")
-    return {"true": True, "false": False}.get(said, cut or not error.hopeless)
-
-
 class _Key(str):
     """A text that no repr shows: no traceback with its variables, no `vars`, no crash report."""
 
@@ -4291,11 +4285,10 @@ class _Route(NamedTuple):
     provider: str
     model: str
     protocol: _Protocol
-    names: Mapping[str, list[str]]  # of options, on the wire
+    names: Mapping[str, list[str]]  # of options, on the wire, less those that were refused
     url: str
     keys: str
     headers: Texts
-    refused: set[str]  # names that the server does not take
 
     @property
     def name(self) -> str:
@@ -4311,9 +4304,9 @@ class _Route(NamedTuple):
     @property
     def secrets(self) -> list[_Key]:
         """What no text may show, the longest first."""
-        hidden = (k for k in self.headers if re.search("auth|key|token|secret|cookie", k))
-        words = [_Key(word) for name in hidden for word in self.headers[name].split()]
-        return sorted(words, key=len, reverse=True)
+        pattern, headers = "auth|key|token|secret|cookie", self.headers.items()
+        hidden = [value for name, value in headers if re.search(pattern, name)]
+        return sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
 
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
@@ -4339,10 +4332,10 @@ without a user or a password"""
         """The body of a request, without what the server has refused by name."""
         body = {"model": self.model, **self.protocol.fields(messages)}
         for option, value in options.items():
-            left = [name for name in self.names.get(option, ()) if name not in self.refused]
-            if left:
+            names = self.names.get(option)
+            if names:
                 alone = option == "stop" and isinstance(value, str)
-                body[left[0]] = [value] if alone else value
+                body[names[0]] = [value] if alone else value
         return {**body, **options.get("extra", {})}
 
     def learn(self, sent: Fields, error: LLMError) -> None:
@@ -4353,8 +4346,8 @@ without a user or a password"""
         for names in self.names.values():
             for name in sent.keys() & names:
                 if re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
-                    self.refused.add(name)
-                    if self.refused.issuperset(names):
+                    names[:] = [other for other in names if other != name]
+                    if not names:
                         words = f"{self.name} refuses {name!r}: it is left out from now on"
                         warn(words, stacklevel=_level_outside())
                     return
@@ -4365,9 +4358,16 @@ without a user or a password"""
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        message = f"{self.name} at {url}: {said}; {advice}."
-        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
-        return LLMError(message, provider=self.provider, model=self.model, url=url, **facts)
+        return LLMError(
+            f"{self.name} at {url}: {said}; {advice}.",
+            kind=kind,
+            status=status,
+            words=words,
+            hopeless=sign == "=",
+            provider=self.provider,
+            model=self.model,
+            url=url,
+        )
 
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
@@ -4378,7 +4378,7 @@ without a user or a password"""
         except (ValueError, RecursionError):
             data = None
         error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
-        words = _words(error or _dig(data, "detail|message"), answer)
+        words = answer.words(error or _dig(data, "detail|message"))
         code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
         if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
             status = int(code)
@@ -4479,8 +4479,9 @@ class LLM(LanguageModel):
         return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
-        kept = {name: value for name, value in self.__dict__.items() if name != "_route"}
-        return {**kept, "_key": None, "_headers": {}}
+        state = {**self.__dict__, "_key": None, "_headers": {}}
+        state.pop("_route", None)
+        return state
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
@@ -4497,9 +4498,9 @@ class LLM(LanguageModel):
             route.learn(sent, result)
             if sent != route.request(messages, options):
                 continue
-            pause = _asked_pause(answer) or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
+            pause = answer.pause or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
-            if attempt >= self.retries or not in_time or not _may_heal(answer, result):
+            if attempt >= self.retries or not in_time or not answer.may_heal(result):
                 raise result
             self.sleep(pause)
             attempt += 1
@@ -4527,7 +4528,7 @@ class LLM(LanguageModel):
             **protocol.headers,
             **_own_headers(variable, keys, self._key, self._headers),
         }
-        route = _Route(provider, model, protocol, names, url, keys, headers, set())
+        route = _Route(provider, model, protocol, names, url, keys, headers)
         fault = route.fault(self.allow_http, moved == base)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
@@ -4640,6 +4641,13 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
 setattr(operators, "format", update_wrapper(_format, operators.format))
 
 
+_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
+_LESS = (
+    "high|big|large|hot|warm|long|above|over|too much|too many"
+    "|decrease|lower|less|fewer|smaller|reduce|down"
+)
+
+
 class StubLLM(LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
@@ -4664,99 +4672,81 @@ class StubLLM(LanguageModel):
         import random
 
         asked = [str(m["content"]) for m in messages if m["role"] == "user"]
-        text, rng = "\n" + asked[0], random.Random(f"{self.seed}\n{asked}")
+        rng = random.Random(f"{self.seed}\n{asked}")
+        section = r"\n# (Variables|Past attempts|Feedback)[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)"
+        found = re.findall(section, f"\n{asked[0]}", re.S)
+        sections = defaultdict(str, reversed(found))  # of two with one title the first
         row = r"^\((\w+)\) (\w+)(?: = (.*?))?(?:  # (.*))?$"
-        rows = re.findall(row, _section(text, "Variables"), re.M)
-        past = re.split(r"\n\d+\. ", _section(text, "Past attempts"))[1:]
+        rows = re.findall(row, sections["Variables"], re.M)
+        attempts = re.split(r"\n\d+\. ", sections["Past attempts"])[1:]
         now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
-        tried = [_attempt(block) for block in [*past, now + "\n" + _section(text, "Feedback")]]
+        tried = [self._read(attempt) for attempt in [*attempts, now + sections["Feedback"]]]
         reasons, suggestion = [], dict[str, Any]()
         for place, (kind, name, _, rules) in enumerate(rows):
-            seen = [(values[name], way, score) for values, way, score in tried if name in values]
-            new, why = _guess(kind, rules, seen, (place, len(rows)), rng)
+            seen = [(values[name], *said) for values, *said in tried if name in values]
+            new, why = self._guess(kind, rules, seen, (place, len(rows)), rng)
             reasons.append(f"{name}: {why}")
             suggestion |= {name: new} if new is not None else {}
         said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
+    def _read(self, attempt: str) -> tuple[Texts, int, float | None]:
+        """The values of an attempt, the way its feedback points (up if above 0), and its score."""
+        values, _, said = attempt.partition("\n")
+        up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
+        score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
+        named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
+        return named, up - down, float(score[1]) if score else None
 
-def _section(text: str, title: str) -> str:
-    """What stands under a heading of a prompt."""
-    found = re.search(rf"\n# {title}[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)", text, re.S)
-    return found[1] if found else ""
+    def _guess(self, kind: str, rules: str, seen: Any, turn: Any, rng: Any) -> tuple[Any, str]:
+        """The next value of a variable, or None to leave it, and why.
 
+        It is a choice not tried yet, or where the feedback points, inside the bounds. `seen` holds
+        for each attempt the value, the way from there, and the score or None.
+        """
+        import ast
 
-_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
-_LESS = (
-    "high|big|large|hot|warm|long|above|over|too much|too many"
-    "|decrease|lower|less|fewer|smaller|reduce|down"
-)
+        choices = re.search(r"one of (\[.*\])", rules)
+        if kind == "bool" or choices:
+            tried = {value for value, _, _ in seen}
+            listed = ast.literal_eval(choices[1]) if choices else [False, True]
+            left = [choice for choice in listed if repr(choice) not in tried]
+            return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
+        if kind not in ("int", "float"):
+            return None, "a stub cannot write"
+        seen = [(float(value), way, score) for value, way, score in seen]
+        value, way, score = seen[-1]
+        if not way and score is None:
+            return None, "the feedback does not say which way"
+        new = self._bisect(seen) if way else self._climb(seen, *turn)
+        ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
+        new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
+        if kind == "int":  # on a climb away from the value, which is where it would stand still
+            new = round(new) if way else math.ceil(new) if new > value else math.floor(new)
+        if new == value:
+            return None, f"it stays at {value:g}"
+        return new, f"{'up' if new > value else 'down'} from {value:g}"
 
+    def _bisect(self, seen: Any) -> Any:
+        """Twice as far while only one side is known, then the middle between the nearest of both."""
+        value, way, _ = seen[-1]
+        beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
+        if not beyond:
+            return value + math.copysign(max(abs(value), 1), way)
+        return (value + min(beyond, key=lambda v: abs(v - value))) / 2
 
-def _attempt(block: str) -> tuple[Texts, int, float | None]:
-    """The values of an attempt, the way its feedback points (up if above 0), and its score."""
-    values, _, said = block.partition("\n")
-    up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
-    score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
-    named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-    return named, up - down, float(score[1]) if score else None
-
-
-_Seen = list[tuple[float, int, Any]]  # values of a number, the way from each, and its score or None
-_Guess = tuple[Any, str]  # the next value of a variable, or None to leave it, and why
-
-
-def _guess(kind: str, rules: str, seen: Any, turn: tuple[int, int], rng: random.Random) -> _Guess:
-    """A choice not tried yet, or the next number."""
-    import ast
-
-    choices = re.search(r"one of (\[.*\])", rules)
-    if kind == "bool" or choices:
-        tried = {value for value, _, _ in seen}
-        listed = ast.literal_eval(choices[1]) if choices else [False, True]
-        left = [choice for choice in listed if repr(choice) not in tried]
-        return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
-    if kind in ("int", "float"):
-        return _next_number(kind, rules, [(float(v), w, s) for v, w, s in seen], turn)
-    return None, "a stub cannot write"
-
-
-def _next_number(kind: str, rules: str, seen: _Seen, turn: tuple[int, int]) -> _Guess:
-    """Where the feedback points, inside the bounds."""
-    value, way, score = seen[-1]
-    if not way and score is None:
-        return None, "the feedback does not say which way"
-    new = _bisected(seen) if way else _climbed(seen, *turn)
-    ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
-    new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
-    if kind == "int":  # on a climb away from the value, which is where it would stand still
-        new = round(new) if way else math.ceil(new) if new > value else math.floor(new)
-    if new == value:
-        return None, f"it stays at {value:g}"
-    return new, f"{'up' if new > value else 'down'} from {value:g}"
-
-
-def _bisected(seen: _Seen) -> float:
-    """Twice as far while only one side is known, then the middle between the nearest of both."""
-    value, way, _ = seen[-1]
-    beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
-    if not beyond:
-        return value + math.copysign(max(abs(value), 1), way)
-    return (value + min(beyond, key=lambda v: abs(v - value))) / 2
-
-
-def _climbed(seen: _Seen, turn: int, variables: int) -> float:
-    """A step from the best value so far: on after a success, else back and shorter, by turns."""
-    scored = [(value, score) for value, _, score in seen if score is not None]
-    scores = [score for _, score in scored]
-    failures = len(scores) - 1 - scores.index(max(scores))  # as good again is no success
-    *before, best = [value for value, _ in scored][: len(scored) - failures]
-    strides = [best - value for value in before if value != best] or [max(abs(best), 1) / 4]
-    if failures // 2 % variables != turn:
-        return best
-    if not failures:
-        return best + 2 * strides[-1]
-    return best + (-1.0) ** failures * strides[-1] / 3.0 ** (failures // (2 * variables))
+    def _climb(self, seen: Any, turn: int, variables: int) -> Any:
+        """A step from the best value so far: on after a success, else back and shorter, by turns."""
+        values, scores = zip(*[(v, s) for v, _, s in seen if s is not None], strict=True)
+        first = scores.index(max(scores))  # as good again is no success
+        best, failures = values[first], len(scores) - 1 - first
+        strides = [best - value for value in values[:first] if value != best]
+        stride = strides[-1] if strides else max(abs(best), 1) / 4
+        if failures // 2 % variables != turn:
+            return best
+        if not failures:
+            return best + 2 * stride
+        return best + (-1.0) ** failures * stride / 3.0 ** (failures // (2 * variables))
 
 
 # ---- 7. Looking ----------------------------------------------------------------------------------
@@ -5139,14 +5129,14 @@ def _load(path: str | os.PathLike[str]) -> Fields:
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_TYPES: list[tuple[Any, str]] = [  # of the fields of a graph, its nodes and its outputs
-    (str, "format name kind operator type description constraint code"),
-    (list, "nodes outputs choices bounds"),
-    (dict, "operators inputs"),
-    (bool, "trainable"),
-    ((str, int), "id"),
-    ((int, float), "score"),
-]
+_TYPES = {  # of the fields of a graph, its nodes and its outputs
+    "str": "format name kind operator type description constraint code",
+    "list": "nodes outputs choices bounds",
+    "dict": "operators inputs",
+    "bool": "trainable",
+    "str int": "id",
+    "int float": "score",
+}
 
 
 def _ids(graph: TraceGraph) -> dict[AnyNode, Any]:
@@ -5165,57 +5155,59 @@ def _graph_form(graph: TraceGraph) -> Fields:
             words.setdefault(node.op_name, node.description)
     nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
     outputs = []
-    for output in graph.outputs:
-        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
-        said = {field: value for field, value in said.items() if value is not None}
-        outputs.append({"id": ids[output.node], **said, **output.extra})
+    for node, feedback, score, more in graph.outputs:
+        said = _given(id=ids[node], feedback=encode(feedback, as_text=True), score=score)
+        outputs.append({**said, **more})
     form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
     return {**form, "outputs": outputs, **extra}
 
 
+def _given(**fields: Any) -> Fields:
+    """The fields that are not None."""
+    return {field: value for field, value in fields.items() if value is not None}
+
+
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
     """One node of the JSON form."""
-    form: Fields = {"id": ids[node], "name": node._base, "kind": graph.kind(node)}
-    known: str | None = ""
+    value, description = graph.value(node), node.description
+    call, rules, known = Fields(), Fields(), ""
     if graph.parents(node):
-        known, form["operator"] = words[node.op_name], node.op_name
-        form["inputs"] = {name: ids[parent] for name, parent in node.inputs.items()}
-    form["type"] = type(graph.value(node)).__name__
-    form["description"] = None if node.description == known else node.description
+        known, inputs = words[node.op_name], node.inputs.items()
+        call["operator"] = node.op_name
+        call["inputs"] = {name: ids[parent] for name, parent in inputs}
     if isinstance(node, ParameterNode):
-        form |= {"constraint": node.constraint, "trainable": True}
-        form["choices"] = node.choices and encode(node.choices, as_text=True)
-        form["bounds"] = node.bounds and encode([*node.bounds])
-        form["code"] = cast(Any, node.check).keywords["signature"] if _is_code(node) else None
-    form = {field: said for field, said in form.items() if said is not None}
-    return {**form, "value": encode(graph.value(node), as_text=True)}
-
-
-def _beyond(spec: Fields, fields: str) -> Fields:
-    return {key: value for key, value in spec.items() if key not in fields.split()}
+        rules = {"constraint": node.constraint, "trainable": True}
+        rules["choices"] = node.choices and encode(node.choices, as_text=True)
+        rules["bounds"] = node.bounds and encode([*node.bounds])
+        rules["code"] = cast(Any, node.check).keywords["signature"] if _is_code(node) else None
+    fields = _given(
+        id=ids[node],
+        name=node._base,
+        kind=graph.kind(node),
+        **call,
+        type=type(value).__name__,
+        description=None if description == known else description,
+        **rules,
+    )
+    return {**fields, "value": encode(value, as_text=True)}
 
 
 @contextmanager
-def _at(place: str, spec: Any = None) -> Iterator[None]:
-    """Say where in a JSON form something was wrong."""
+def _reading(place: str, spec: Any, needed: str) -> Iterator[None]:
+    """Check the fields of an object of the JSON form, and say where in it something is wrong."""
     try:
+        if not isinstance(spec, dict) or spec.get(needed) is None:
+            raise TypeError(f"it must be an object with {needed}")
+        for kinds, fields in _TYPES.items():
+            for field in fields.split():
+                value = spec.get(field)
+                if value is not None and type(value).__name__ not in kinds.split():
+                    raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
         yield
     except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         known = _dig(spec, "id")
         place = place if known is None else f"{place} ({known})"
         raise GraphError(f"{place}: {error}") from None
-
-
-def _check_fields(spec: Any, needed: str) -> None:
-    """`TypeError` if an object of the JSON form lacks a field, or has one of another type."""
-    if not isinstance(spec, dict) or spec.get(needed) is None:
-        raise TypeError(f"it must be an object with {needed}")
-    for kinds, fields in _TYPES:
-        for field in fields.split():
-            value = spec.get(field)
-            fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
-            if value is not None and not fits:
-                raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
 
 
 def _no_number(name: str) -> Any:
@@ -5224,74 +5216,82 @@ def _no_number(name: str) -> Any:
 
 def _read_graph(text: str) -> TraceGraph:
     """The graph of a JSON text."""
-    with _at("not JSON"):
+    try:
         form: Any = json.loads(text, parse_constant=_no_number)
-    with _at("not a trace graph"):
-        _check_fields(form, "nodes")
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"not JSON: {error}") from None
+    with _reading("not a trace graph", form, "nodes"):
         words = form.get("operators") or {}
         if not all(isinstance(said, str) for said in words.values()):
             raise TypeError("its operators are not described by texts")
-        named, version = form.get("format", _FORMAT), str(form.get("version") or _VERSION)
-        if named != _FORMAT or not re.fullmatch(r"\d{1,9}(\.\d{1,9})*", version):
+        named, version = form.pop("format", _FORMAT), str(form.pop("version", None) or _VERSION)
+        major = re.match(r"(\d{1,9})(\.\d{1,9})*\Z", version)
+        if named != _FORMAT or not major:
             raise ValueError(f"format {named!r}, version {version!r}")
-        if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
+        if int(major[1]) > 1:
             raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
     graph, known = TraceGraph(), dict[str, AnyNode]()
-    graph.extra = _beyond(form, "format version nodes outputs")
-    for n, spec in enumerate(form["nodes"]):
-        with _at(f"nodes[{n}]", spec):
-            _check_fields(spec, "id")
+    nodes, outputs = form.pop("nodes"), form.pop("outputs", None) or ()
+    graph.extra = form
+    for n, spec in enumerate(nodes):
+        with _reading(f"nodes[{n}]", spec, "id"):
             node = _node_from(spec, known, words)
-        known[str(spec["id"])] = node
-        graph.specs[node] = spec
+            known[str(spec["id"])] = node
+            graph.specs[node] = spec
+    for n, spec in enumerate(outputs):
+        with _reading(f"outputs[{n}]", spec, "id"):
+            graph.outputs.append(_output_from(spec, known))
     for node in reversed(known.values()):
         graph.add(node)
-    for n, spec in enumerate(form.get("outputs") or ()):
-        with _at(f"outputs[{n}]", spec):
-            _check_fields(spec, "id")
-            graph.outputs.append(_output_from(spec, known))
     return graph
 
 
 def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
-    if str(spec["id"]) in known:
+    own, get, parents = str(spec["id"]), spec.get, list[AnyNode]()
+    if own in known:
         raise ValueError("the id is used twice")
-    value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
+    value, inputs = decode(get("value")), get("inputs") or {}
     for parent in map(str, inputs.values()):
         if parent not in known:
             raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
-    base = str(spec.get("name") or spec["id"])
-    name = spec.get("operator") or base
-    description = spec.get("description", words.get(name) if inputs else None)
-    if spec.get("trainable", spec.get("kind") == "parameter"):
+        parents.append(known[parent])
+    name = get("operator") or get("name") or own
+    description = get("description", words.get(name) if inputs else None)
+    if get("trainable", get("kind") == "parameter"):
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
-        choices, bounds = decode(spec.get("choices")), decode(spec.get("bounds"))
-        rules: Fields = {"choices": choices, "bounds": bounds and tuple(bounds)}
-        if "code" in spec:
-            rules["check"] = _code_check(spec["code"])
-        rules["constraint"] = spec.get("constraint")
-        node: AnyNode = ParameterNode(value, base, description, **rules)
+        node: AnyNode = ParameterNode(value, own, description, **_rules_from(get))
     elif inputs:
-        kind = ExceptionNode if spec.get("kind") == "exception" else MessageNode
-        parents = tuple([known[str(parent)] for parent in inputs.values()])
+        kind = ExceptionNode if get("kind") == "exception" else MessageNode
         op = _Op(name, description or "", tuple(inputs), None)
-        node = kind(value, op, parents, any(parent._depends for parent in parents))
+        node = kind(value, op, tuple(parents), any(parent._depends for parent in parents))
     else:
-        node = Node(value, base, description)
-    node._base, node._index = str(spec["id"]), None
+        node = Node(value, own, description)
+    node._base, node._index = own, None
     return node
+
+
+def _rules_from(get: Function) -> Fields:
+    """The rules of a parameter in the JSON form; a function defined by its header must stay so."""
+    bounds, header, check = decode(get("bounds")), get("code"), None
+    if header is not None:
+        name = re.search(r"def\s+(\w+)", header)
+        if not name:
+            raise ValueError(f"no header of a function: {to_text(header, 80)}")
+        check = _code_check(name[1], header)
+    rules = {"choices": decode(get("choices")), "bounds": bounds and tuple(bounds)}
+    return {**rules, "constraint": get("constraint"), "check": check}
 
 
 def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
     """One output of the JSON form."""
-    if str(spec["id"]) not in known:
-        raise ValueError(f"{to_text(spec['id'], 60)} is the id of no node")
-    score = spec.get("score")
+    extra = dict(spec)
+    own, score, feedback = extra.pop("id"), extra.pop("score", None), extra.pop("feedback", None)
+    if str(own) not in known:
+        raise ValueError(f"{to_text(own, 60)} is the id of no node")
     float(score or 0)  # OverflowError if it is too large for one
-    feedback = decode(spec.get("feedback"))
-    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, "id feedback score"))
+    return Output(known[str(own)], decode(feedback), score, extra)
 
 
 # ---- Pickles: a graph of any depth goes to another process of Python.
