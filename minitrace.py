@@ -2321,12 +2321,12 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        extra = [mark for mark in found[0].decorator_list if ast.unparse(mark) not in known]
-        old, new = _bare_signature(given), _bare_signature(copy.deepcopy(found[0]))
+        marks = [ast.Expr(mark) for mark in found[0].decorator_list]
+        old, new = _bare_signature(given), _bare_signature(found[0])
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
-        empty: Any = ast.parse("def f(): 0").body[0]
-        vars(found[0]).update(decorator_list=extra, args=empty.args)
+        tree.body.remove(found[0])
+        tree.body += [mark for mark in marks if ast.unparse(mark) not in known]
     acting = next(_acting_parts(tree), None)
     if acting is not None:
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
@@ -2383,12 +2383,11 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
         for part in chain([statement], *map(ast.walk, parts)):
-            acts = isinstance(part, ast.stmt) and type(part).__name__ not in _STATEMENTS.split()
-            calls = isinstance(part, ast.Call) and (
-                ast.unparse(part.func) not in _HARMLESS_CALLS.split()
-            )
-            places = isinstance(part, (ast.Attribute, ast.Subscript))
-            if acts or calls or (places and isinstance(vars(part)["ctx"], ast.Store)):
+            kind = type(part).__name__
+            acts = isinstance(part, ast.stmt) and kind not in _STATEMENTS.split()
+            calls = kind == "Call" and ast.unparse(vars(part)["func"]) not in _HARMLESS_CALLS.split()
+            places = kind in ("Attribute", "Subscript") and isinstance(vars(part)["ctx"], ast.Store)
+            if acts or calls or places:
                 yield part
 
 
@@ -4401,6 +4400,9 @@ without a user or a password"""
         return Reply(self.redact(reply), **{**vars(reply), "model": model})
 
 
+_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
+
+
 class LLM(LanguageModel):
     """A language model behind HTTP: `llm("question")` or `llm(messages)` gives a `Reply`.
 
@@ -4526,13 +4528,29 @@ class LLM(LanguageModel):
             "content-type": "application/json",
             "user-agent": "minitrace",
             **protocol.headers,
-            **_own_headers(variable, keys, self._key, self._headers),
+            **self._own_headers(variable, keys),
         }
         route = _Route(provider, model, protocol, names, url, keys, headers)
         fault = route.fault(self.allow_http, moved == base)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
         return route
+
+    def _own_headers(self, variable: str, keys: str) -> Texts:
+        """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
+        get, prefix, key = os.environ.get, variable.removesuffix("_BASE_URL"), self._key
+        lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
+        lines += [
+            f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
+            f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
+        ]
+        pairs = [line.partition(":")[::2] for line in lines] + [*self._headers.items()]
+        own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
+        if key is None and not own.keys() & _CREDENTIALS:
+            key = next(filter(None, map(get, keys.split())), None)
+        if key and key.strip():
+            own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
+        return own
 
 
 def _check_options(options: Fields, known: str) -> None:
@@ -4549,26 +4567,6 @@ def _address(base: str, path: str) -> str:
     form = rf"(?=[!-~]+\Z)(https?://{host}(?:/[^?#]*?)??)/*(?:{ending})?/*(\?[^#]*)?"
     parts = re.fullmatch(form, base)
     return parts[1] + path + (parts[2] or "") if parts else ""
-
-
-_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
-
-
-def _own_headers(variable: str, keys: str, key: str | None, given: Texts) -> Texts:
-    """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
-    get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
-    lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-    lines += [
-        f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
-        f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
-    ]
-    pairs = [line.partition(":")[::2] for line in lines] + [*given.items()]
-    own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
-    if key is None and not own.keys() & _CREDENTIALS:
-        key = next(filter(None, map(get, keys.split())), None)
-    if key and key.strip():
-        own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-    return own
 
 
 class Script(LanguageModel):
@@ -4865,11 +4863,12 @@ def _marked_function(code: CodeType, line: int, mark: str) -> str:
 
 def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
     """What was said of each output: the words and the score."""
-    said: dict[AnyNode, str] = {}
-    for each, words, score, _ in graph.outputs:
-        told = "" if words is None else str(words) if isinstance(words, str) else to_text(words)
-        judged = "" if score is None else f"(score: {to_text(score, 24)})"
-        said[each] = " ".join(filter(None, (said.get(each), told, judged)))
+    said = {output.node: "" for output in graph.outputs}
+    for node, words, score, _ in graph.outputs:
+        if words is not None:
+            said[node] += f" {words if isinstance(words, str) else to_text(words)}"
+        if score is not None:
+            said[node] += f" (score: {to_text(score, 24)})"
     return said
 
 
@@ -4878,25 +4877,26 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
     if ascii is None:
         ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
     said, drawn = _verdicts(graph), set[AnyNode]()
-    stack = [("", "", each) for each in reversed(said)]
+    stack = [("", output) for output in reversed(said)]
     rows: list[str] = []
     while stack and len(rows) < lines:
-        margin, mark, node = stack.pop()
+        margin, node = stack.pop()
         parents, again = graph.parents(node), node in drawn
-        if again and not mark:
+        if again and not margin:
             continue
-        where = "above" if again else "below" if len(margin) > 36 else ""
+        where = "above" if again else "below" if len(margin) > 39 else ""
         where = where if parents else ""
-        room = 90 - len(margin + mark)
-        row = _tree_line(graph, node, where, said.get(node, ""), room, ascii)
-        rows.append(margin + mark + row)
+        words, room = said.get(node, ""), 90 - len(margin)
+        rows.append(margin + _tree_line(graph, node, where, words, room, ascii))
         if where == "below":  # too far to the right, so it goes on at the left
-            stack.insert(0, ("", "", node))
+            stack.insert(0, ("", node))
         elif not where:
             drawn.add(node)
-            inside = margin + {"├─ ": "│  ", "└─ ": "   ", "": ""}[mark]
-            marks = ["└─ "] + ["├─ "] * (len(parents) - 1)
-            stack += [(inside, *each) for each in zip(marks, reversed(parents), strict=False)]
+            margin = margin.replace("├─", "│ ").replace("└─", "  ")
+            branch = "└─ "
+            for parent in reversed(parents):
+                stack.append((margin + branch, parent))
+                branch = "├─ "
     left = len(graph) - len(drawn)
     text = "\n".join([*rows, f"... {left} more nodes"] if left > 0 else rows)
     return text.translate(str.maketrans("├└│─", "|`|-")) if ascii else text
@@ -4949,29 +4949,27 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         with scope:
             scope.replacements = new
             for each in nodes:
-                _replay(each, changes, effects, new)
+                if each in changes:
+                    new[each._number] = _changed(each, to_data(changes[each]))
+                elif any(parent._number in new for parent in each.parents):
+                    if effects or not cast(Any, each._op).effects:
+                        new[each._number] = _recompute(each, new)
     finally:
         _scope.set(around)
     return new.get(output._number, output)
 
 
-def _replay(
-    each: AnyNode, changes: Mapping[Any, Any], effects: bool, new: dict[int, AnyNode]
-) -> None:
-    """Put into `new` what takes the place of a node, if it changes."""
-    if each in changes:
-        value = to_data(changes[each])
-        new[each._number] = root = each._as_root(value, each._base)
-        if isinstance(root, ParameterNode):
-            root.set(value)  # which checks all but its type
-    elif not any(parent._number in new for parent in each.parents):
-        return
-    elif each._op and (effects or not each._op.effects):
-        new[each._number] = _recompute(each._op, each, new)
+def _changed(each: AnyNode, value: Any) -> AnyNode:
+    """A root with this value in the place of a node; the rules of a parameter hold for it."""
+    root = each._as_root(value, each._base)
+    if isinstance(root, ParameterNode):
+        root.set(value)  # which checks all but its type
+    return root
 
 
-def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
+def _recompute(each: AnyNode, new: dict[int, AnyNode]) -> Any:
     """A node computed again, where `new` holds the nodes that took the place of others."""
+    op: Any = each._op
 
     def leaf(part: Any) -> Any:
         return new.get(part._number, part) if isinstance(part, Node) else part
@@ -4993,7 +4991,7 @@ def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
         outside = {n: each for n, each in read if leaf(each)._number not in given}
         again._call = body.call._replace(outside=outside).map(leaf)
         again.parents = tuple(again._call.inputs().values())
-    return cast(MessageNode[Any], again)
+    return again
 
 
 def run_coroutine(coroutine: Any) -> Any:
