@@ -1929,6 +1929,9 @@ class TraceGraph:
 # is text that Python runs, and a check is no wall: see `check_code`. Left out: who writes new code.
 
 
+_files = count()
+
+
 class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
@@ -2010,14 +2013,42 @@ class CodeBundle(Bundle[..., Any]):
         inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
         cells = {name: CellType(value) for name, value in self._locals.items()} | dict(inside)
         cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
-        owner = getattr(self._owner[0], "__name__", "_")
-        code = _compile_in_closure(text, cells, self.__name__, owner)
+        code = self._compile_in_closure(text, cells)
         closure = tuple([cells[name] for name in code.co_freevars])
         function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
         if isinstance(function, FunctionType):
             for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
                 setattr(function, name, getattr(original, name))
         return function
+
+    def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
+        """The code of a function that, called, defines what the text defines and returns ours.
+
+        It lies inside another that holds the free names, so that it can be given the living cells
+        of a closure, and inside a class, so that private names work. Its globals are those of its
+        caller, and nothing is written there.
+        """
+        import ast
+        import linecache
+
+        # The names of files are used again after so many: entries are replaced, and never taken
+        # away while somebody else walks through the cache.
+        filename, name = f"<code {next(_files) % 1024}>", self.__name__
+        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+        owner = getattr(self._owner[0], "__name__", "_")
+        outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
+        tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+        body = ast.parse(text, filename).body
+        for function in _definitions(body, name):
+            if not function.decorator_list:  # then it gets the defaults of the original
+                for defaults in function.args.defaults, function.args.kw_defaults:
+                    defaults[:] = [each and ast.Constant(None) for each in defaults]
+        tree.body[0].body[0].body[1].body[:0] = body
+        ast.fix_missing_locations(tree)
+        code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
+        for _ in "class", "outer", "maker":
+            code = next(part for part in code.co_consts if isinstance(part, CodeType))
+        return code
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._owner = owner, name
@@ -2238,38 +2269,6 @@ def _signature_text(text: str, name: str) -> str:
         raise ValueError(f"the source does not define {name}()")
     found[0].body = []
     return ast.unparse(found[0]).strip()
-
-
-_files = count()
-
-
-def _compile_in_closure(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
-    """The code of a function that, called, defines what the text defines and returns `name`.
-
-    It lies inside another that holds the free names, so that it can be given the living cells of a
-    closure, and inside a class, so that private names work. Its globals are those of its caller,
-    and nothing is written there.
-    """
-    import ast
-    import linecache
-
-    # The names of files are used again after so many: entries are replaced, and never taken away
-    # while somebody else walks through the cache.
-    filename = f"<code {next(_files) % 1024}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
-    tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
-    body = ast.parse(text, filename).body
-    for function in _definitions(body, name):
-        if not function.decorator_list:  # then it gets the defaults of the original
-            for defaults in function.args.defaults, function.args.kw_defaults:
-                defaults[:] = [each and ast.Constant(None) for each in defaults]
-    tree.body[0].body[0].body[1].body[:0] = body
-    ast.fix_missing_locations(tree)
-    code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
-    for _ in "class", "outer", "maker":
-        code = next(part for part in code.co_consts if isinstance(part, CodeType))
-    return code
 
 
 def _code_check(name: str, header: str, limits: Any = None) -> Function:
@@ -3749,6 +3748,11 @@ def _dig(data: Any, paths: str) -> Any:
     return None
 
 
+def _given(**fields: Any) -> Fields:
+    """The fields that are not None."""
+    return {field: value for field, value in fields.items() if value is not None}
+
+
 def _content(content: Any) -> str:
     """The text of a message's content: a string, or the text parts of a list."""
     if isinstance(content, list):
@@ -3907,11 +3911,10 @@ class LanguageModel:
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
         given = [dict(message) for message in messages]
-        merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
-        ask = partial(self._complete, given, merged)
-        for hook in reversed(dict.fromkeys(_open_hooks if _is_bare() else _hooks.get() or ())):
+        merged = _given(**{**self.options, **options})
+        ask, before = partial(self._complete, given, merged), _hooks.get()
+        for hook in reversed(dict.fromkeys(_open_hooks if _is_bare() else before or ())):
             ask = partial(hook, self, given, merged, ask)
-        before = _hooks.get()
         try:
             _hooks.set(())
             return ask()
@@ -3975,20 +3978,13 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 # ---- Any other callable is a language model too, and one is there by default.
 
 
-class _Foreign(LanguageModel):
-    """Any other callable from messages to text, seen by hooks as ours are."""
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self.model = str(getattr(function, "model", None) or "callable")
-
-    def complete(self, messages: _Messages, options: Fields) -> Any:
-        return self.function(messages, **options)
-
-
-def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
-    """Ask any callable from messages to text."""
-    return (llm if isinstance(llm, LanguageModel) else _Foreign(llm))(messages, **options)
+def _ask_any(llm: Any, messages: Any, options: Options = {}) -> Reply:
+    """Ask any callable from messages to text, seen by hooks as ours are."""
+    if not isinstance(llm, LanguageModel):
+        function, llm = llm, LanguageModel()
+        llm.complete = lambda messages, options: function(messages, **options)
+        llm.model = str(getattr(function, "model", None) or "callable")
+    return cast(Reply, llm(messages, **options))
 
 
 def _level_outside() -> int:
@@ -4032,8 +4028,8 @@ class _Protocol(NamedTuple):
 
 def _wire_names(options: str) -> dict[str, list[str]]:
     """The names on the wire of each option."""
-    pairs = (each.partition("=") for each in options.split())
-    return {option: (names or option).split("|") for option, _, names in pairs}
+    pairs = re.findall(r"(\w+)=?(\S*)", options)
+    return {option: (names or option).split("|") for option, names in pairs}
 
 
 def _anthropic_fields(messages: _Messages) -> Fields:
@@ -4041,9 +4037,8 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    first = {"system": system} if system and turns else {}
-    alone = {"role": "user", "content": system}
-    return {"max_tokens": 8192, "messages": turns or [alone], **first}
+    fields = {"max_tokens": 8192, "messages": turns or [_message("user", system)]}
+    return {**fields, "system": system} if system and turns else fields
 
 
 PROTOCOLS = {
@@ -4177,11 +4172,10 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
             direct = request.host in route.url
             return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
 
-    talking, answer = _in_thread(talk), _Answer("timeout", "no whole answer in time")
+    talking = _in_thread(talk)
     try:
-        if wait([talking], seconds).done:
-            answer = talking.result()
-        return answer
+        done = wait([talking], seconds).done
+        return talking.result() if done else _Answer("timeout", "no whole answer in time")
     finally:
         for each in sockets:
             with suppress(OSError):  # closed already
@@ -4477,7 +4471,7 @@ class LLM(LanguageModel):
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
     def __repr__(self) -> str:
-        given = [f", {k}={v!r}" for k, v in self.options.items() if v is not None]
+        given = [f", {k}={v!r}" for k, v in _given(**self.options).items()]
         return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
@@ -4836,8 +4830,8 @@ def _marked_source(error: Exception) -> str:
     import linecache
     import traceback
 
-    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    places = [(code, line) for code, line in places if code.co_filename != __file__]
+    walk = traceback.walk_tb(error.__traceback__)
+    places = [(f.f_code, line) for f, line in walk if f.f_code.co_filename != __file__]
     text = ""
     for code, line in places[:8] + places[8:][-4:]:  # of an endless recursion both ends
         with suppress(Exception):  # where there is no source, nothing is shown
@@ -5103,13 +5097,12 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
     import tempfile
 
     tree = {name: encode(value, name) for name, value in values.items()}
-    text = json.dumps({"minitrace": 1, "parameters": tree}, indent=1, allow_nan=False)
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         whole = os.path.join(inside, "whole")
         with open(whole, "w", encoding="utf-8") as file:
-            file.write(text)
+            json.dump({"minitrace": 1, "parameters": tree}, file, indent=1, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(whole, path)
@@ -5117,10 +5110,9 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
 
 def _load(path: str | os.PathLike[str]) -> Fields:
     """Read values that `_save` wrote."""
-    with open(path, encoding="utf-8-sig") as file:
-        text = file.read()
     try:
-        values = json.loads(text)["parameters"]
+        with open(path, encoding="utf-8-sig") as file:
+            values = json.load(file)["parameters"]
         return {name: decode(value) for name, value in values.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"it is not a saved module: {error}") from None
@@ -5158,11 +5150,6 @@ def _graph_form(graph: TraceGraph) -> Fields:
         outputs.append({**said, **more})
     form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
     return {**form, "outputs": outputs, **extra}
-
-
-def _given(**fields: Any) -> Fields:
-    """The fields that are not None."""
-    return {field: value for field, value in fields.items() if value is not None}
 
 
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
@@ -5349,16 +5336,16 @@ def _pickled_op(op: _Op) -> tuple[Any, ...]:
     module, path = __name__, f"operators.{op.name}.op"
     if op.bundle:
         module, path = op.bundle.__module__, f"{op.bundle.__qualname__}.op"
-    return _find_op, (module, path, op.name, op.description, op.names)
+    return _find_op, (module, path, *op[:3])
 
 
-def _find_op(module: str, path: str, name: str, words: str, names: tuple[str, ...]) -> _Op:
+def _find_op(module: str, path: str, *known: Any) -> _Op:
     """The living operator if it is here, or else its description, which cannot run."""
     with suppress(AttributeError, KeyError):
         found = operator.attrgetter(path)(sys.modules[module])
-        if isinstance(found, _Op) and found.description == words:
+        if isinstance(found, _Op) and found.description == known[1]:
             return found
-    return _Op(name, words, names, None)
+    return _Op(*known, None)
 
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
