@@ -1957,7 +1957,7 @@ class CodeBundle(Bundle[..., Any]):
                 f"the source code of {name}",
                 constraint=f"it defines: {header.splitlines()[-1]}",
                 projections=options["projections"] or (),
-                check=_code_check(name, header, self.limits),
+                check=partial(check_code, name=name, signature=header, limits=self.limits),
             )
         self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
@@ -2131,7 +2131,7 @@ def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str,
     if isinstance(value, ParameterNode):
         yield path, value
     for name, item in _attributes(value):
-        yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
+        yield from _parameters_in(f"{path}.{name}".lstrip("."), item, seen)
 
 
 def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -2271,11 +2271,6 @@ def _signature_text(text: str, name: str) -> str:
     return ast.unparse(found[0]).strip()
 
 
-def _code_check(name: str, header: str, limits: Any = None) -> Function:
-    """The check of a parameter that holds the source of the function with this header."""
-    return partial(check_code, name=name, signature=header, limits=limits)
-
-
 # May new code be accepted?
 
 _LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
@@ -2384,7 +2379,9 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
         for part in chain([statement], *map(ast.walk, parts)):
             kind = type(part).__name__
             acts = isinstance(part, ast.stmt) and kind not in _STATEMENTS.split()
-            calls = kind == "Call" and ast.unparse(vars(part)["func"]) not in _HARMLESS_CALLS.split()
+            calls = (
+                kind == "Call" and ast.unparse(vars(part)["func"]) not in _HARMLESS_CALLS.split()
+            )
             places = kind in ("Attribute", "Subscript") and isinstance(vars(part)["ctx"], ast.Store)
             if acts or calls or places:
                 yield part
@@ -3795,7 +3792,12 @@ class Reply(str):
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
         end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
-        facts["usage"] = _usage(facts.get("usage") or _dig(answer, "usage"))
+        told, usage = facts.get("usage") or _dig(answer, "usage"), Fields()
+        for name, *kinds in map(str.split, _COUNTS):
+            counts = [count for kind in kinds if isinstance(count := _dig(told, kind), int)]
+            if counts:
+                usage.setdefault(name, sum(counts))
+        facts["usage"] = usage
         self.__dict__.update({name: fact for name, fact in facts.items() if fact})
         return self
 
@@ -3822,16 +3824,6 @@ _COUNTS = (
     "output_tokens completion_tokens",
     "output_tokens output_tokens",
 )
-
-
-def _usage(told: Any) -> dict[str, int] | None:
-    """The tokens that an answer says it took, by the same names whoever says it."""
-    usage: dict[str, int] = {}
-    for name, *kinds in map(str.split, _COUNTS):
-        counts = [count for kind in kinds if isinstance(count := _dig(told, kind), int)]
-        if counts:
-            usage.setdefault(name, sum(counts))
-    return usage or None
 
 
 # The hooks of the blocks around this code, or None where there is none; and those of all blocks.
@@ -3987,12 +3979,12 @@ def _ask_any(llm: Any, messages: Any, options: Options = {}) -> Reply:
     return cast(Reply, llm(messages, **options))
 
 
-def _level_outside() -> int:
-    """How far up the first line outside this file is, as a caller's `stacklevel`."""
-    level, frame = 1, sys._getframe(1)
+def _warn_outside(words: str) -> None:
+    """Warn, at the first line outside this file."""
+    level, frame = 1, sys._getframe()
     while frame.f_code.co_filename == __file__ and frame.f_back:
         level, frame = level + 1, frame.f_back
-    return level
+    warn(words, stacklevel=level)
 
 
 _warned_of_stub = False
@@ -4005,11 +3997,10 @@ def _default_llm() -> LanguageModel:
         return LLM()
     if not _warned_of_stub:
         _warned_of_stub = True
-        warn(
+        _warn_outside(
             "no language model is configured, so a StubLLM answers: it can search numbers and "
             "choices but not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the "
-            "provider's key, or pass llm=",
-            stacklevel=_level_outside(),
+            "provider's key, or pass llm="
         )
     return StubLLM()
 
@@ -4037,7 +4028,7 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    fields = {"max_tokens": 8192, "messages": turns or [_message("user", system)]}
+    fields = {"max_tokens": 8192, "messages": turns or [{"role": "user", "content": system}]}
     return {**fields, "system": system} if system and turns else fields
 
 
@@ -4115,13 +4106,16 @@ class _Answer(NamedTuple):
     def words(self, error: Any) -> str:
         """A server's own words for an error, in whichever of the many shapes they come."""
         page = re.sub(r"<[^>]*>|[^\w!-~]", " ", self.body[:2000])
-        words, pause = _dig(error, "message") or error or page, self.pause
-        text = words if isinstance(words, str) else json.dumps(words)
-        notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
-        notes.append(pause and f"it asks to wait {pause:.0f} s")
-        labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
-        said = text[:500], *labels, self.headers.get("location", "")
-        return " ".join(" ".join(said).split())
+        words = _dig(error, "message") or error or page
+        text = (words if isinstance(words, str) else json.dumps(words))[:500]
+        for name in "code", "type", "metadata raw":
+            note = _dig(error, name)
+            if isinstance(note, str):
+                text += f" [{note:.300}]"
+        if self.pause:
+            text += f" [it asks to wait {self.pause:.0f} s]"
+        text += f" {self.headers.get('location', '')}"
+        return " ".join(text.split())
 
     @property
     def pause(self) -> float:
@@ -4304,7 +4298,8 @@ class _Route(NamedTuple):
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
         for word in self.secrets:
-            text = text.replace(word, "[key]") if len(word) > 7 else text
+            if len(word) > 7:
+                text = text.replace(word, "[key]")
         return text
 
     def fault(self, may_be_plain: bool, needs_key: bool) -> str:
@@ -4342,7 +4337,7 @@ without a user or a password"""
                     names[:] = [other for other in names if other != name]
                     if not names:
                         words = f"{self.name} refuses {name!r}: it is left out from now on"
-                        warn(words, stacklevel=_level_outside())
+                        _warn_outside(words)
                     return
 
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
@@ -4384,14 +4379,15 @@ without a user or a password"""
             return self.error("unreadable", words, status)
         refusal = _dig(data, "choices 0 message refusal")
         kind = "refused" if refusal else reply.finish_reason
-        if kind in _FAILURES or not reply.strip():
-            kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
+        failed = kind in _FAILURES
+        if failed or not reply.strip():
+            kind = kind if failed else "cut off" if kind == "length" else "empty"
             thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
             said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
             words = f"{str(said)[:500]} (finish reason: {end:.80})".strip()
             return self.error(kind, words, status)
         model = self.redact(reply.model or self.model)
-        return Reply(self.redact(reply), **{**vars(reply), "model": model})
+        return Reply(self.redact(reply), **vars(reply) | {"model": model})
 
 
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
@@ -4532,7 +4528,8 @@ class LLM(LanguageModel):
 
     def _own_headers(self, variable: str, keys: str) -> Texts:
         """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
-        get, prefix, key = os.environ.get, variable.removesuffix("_BASE_URL"), self._key
+        get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
+        key: Any = self._key
         lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
         lines += [
             f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
@@ -4827,32 +4824,26 @@ def _identifier(text: str) -> str:
 
 def _marked_source(error: Exception) -> str:
     """The source of the user's function that failed, an arrow at the line, and the way on in."""
+    import inspect
     import linecache
+    import textwrap
     import traceback
 
-    walk = traceback.walk_tb(error.__traceback__)
-    places = [(f.f_code, line) for f, line in walk if f.f_code.co_filename != __file__]
     text = ""
-    for code, line in places[:8] + places[8:][-4:]:  # of an endless recursion both ends
-        with suppress(Exception):  # where there is no source, nothing is shown
-            if text:
-                row = linecache.getline(code.co_filename, line).strip()
-                text += f"\nin {code.co_name}: {row}" if row else ""
-            else:
-                text = _marked_function(code, line, type(error).__name__)
+    walk = traceback.walk_tb(error.__traceback__)
+    steps = [(f.f_code, line) for f, line in walk if f.f_code.co_filename != __file__]
+    for code, line in steps[:8] + steps[8:][-4:]:  # of an endless recursion both ends
+        row = linecache.getline(code.co_filename, line).strip()
+        if text and row:
+            text += f"\nin {code.co_name}: {row}"
+        elif not text:
+            with suppress(Exception):  # where there is no source, nothing is shown
+                rows, first = inspect.getsourcelines(code)
+                failed = line - max(first, 1)
+                rows[failed] = f"{rows[failed].rstrip()}   <-- {type(error).__name__}\n"
+                shown = dropwhile(lambda row: row.lstrip().startswith("@"), rows)
+                text = "\n" + textwrap.dedent("".join(shown)).rstrip()
     return text
-
-
-def _marked_function(code: CodeType, line: int, mark: str) -> str:
-    """The source of a function below its decorators, an arrow at one of its lines."""
-    import inspect
-    import textwrap
-
-    rows, first = inspect.getsourcelines(code)
-    failed = line - max(first, 1)
-    rows[failed] = f"{rows[failed].rstrip()}   <-- {mark}\n"
-    shown = dropwhile(lambda row: row.lstrip().startswith("@"), rows)
-    return "\n" + textwrap.dedent("".join(shown)).rstrip()
 
 
 def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
@@ -4944,21 +4935,16 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
             scope.replacements = new
             for each in nodes:
                 if each in changes:
-                    new[each._number] = _changed(each, to_data(changes[each]))
+                    root = each._as_root(to_data(changes[each]), each._base)
+                    new[each._number] = root
+                    if isinstance(root, ParameterNode):
+                        root.set(root._data)  # which checks all but its type
                 elif any(parent._number in new for parent in each.parents):
                     if effects or not cast(Any, each._op).effects:
                         new[each._number] = _recompute(each, new)
     finally:
         _scope.set(around)
     return new.get(output._number, output)
-
-
-def _changed(each: AnyNode, value: Any) -> AnyNode:
-    """A root with this value in the place of a node; the rules of a parameter hold for it."""
-    root = each._as_root(value, each._base)
-    if isinstance(root, ParameterNode):
-        root.set(value)  # which checks all but its type
-    return root
 
 
 def _recompute(each: AnyNode, new: dict[int, AnyNode]) -> Any:
@@ -5148,8 +5134,14 @@ def _graph_form(graph: TraceGraph) -> Fields:
     for node, feedback, score, more in graph.outputs:
         said = _given(id=ids[node], feedback=encode(feedback, as_text=True), score=score)
         outputs.append({**said, **more})
-    form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
-    return {**form, "outputs": outputs, **extra}
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "nodes": nodes,
+        "operators": words,
+        "outputs": outputs,
+        **extra,
+    }
 
 
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
@@ -5161,10 +5153,14 @@ def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fiel
         call["operator"] = node.op_name
         call["inputs"] = {name: ids[parent] for name, parent in inputs}
     if isinstance(node, ParameterNode):
-        rules = {"constraint": node.constraint, "trainable": True}
-        rules["choices"] = node.choices and encode(node.choices, as_text=True)
-        rules["bounds"] = node.bounds and encode([*node.bounds])
-        rules["code"] = cast(Any, node.check).keywords["signature"] if _is_code(node) else None
+        check: Any = node.check
+        rules = {
+            "constraint": node.constraint,
+            "trainable": True,
+            "choices": encode(node.choices, as_text=True),
+            "bounds": encode(node.bounds and [*node.bounds]),
+            "code": check.keywords["signature"] if _is_code(node) else None,
+        }
     fields = _given(
         id=ids[node],
         name=node._base,
@@ -5264,9 +5260,13 @@ def _rules_from(get: Function) -> Fields:
         name = re.search(r"def\s+(\w+)", header)
         if not name:
             raise ValueError(f"no header of a function: {to_text(header, 80)}")
-        check = _code_check(name[1], header)
-    rules = {"choices": decode(get("choices")), "bounds": bounds and tuple(bounds)}
-    return {**rules, "constraint": get("constraint"), "check": check}
+        check = partial(check_code, name=name[1], signature=header)
+    return {
+        "choices": decode(get("choices")),
+        "bounds": bounds and tuple(bounds),
+        "constraint": get("constraint"),
+        "check": check,
+    }
 
 
 def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
@@ -5336,16 +5336,16 @@ def _pickled_op(op: _Op) -> tuple[Any, ...]:
     module, path = __name__, f"operators.{op.name}.op"
     if op.bundle:
         module, path = op.bundle.__module__, f"{op.bundle.__qualname__}.op"
-    return _find_op, (module, path, *op[:3])
+    return _find_op, (module, path, (*op[:3], None))
 
 
-def _find_op(module: str, path: str, *known: Any) -> _Op:
+def _find_op(module: str, path: str, known: Any) -> _Op:
     """The living operator if it is here, or else its description, which cannot run."""
     with suppress(AttributeError, KeyError):
         found = operator.attrgetter(path)(sys.modules[module])
         if isinstance(found, _Op) and found.description == known[1]:
             return found
-    return _Op(*known, None)
+    return _Op(*known)
 
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
