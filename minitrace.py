@@ -1930,6 +1930,9 @@ class TraceGraph:
 # is text that Python runs, and a check is no wall: see `check_code`. Left out: who writes new code.
 
 
+_files = count()
+
+
 class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
@@ -1955,7 +1958,7 @@ class CodeBundle(Bundle[..., Any]):
                 f"the source code of {name}",
                 constraint=f"it defines: {header.splitlines()[-1]}",
                 projections=options["projections"] or (),
-                check=_code_check(header, self.limits),
+                check=partial(check_code, name=name, signature=header, limits=self.limits),
             )
         self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
@@ -2011,14 +2014,42 @@ class CodeBundle(Bundle[..., Any]):
         inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
         cells = {name: CellType(value) for name, value in self._locals.items()} | dict(inside)
         cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
-        owner = getattr(self._owner[0], "__name__", "_")
-        code = _compile_in_closure(text, cells, self.__name__, owner)
+        code = self._compile_in_closure(text, cells)
         closure = tuple([cells[name] for name in code.co_freevars])
         function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
         if isinstance(function, FunctionType):
             for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
                 setattr(function, name, getattr(original, name))
         return function
+
+    def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
+        """The code of a function that, called, defines what the text defines and returns ours.
+
+        It lies inside another that holds the free names, so that it can be given the living cells
+        of a closure, and inside a class, so that private names work. Its globals are those of its
+        caller, and nothing is written there.
+        """
+        import ast
+        import linecache
+
+        # The names of files are used again after so many: entries are replaced, and never taken
+        # away while somebody else walks through the cache.
+        filename, name = f"<code {next(_files) % 1024}>", self.__name__
+        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+        owner = getattr(self._owner[0], "__name__", "_")
+        outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
+        tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+        body = ast.parse(text, filename).body
+        for function in _definitions(body, name):
+            if not function.decorator_list:  # then it gets the defaults of the original
+                for defaults in function.args.defaults, function.args.kw_defaults:
+                    defaults[:] = [each and ast.Constant(None) for each in defaults]
+        tree.body[0].body[0].body[1].body[:0] = body
+        ast.fix_missing_locations(tree)
+        code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
+        for _ in "class", "outer", "maker":
+            code = next(part for part in code.co_consts if isinstance(part, CodeType))
+        return code
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._owner = owner, name
@@ -2101,7 +2132,7 @@ def _parameters_in(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str,
     if isinstance(value, ParameterNode):
         yield path, value
     for name, item in _attributes(value):
-        yield from _parameters_in(f"{path}.{name}" if path else str(name), item, seen)
+        yield from _parameters_in(f"{path}.{name}".lstrip("."), item, seen)
 
 
 def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -2241,46 +2272,6 @@ def _signature_text(text: str, name: str) -> str:
     return ast.unparse(found[0]).strip()
 
 
-_files = count()
-
-
-def _compile_in_closure(text: str, free: Iterable[str], name: str, owner: str) -> CodeType:
-    """The code of a function that, called, defines what the text defines and returns `name`.
-
-    It lies inside another that holds the free names, so that it can be given the living cells of a
-    closure, and inside a class, so that private names work. Its globals are those of its caller,
-    and nothing is written there.
-    """
-    import ast
-    import linecache
-
-    # The names of files are used again after so many: entries are replaced, and never taken away
-    # while somebody else walks through the cache.
-    filename = f"<code {next(_files) % 1024}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
-    tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
-    body = ast.parse(text, filename).body
-    for function in _definitions(body, name):
-        if not function.decorator_list:  # then it gets the defaults of the original
-            for defaults in function.args.defaults, function.args.kw_defaults:
-                defaults[:] = [each and ast.Constant(None) for each in defaults]
-    tree.body[0].body[0].body[1].body[:0] = body
-    ast.fix_missing_locations(tree)
-    code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
-    for _ in "class", "outer", "maker":
-        code = next(part for part in code.co_consts if isinstance(part, CodeType))
-    return code
-
-
-def _code_check(header: str, limits: Any = None) -> Function:
-    """The check of a parameter that holds the source of the function with this header."""
-    name = re.search(r"def\s+(\w+)", header)
-    if not name:
-        raise ValueError(f"no header of a function: {to_text(header, 80)}")
-    return partial(check_code, name=name[1], signature=header, limits=limits)
-
-
 # May new code be accepted?
 
 _LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
@@ -2325,12 +2316,12 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        extra = [mark for mark in found[0].decorator_list if ast.unparse(mark) not in known]
-        old, new = _bare_signature(given), _bare_signature(copy.deepcopy(found[0]))
+        marks = [ast.Expr(mark) for mark in found[0].decorator_list]
+        old, new = _bare_signature(given), _bare_signature(found[0])
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
-        empty: Any = ast.parse("def f(): 0").body[0]
-        vars(found[0]).update(decorator_list=extra, args=empty.args)
+        tree.body.remove(found[0])
+        tree.body += [mark for mark in marks if ast.unparse(mark) not in known]
     acting = next(_acting_parts(tree), None)
     if acting is not None:
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
@@ -2387,12 +2378,13 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
         for part in chain([statement], *map(ast.walk, parts)):
-            acts = isinstance(part, ast.stmt) and type(part).__name__ not in _STATEMENTS.split()
-            calls = isinstance(part, ast.Call) and (
-                ast.unparse(part.func) not in _HARMLESS_CALLS.split()
+            kind = type(part).__name__
+            acts = isinstance(part, ast.stmt) and kind not in _STATEMENTS.split()
+            calls = (
+                kind == "Call" and ast.unparse(vars(part)["func"]) not in _HARMLESS_CALLS.split()
             )
-            places = isinstance(part, (ast.Attribute, ast.Subscript))
-            if acts or calls or (places and isinstance(vars(part)["ctx"], ast.Store)):
+            places = kind in ("Attribute", "Subscript") and isinstance(vars(part)["ctx"], ast.Store)
+            if acts or calls or places:
                 yield part
 
 
@@ -3701,6 +3693,11 @@ def _dig(data: Any, paths: str) -> Any:
     return None
 
 
+def _given(**fields: Any) -> Fields:
+    """The fields that are not None."""
+    return {field: value for field, value in fields.items() if value is not None}
+
+
 def _content(content: Any) -> str:
     """The text of a message's content: a string, or the text parts of a list."""
     if isinstance(content, list):
@@ -3743,7 +3740,12 @@ class Reply(str):
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
         end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
-        facts["usage"] = _usage(facts.get("usage") or _dig(answer, "usage"))
+        told, usage = facts.get("usage") or _dig(answer, "usage"), Fields()
+        for name, *kinds in map(str.split, _COUNTS):
+            counts = [count for kind in kinds if isinstance(count := _dig(told, kind), int)]
+            if counts:
+                usage.setdefault(name, sum(counts))
+        facts["usage"] = usage
         self.__dict__.update({name: fact for name, fact in facts.items() if fact})
         return self
 
@@ -3770,16 +3772,6 @@ _COUNTS = (
     "output_tokens completion_tokens",
     "output_tokens output_tokens",
 )
-
-
-def _usage(told: Any) -> dict[str, int] | None:
-    """The tokens that an answer says it took, by the same names whoever says it."""
-    usage: dict[str, int] = {}
-    for name, *kinds in map(str.split, _COUNTS):
-        counts = [count for kind in kinds if isinstance(count := _dig(told, kind), int)]
-        if counts:
-            usage.setdefault(name, sum(counts))
-    return usage or None
 
 
 # The hooks of the blocks around this code, or None where there is none; and those of all blocks.
@@ -3859,11 +3851,10 @@ class LanguageModel:
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
             raise TypeError(f"not a text, nor messages of role and content: {messages!r:.200}")
         given = [dict(message) for message in messages]
-        merged = {k: v for k, v in {**self.options, **options}.items() if v is not None}
-        ask = partial(self._complete, given, merged)
-        for hook in reversed(dict.fromkeys(_open_hooks if _is_bare() else _hooks.get() or ())):
+        merged = _given(**{**self.options, **options})
+        ask, before = partial(self._complete, given, merged), _hooks.get()
+        for hook in reversed(dict.fromkeys(_open_hooks if _is_bare() else before or ())):
             ask = partial(hook, self, given, merged, ask)
-        before = _hooks.get()
         try:
             _hooks.set(())
             return ask()
@@ -3927,28 +3918,21 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 # ---- Any other callable is a language model too, and one is there by default.
 
 
-class _Foreign(LanguageModel):
-    """Any other callable from messages to text, seen by hooks as ours are."""
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self.model = str(getattr(function, "model", None) or "callable")
-
-    def complete(self, messages: _Messages, options: Fields) -> Any:
-        return self.function(messages, **options)
+def _ask_any(llm: Any, messages: Any, options: Options = {}) -> Reply:
+    """Ask any callable from messages to text, seen by hooks as ours are."""
+    if not isinstance(llm, LanguageModel):
+        function, llm = llm, LanguageModel()
+        llm.complete = lambda messages, options: function(messages, **options)
+        llm.model = str(getattr(function, "model", None) or "callable")
+    return cast(Reply, llm(messages, **options))
 
 
-def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
-    """Ask any callable from messages to text."""
-    return (llm if isinstance(llm, LanguageModel) else _Foreign(llm))(messages, **options)
-
-
-def _level_outside() -> int:
-    """How far up the first line outside this file is, as a caller's `stacklevel`."""
-    level, frame = 1, sys._getframe(1)
+def _warn_outside(words: str) -> None:
+    """Warn, at the first line outside this file."""
+    level, frame = 1, sys._getframe()
     while frame.f_code.co_filename == __file__ and frame.f_back:
         level, frame = level + 1, frame.f_back
-    return level
+    warn(words, stacklevel=level)
 
 
 _warned_of_stub = False
@@ -3961,11 +3945,10 @@ def _default_llm() -> LanguageModel:
         return LLM()
     if not _warned_of_stub:
         _warned_of_stub = True
-        warn(
+        _warn_outside(
             "no language model is configured, so a StubLLM answers: it can search numbers and "
             "choices but not write. Set MINITRACE_MODEL (such as openai/gpt-4o) and the "
-            "provider's key, or pass llm=",
-            stacklevel=_level_outside(),
+            "provider's key, or pass llm="
         )
     return StubLLM()
 
@@ -3984,8 +3967,8 @@ class _Protocol(NamedTuple):
 
 def _wire_names(options: str) -> dict[str, list[str]]:
     """The names on the wire of each option."""
-    pairs = (each.partition("=") for each in options.split())
-    return {option: (names or option).split("|") for option, _, names in pairs}
+    pairs = re.findall(r"(\w+)=?(\S*)", options)
+    return {option: (names or option).split("|") for option, names in pairs}
 
 
 def _anthropic_fields(messages: _Messages) -> Fields:
@@ -3993,9 +3976,8 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    first = {"system": system} if system and turns else {}
-    alone = {"role": "user", "content": system}
-    return {"max_tokens": 8192, "messages": turns or [alone], **first}
+    fields = {"max_tokens": 8192, "messages": turns or [{"role": "user", "content": system}]}
+    return {**fields, "system": system} if system and turns else fields
 
 
 PROTOCOLS = {
@@ -4069,6 +4051,41 @@ class _Answer(NamedTuple):
     status: int = 0
     headers: Mapping[str, str] = {}
 
+    def words(self, error: Any) -> str:
+        """A server's own words for an error, in whichever of the many shapes they come."""
+        page = re.sub(r"<[^>]*>|[^\w!-~]", " ", self.body[:2000])
+        words = _dig(error, "message") or error or page
+        text = (words if isinstance(words, str) else json.dumps(words))[:500]
+        for name in "code", "type", "metadata raw":
+            note = _dig(error, name)
+            if isinstance(note, str):
+                text += f" [{note:.300}]"
+        if self.pause:
+            text += f" [it asks to wait {self.pause:.0f} s]"
+        text += f" {self.headers.get('location', '')}"
+        return " ".join(text.split())
+
+    @property
+    def pause(self) -> float:
+        """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
+        from email.utils import parsedate_to_datetime
+
+        after = self.headers.get("retry-after", "")
+        thousandths = f"{self.headers.get('retry-after-ms')}e-3"
+        for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', self.body)):
+            if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
+                return float(said)
+        with suppress(ValueError, TypeError, OverflowError):
+            return max(0, parsedate_to_datetime(after).timestamp() - time.time())
+        return 0
+
+    def may_heal(self, error: LLMError) -> bool:
+        """Is it worth asking again?"""
+        # A body cut where no length tells is bad JSON; a page for people begins with "<".
+        cut = error.kind == "unreadable" and self.body.strip()[:1] in ("{", "")
+        said = self.headers.get("x-should-retry")
+        return said == "true" or (said != "false" and (cut or not error.hopeless))
+
 
 def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
     """The answer to one POST, or what kept it from coming within `seconds`.
@@ -4097,11 +4114,10 @@ def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
             direct = request.host in route.url
             return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
 
-    talking, answer = _in_thread(talk), _Answer("timeout", "no whole answer in time")
+    talking = _in_thread(talk)
     try:
-        if wait([talking], seconds).done:
-            answer = talking.result()
-        return answer
+        done = wait([talking], seconds).done
+        return talking.result() if done else _Answer("timeout", "no whole answer in time")
     finally:
         for each in sockets:
             with suppress(OSError):  # closed already
@@ -4191,41 +4207,6 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 """
 
 
-def _words(error: Any, answer: _Answer) -> str:
-    """A server's own words for an error, in whichever of the many shapes they come."""
-    page = re.sub(r"<[^>]*>|[^\w!-~]", " ", answer.body[:2000])
-    words = _dig(error, "message") or error or page
-    text = words if isinstance(words, str) else json.dumps(words)
-    pause = _asked_pause(answer)
-    notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
-    notes.append(pause and f"it asks to wait {pause:.0f} s")
-    labels = [f"[{note:.300}]" for note in notes if isinstance(note, str)]
-    said = text[:500], *labels, answer.headers.get("location", "")
-    return " ".join(" ".join(said).split())
-
-
-def _asked_pause(answer: _Answer) -> float:
-    """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
-    from email.utils import parsedate_to_datetime
-
-    after = answer.headers.get("retry-after", "")
-    thousandths = f"{answer.headers.get('retry-after-ms')}e-3"
-    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', answer.body)):
-        if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
-            return float(said)
-    with suppress(ValueError, TypeError, OverflowError):
-        return max(0, parsedate_to_datetime(after).timestamp() - time.time())
-    return 0
-
-
-def _may_heal(answer: _Answer, error: LLMError) -> bool:
-    """Is it worth asking again?"""
-    # A body cut where no length tells is bad JSON; a page for people begins with "<", and stays.
-    cut = error.kind == "unreadable" and answer.body.strip()[:1] in ("{", "")
-    said = answer.headers.get("x-should-retry", "")
-    return {"true": True, "false": False}.get(said, cut or not error.hopeless)
-
-
 class _Key(str):
     """A text that no repr shows: no traceback with its variables, no `vars`, no crash report."""
 
@@ -4239,11 +4220,10 @@ class _Route(NamedTuple):
     provider: str
     model: str
     protocol: _Protocol
-    names: Mapping[str, list[str]]  # of options, on the wire
+    names: Mapping[str, list[str]]  # of options, on the wire, less those that were refused
     url: str
     keys: str
     headers: Texts
-    refused: set[str]  # names that the server does not take
 
     @property
     def name(self) -> str:
@@ -4259,14 +4239,15 @@ class _Route(NamedTuple):
     @property
     def secrets(self) -> list[_Key]:
         """What no text may show, the longest first."""
-        hidden = (k for k in self.headers if re.search("auth|key|token|secret|cookie", k))
-        words = [_Key(word) for name in hidden for word in self.headers[name].split()]
-        return sorted(words, key=len, reverse=True)
+        pattern, headers = "auth|key|token|secret|cookie", self.headers.items()
+        hidden = [value for name, value in headers if re.search(pattern, name)]
+        return sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
 
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
         for word in self.secrets:
-            text = text.replace(word, "[key]") if len(word) > 7 else text
+            if len(word) > 7:
+                text = text.replace(word, "[key]")
         return text
 
     def fault(self, may_be_plain: bool, needs_key: bool) -> str:
@@ -4287,10 +4268,10 @@ without a user or a password"""
         """The body of a request, without what the server has refused by name."""
         body = {"model": self.model, **self.protocol.fields(messages)}
         for option, value in options.items():
-            left = [name for name in self.names.get(option, ()) if name not in self.refused]
-            if left:
+            names = self.names.get(option)
+            if names:
                 alone = option == "stop" and isinstance(value, str)
-                body[left[0]] = [value] if alone else value
+                body[names[0]] = [value] if alone else value
         return {**body, **options.get("extra", {})}
 
     def learn(self, sent: Fields, error: LLMError) -> None:
@@ -4301,10 +4282,10 @@ without a user or a password"""
         for names in self.names.values():
             for name in sent.keys() & names:
                 if re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
-                    self.refused.add(name)
-                    if self.refused.issuperset(names):
+                    names[:] = [other for other in names if other != name]
+                    if not names:
                         words = f"{self.name} refuses {name!r}: it is left out from now on"
-                        warn(words, stacklevel=_level_outside())
+                        _warn_outside(words)
                     return
 
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
@@ -4313,9 +4294,16 @@ without a user or a password"""
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        message = f"{self.name} at {url}: {said}; {advice}."
-        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
-        return LLMError(message, provider=self.provider, model=self.model, url=url, **facts)
+        return LLMError(
+            f"{self.name} at {url}: {said}; {advice}.",
+            kind=kind,
+            status=status,
+            words=words,
+            hopeless=sign == "=",
+            provider=self.provider,
+            model=self.model,
+            url=url,
+        )
 
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
@@ -4326,7 +4314,7 @@ without a user or a password"""
         except (ValueError, RecursionError):
             data = None
         error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
-        words = _words(error or _dig(data, "detail|message"), answer)
+        words = answer.words(error or _dig(data, "detail|message"))
         code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
         if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
             status = int(code)
@@ -4339,14 +4327,18 @@ without a user or a password"""
             return self.error("unreadable", words, status)
         refusal = _dig(data, "choices 0 message refusal")
         kind = "refused" if refusal else reply.finish_reason
-        if kind in _FAILURES or not reply.strip():
-            kind = kind if kind in _FAILURES else "cut off" if kind == "length" else "empty"
+        failed = kind in _FAILURES
+        if failed or not reply.strip():
+            kind = kind if failed else "cut off" if kind == "length" else "empty"
             thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
             said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
             words = f"{str(said)[:500]} (finish reason: {end:.80})".strip()
             return self.error(kind, words, status)
         model = self.redact(reply.model or self.model)
-        return Reply(self.redact(reply), **{**vars(reply), "model": model})
+        return Reply(self.redact(reply), **vars(reply) | {"model": model})
+
+
+_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
 
 
 class LLM(LanguageModel):
@@ -4423,12 +4415,13 @@ class LLM(LanguageModel):
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
     def __repr__(self) -> str:
-        given = [f", {k}={v!r}" for k, v in self.options.items() if v is not None]
+        given = [f", {k}={v!r}" for k, v in _given(**self.options).items()]
         return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
-        kept = {name: value for name, value in self.__dict__.items() if name != "_route"}
-        return {**kept, "_key": None, "_headers": {}}
+        state = {**self.__dict__, "_key": None, "_headers": {}}
+        state.pop("_route", None)
+        return state
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
@@ -4445,9 +4438,9 @@ class LLM(LanguageModel):
             route.learn(sent, result)
             if sent != route.request(messages, options):
                 continue
-            pause = _asked_pause(answer) or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
+            pause = answer.pause or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
-            if attempt >= self.retries or not in_time or not _may_heal(answer, result):
+            if attempt >= self.retries or not in_time or not answer.may_heal(result):
                 raise result
             self.sleep(pause)
             attempt += 1
@@ -4473,13 +4466,30 @@ class LLM(LanguageModel):
             "content-type": "application/json",
             "user-agent": "minitrace",
             **protocol.headers,
-            **_own_headers(variable, keys, self._key, self._headers),
+            **self._own_headers(variable, keys),
         }
-        route = _Route(provider, model, protocol, names, url, keys, headers, set())
+        route = _Route(provider, model, protocol, names, url, keys, headers)
         fault = route.fault(self.allow_http, moved == base)
         if fault:
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
         return route
+
+    def _own_headers(self, variable: str, keys: str) -> Texts:
+        """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
+        get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
+        key: Any = self._key
+        lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
+        lines += [
+            f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
+            f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
+        ]
+        pairs = [line.partition(":")[::2] for line in lines] + [*self._headers.items()]
+        own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
+        if key is None and not own.keys() & _CREDENTIALS:
+            key = next(filter(None, map(get, keys.split())), None)
+        if key and key.strip():
+            own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
+        return own
 
 
 def _check_options(options: Fields, known: str) -> None:
@@ -4496,26 +4506,6 @@ def _address(base: str, path: str) -> str:
     form = rf"(?=[!-~]+\Z)(https?://{host}(?:/[^?#]*?)??)/*(?:{ending})?/*(\?[^#]*)?"
     parts = re.fullmatch(form, base)
     return parts[1] + path + (parts[2] or "") if parts else ""
-
-
-_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
-
-
-def _own_headers(variable: str, keys: str, key: str | None, given: Texts) -> Texts:
-    """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
-    get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
-    lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-    lines += [
-        f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
-        f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
-    ]
-    pairs = [line.partition(":")[::2] for line in lines] + [*given.items()]
-    own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
-    if key is None and not own.keys() & _CREDENTIALS:
-        key = next(filter(None, map(get, keys.split())), None)
-    if key and key.strip():
-        own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-    return own
 
 
 class Script(LanguageModel):
@@ -4588,6 +4578,13 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
 setattr(operators, "format", update_wrapper(_format, operators.format))
 
 
+_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
+_LESS = (
+    "high|big|large|hot|warm|long|above|over|too much|too many"
+    "|decrease|lower|less|fewer|smaller|reduce|down"
+)
+
+
 class StubLLM(LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
@@ -4612,99 +4609,81 @@ class StubLLM(LanguageModel):
         import random
 
         asked = [str(m["content"]) for m in messages if m["role"] == "user"]
-        text, rng = "\n" + asked[0], random.Random(f"{self.seed}\n{asked}")
+        rng = random.Random(f"{self.seed}\n{asked}")
+        section = r"\n# (Variables|Past attempts|Feedback)[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)"
+        found = re.findall(section, f"\n{asked[0]}", re.S)
+        sections = defaultdict(str, reversed(found))  # of two with one title the first
         row = r"^\((\w+)\) (\w+)(?: = (.*?))?(?:  # (.*))?$"
-        rows = re.findall(row, _section(text, "Variables"), re.M)
-        past = re.split(r"\n\d+\. ", _section(text, "Past attempts"))[1:]
+        rows = re.findall(row, sections["Variables"], re.M)
+        attempts = re.split(r"\n\d+\. ", sections["Past attempts"])[1:]
         now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
-        tried = [_attempt(block) for block in [*past, now + "\n" + _section(text, "Feedback")]]
+        tried = [self._read(attempt) for attempt in [*attempts, now + sections["Feedback"]]]
         reasons, suggestion = [], dict[str, Any]()
         for place, (kind, name, _, rules) in enumerate(rows):
-            seen = [(values[name], way, score) for values, way, score in tried if name in values]
-            new, why = _guess(kind, rules, seen, (place, len(rows)), rng)
+            seen = [(values[name], *said) for values, *said in tried if name in values]
+            new, why = self._guess(kind, rules, seen, (place, len(rows)), rng)
             reasons.append(f"{name}: {why}")
             suggestion |= {name: new} if new is not None else {}
         said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
+    def _read(self, attempt: str) -> tuple[Texts, int, float | None]:
+        """The values of an attempt, the way its feedback points (up if above 0), and its score."""
+        values, _, said = attempt.partition("\n")
+        up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
+        score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
+        named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
+        return named, up - down, float(score[1]) if score else None
 
-def _section(text: str, title: str) -> str:
-    """What stands under a heading of a prompt."""
-    found = re.search(rf"\n# {title}[^\n]*(\n.*?)(?=\n# [A-Z]|\Z)", text, re.S)
-    return found[1] if found else ""
+    def _guess(self, kind: str, rules: str, seen: Any, turn: Any, rng: Any) -> tuple[Any, str]:
+        """The next value of a variable, or None to leave it, and why.
 
+        It is a choice not tried yet, or where the feedback points, inside the bounds. `seen` holds
+        for each attempt the value, the way from there, and the score or None.
+        """
+        import ast
 
-_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
-_LESS = (
-    "high|big|large|hot|warm|long|above|over|too much|too many"
-    "|decrease|lower|less|fewer|smaller|reduce|down"
-)
+        choices = re.search(r"one of (\[.*\])", rules)
+        if kind == "bool" or choices:
+            tried = {value for value, _, _ in seen}
+            listed = ast.literal_eval(choices[1]) if choices else [False, True]
+            left = [choice for choice in listed if repr(choice) not in tried]
+            return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
+        if kind not in ("int", "float"):
+            return None, "a stub cannot write"
+        seen = [(float(value), way, score) for value, way, score in seen]
+        value, way, score = seen[-1]
+        if not way and score is None:
+            return None, "the feedback does not say which way"
+        new = self._bisect(seen) if way else self._climb(seen, *turn)
+        ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
+        new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
+        if kind == "int":  # on a climb away from the value, which is where it would stand still
+            new = round(new) if way else math.ceil(new) if new > value else math.floor(new)
+        if new == value:
+            return None, f"it stays at {value:g}"
+        return new, f"{'up' if new > value else 'down'} from {value:g}"
 
+    def _bisect(self, seen: Any) -> Any:
+        """Twice as far while only one side is known, then the middle between the nearest of both."""
+        value, way, _ = seen[-1]
+        beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
+        if not beyond:
+            return value + math.copysign(max(abs(value), 1), way)
+        return (value + min(beyond, key=lambda v: abs(v - value))) / 2
 
-def _attempt(block: str) -> tuple[Texts, int, float | None]:
-    """The values of an attempt, the way its feedback points (up if above 0), and its score."""
-    values, _, said = block.partition("\n")
-    up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
-    score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
-    named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-    return named, up - down, float(score[1]) if score else None
-
-
-_Seen = list[tuple[float, int, Any]]  # values of a number, the way from each, and its score or None
-_Guess = tuple[Any, str]  # the next value of a variable, or None to leave it, and why
-
-
-def _guess(kind: str, rules: str, seen: Any, turn: tuple[int, int], rng: random.Random) -> _Guess:
-    """A choice not tried yet, or the next number."""
-    import ast
-
-    choices = re.search(r"one of (\[.*\])", rules)
-    if kind == "bool" or choices:
-        tried = {value for value, _, _ in seen}
-        listed = ast.literal_eval(choices[1]) if choices else [False, True]
-        left = [choice for choice in listed if repr(choice) not in tried]
-        return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
-    if kind in ("int", "float"):
-        return _next_number(kind, rules, [(float(v), w, s) for v, w, s in seen], turn)
-    return None, "a stub cannot write"
-
-
-def _next_number(kind: str, rules: str, seen: _Seen, turn: tuple[int, int]) -> _Guess:
-    """Where the feedback points, inside the bounds."""
-    value, way, score = seen[-1]
-    if not way and score is None:
-        return None, "the feedback does not say which way"
-    new = _bisected(seen) if way else _climbed(seen, *turn)
-    ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
-    new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
-    if kind == "int":  # on a climb away from the value, which is where it would stand still
-        new = round(new) if way else math.ceil(new) if new > value else math.floor(new)
-    if new == value:
-        return None, f"it stays at {value:g}"
-    return new, f"{'up' if new > value else 'down'} from {value:g}"
-
-
-def _bisected(seen: _Seen) -> float:
-    """Twice as far while only one side is known, then the middle between the nearest of both."""
-    value, way, _ = seen[-1]
-    beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
-    if not beyond:
-        return value + math.copysign(max(abs(value), 1), way)
-    return (value + min(beyond, key=lambda v: abs(v - value))) / 2
-
-
-def _climbed(seen: _Seen, turn: int, variables: int) -> float:
-    """A step from the best value so far: on after a success, else back and shorter, by turns."""
-    scored = [(value, score) for value, _, score in seen if score is not None]
-    scores = [score for _, score in scored]
-    failures = len(scores) - 1 - scores.index(max(scores))  # as good again is no success
-    *before, best = [value for value, _ in scored][: len(scored) - failures]
-    strides = [best - value for value in before if value != best] or [max(abs(best), 1) / 4]
-    if failures // 2 % variables != turn:
-        return best
-    if not failures:
-        return best + 2 * strides[-1]
-    return best + (-1.0) ** failures * strides[-1] / 3.0 ** (failures // (2 * variables))
+    def _climb(self, seen: Any, turn: int, variables: int) -> Any:
+        """A step from the best value so far: on after a success, else back and shorter, by turns."""
+        values, scores = zip(*[(v, s) for v, _, s in seen if s is not None], strict=True)
+        first = scores.index(max(scores))  # as good again is no success
+        best, failures = values[first], len(scores) - 1 - first
+        strides = [best - value for value in values[:first] if value != best]
+        stride = strides[-1] if strides else max(abs(best), 1) / 4
+        if failures // 2 % variables != turn:
+            return best
+        if not failures:
+            return best + 2 * stride
+        return best + (-1.0) ** failures * stride / 3.0 ** (failures // (2 * variables))
 
 
 # ---- 7. Looking ----------------------------------------------------------------------------------
@@ -4793,41 +4772,36 @@ def _identifier(text: str) -> str:
 
 def _marked_source(error: Exception) -> str:
     """The source of the user's function that failed, an arrow at the line, and the way on in."""
+    import inspect
     import linecache
+    import textwrap
     import traceback
 
-    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    places = [(code, line) for code, line in places if code.co_filename != __file__]
     text = ""
-    for code, line in places[:8] + places[8:][-4:]:  # of an endless recursion both ends
-        with suppress(Exception):  # where there is no source, nothing is shown
-            if text:
-                row = linecache.getline(code.co_filename, line).strip()
-                text += f"\nin {code.co_name}: {row}" if row else ""
-            else:
-                text = _marked_function(code, line, type(error).__name__)
+    walk = traceback.walk_tb(error.__traceback__)
+    steps = [(f.f_code, line) for f, line in walk if f.f_code.co_filename != __file__]
+    for code, line in steps[:8] + steps[8:][-4:]:  # of an endless recursion both ends
+        row = linecache.getline(code.co_filename, line).strip()
+        if text and row:
+            text += f"\nin {code.co_name}: {row}"
+        elif not text:
+            with suppress(Exception):  # where there is no source, nothing is shown
+                rows, first = inspect.getsourcelines(code)
+                failed = line - max(first, 1)
+                rows[failed] = f"{rows[failed].rstrip()}   <-- {type(error).__name__}\n"
+                shown = dropwhile(lambda row: row.lstrip().startswith("@"), rows)
+                text = "\n" + textwrap.dedent("".join(shown)).rstrip()
     return text
-
-
-def _marked_function(code: CodeType, line: int, mark: str) -> str:
-    """The source of a function below its decorators, an arrow at one of its lines."""
-    import inspect
-    import textwrap
-
-    rows, first = inspect.getsourcelines(code)
-    failed = line - max(first, 1)
-    rows[failed] = f"{rows[failed].rstrip()}   <-- {mark}\n"
-    shown = dropwhile(lambda row: row.lstrip().startswith("@"), rows)
-    return "\n" + textwrap.dedent("".join(shown)).rstrip()
 
 
 def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
     """What was said of each output: the words and the score."""
-    said: dict[AnyNode, str] = {}
-    for each, words, score, _ in graph.outputs:
-        told = "" if words is None else str(words) if isinstance(words, str) else to_text(words)
-        judged = "" if score is None else f"(score: {to_text(score, 24)})"
-        said[each] = " ".join(filter(None, (said.get(each), told, judged)))
+    said = {output.node: "" for output in graph.outputs}
+    for node, words, score, _ in graph.outputs:
+        if words is not None:
+            said[node] += f" {words if isinstance(words, str) else to_text(words)}"
+        if score is not None:
+            said[node] += f" (score: {to_text(score, 24)})"
     return said
 
 
@@ -4836,25 +4810,26 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
     if ascii is None:
         ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
     said, drawn = _verdicts(graph), set[AnyNode]()
-    stack = [("", "", each) for each in reversed(said)]
+    stack = [("", output) for output in reversed(said)]
     rows: list[str] = []
     while stack and len(rows) < lines:
-        margin, mark, node = stack.pop()
+        margin, node = stack.pop()
         parents, again = graph.parents(node), node in drawn
-        if again and not mark:
+        if again and not margin:
             continue
-        where = "above" if again else "below" if len(margin) > 36 else ""
+        where = "above" if again else "below" if len(margin) > 39 else ""
         where = where if parents else ""
-        room = 90 - len(margin + mark)
-        row = _tree_line(graph, node, where, said.get(node, ""), room, ascii)
-        rows.append(margin + mark + row)
+        words, room = said.get(node, ""), 90 - len(margin)
+        rows.append(margin + _tree_line(graph, node, where, words, room, ascii))
         if where == "below":  # too far to the right, so it goes on at the left
-            stack.insert(0, ("", "", node))
+            stack.insert(0, ("", node))
         elif not where:
             drawn.add(node)
-            inside = margin + {"├─ ": "│  ", "└─ ": "   ", "": ""}[mark]
-            marks = ["└─ "] + ["├─ "] * (len(parents) - 1)
-            stack += [(inside, *each) for each in zip(marks, reversed(parents), strict=False)]
+            margin = margin.replace("├─", "│ ").replace("└─", "  ")
+            branch = "└─ "
+            for parent in reversed(parents):
+                stack.append((margin + branch, parent))
+                branch = "├─ "
     left = len(graph) - len(drawn)
     text = "\n".join([*rows, f"... {left} more nodes"] if left > 0 else rows)
     return text.translate(str.maketrans("├└│─", "|`|-")) if ascii else text
@@ -4907,29 +4882,22 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         with scope:
             scope.replacements = new
             for each in nodes:
-                _replay(each, changes, effects, new)
+                if each in changes:
+                    root = each._as_root(to_data(changes[each]), each._base)
+                    new[each._number] = root
+                    if isinstance(root, ParameterNode):
+                        root.set(root._data)  # which checks all but its type
+                elif any(parent._number in new for parent in each.parents):
+                    if effects or not cast(Any, each._op).effects:
+                        new[each._number] = _recompute(each, new)
     finally:
         _scope.set(around)
     return new.get(output._number, output)
 
 
-def _replay(
-    each: AnyNode, changes: Mapping[Any, Any], effects: bool, new: dict[int, AnyNode]
-) -> None:
-    """Put into `new` what takes the place of a node, if it changes."""
-    if each in changes:
-        value = to_data(changes[each])
-        new[each._number] = root = each._as_root(value, each._base)
-        if isinstance(root, ParameterNode):
-            root.set(value)  # which checks all but its type
-    elif not any(parent._number in new for parent in each.parents):
-        return
-    elif each._op and (effects or not each._op.effects):
-        new[each._number] = _recompute(each._op, each, new)
-
-
-def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
+def _recompute(each: AnyNode, new: dict[int, AnyNode]) -> Any:
     """A node computed again, where `new` holds the nodes that took the place of others."""
+    op: Any = each._op
 
     def leaf(part: Any) -> Any:
         return new.get(part._number, part) if isinstance(part, Node) else part
@@ -4951,7 +4919,7 @@ def _recompute(op: _Op, each: AnyNode, new: dict[int, AnyNode]) -> AnyNode:
         outside = {n: each for n, each in read if leaf(each)._number not in given}
         again._call = body.call._replace(outside=outside).map(leaf)
         again.parents = tuple(again._call.inputs().values())
-    return cast(MessageNode[Any], again)
+    return again
 
 
 def run_coroutine(coroutine: Any) -> Any:
@@ -5063,13 +5031,12 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
     import tempfile
 
     tree = {name: encode(value, name) for name, value in values.items()}
-    text = json.dumps({"minitrace": 1, "parameters": tree}, indent=1, allow_nan=False)
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         whole = os.path.join(inside, "whole")
         with open(whole, "w", encoding="utf-8") as file:
-            file.write(text)
+            json.dump({"minitrace": 1, "parameters": tree}, file, indent=1, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(whole, path)
@@ -5077,24 +5044,23 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
 
 def _load(path: str | os.PathLike[str]) -> Fields:
     """Read values that `_save` wrote."""
-    with open(path, encoding="utf-8-sig") as file:
-        text = file.read()
     try:
-        values = json.loads(text)["parameters"]
+        with open(path, encoding="utf-8-sig") as file:
+            values = json.load(file)["parameters"]
         return {name: decode(value) for name, value in values.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"it is not a saved module: {error}") from None
 
 
 _FORMAT, _VERSION = "minitrace-graph", "1.0"
-_TYPES: list[tuple[Any, str]] = [  # of the fields of a graph, its nodes and its outputs
-    (str, "format name kind operator type description constraint code"),
-    (list, "nodes outputs choices bounds"),
-    (dict, "operators inputs"),
-    (bool, "trainable"),
-    ((str, int), "id"),
-    ((int, float), "score"),
-]
+_TYPES = {  # of the fields of a graph, its nodes and its outputs
+    "str": "format name kind operator type description constraint code",
+    "list": "nodes outputs choices bounds",
+    "dict": "operators inputs",
+    "bool": "trainable",
+    "str int": "id",
+    "int float": "score",
+}
 
 
 def _ids(graph: TraceGraph) -> dict[AnyNode, Any]:
@@ -5113,57 +5079,64 @@ def _graph_form(graph: TraceGraph) -> Fields:
             words.setdefault(node.op_name, node.description)
     nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
     outputs = []
-    for output in graph.outputs:
-        said = {"feedback": encode(output.feedback, as_text=True), "score": output.score}
-        said = {field: value for field, value in said.items() if value is not None}
-        outputs.append({"id": ids[output.node], **said, **output.extra})
-    form = {"format": _FORMAT, "version": _VERSION, "nodes": nodes, "operators": words}
-    return {**form, "outputs": outputs, **extra}
+    for node, feedback, score, more in graph.outputs:
+        said = _given(id=ids[node], feedback=encode(feedback, as_text=True), score=score)
+        outputs.append({**said, **more})
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "nodes": nodes,
+        "operators": words,
+        "outputs": outputs,
+        **extra,
+    }
 
 
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
     """One node of the JSON form."""
-    form: Fields = {"id": ids[node], "name": node._base, "kind": graph.kind(node)}
-    known: str | None = ""
+    value, description = graph.value(node), node.description
+    call, rules, known = Fields(), Fields(), ""
     if graph.parents(node):
-        known, form["operator"] = words[node.op_name], node.op_name
-        form["inputs"] = {name: ids[parent] for name, parent in node.inputs.items()}
-    form["type"] = type(graph.value(node)).__name__
-    form["description"] = None if node.description == known else node.description
+        known, inputs = words[node.op_name], node.inputs.items()
+        call["operator"] = node.op_name
+        call["inputs"] = {name: ids[parent] for name, parent in inputs}
     if isinstance(node, ParameterNode):
-        form |= {"constraint": node.constraint, "trainable": True}
-        form["choices"] = node.choices and encode(node.choices, as_text=True)
-        form["bounds"] = node.bounds and encode([*node.bounds])
-        form["code"] = cast(Any, node.check).keywords["signature"] if _is_code(node) else None
-    form = {field: said for field, said in form.items() if said is not None}
-    return {**form, "value": encode(graph.value(node), as_text=True)}
-
-
-def _beyond(spec: Fields, fields: str) -> Fields:
-    return {key: value for key, value in spec.items() if key not in fields.split()}
+        check: Any = node.check
+        rules = {
+            "constraint": node.constraint,
+            "trainable": True,
+            "choices": encode(node.choices, as_text=True),
+            "bounds": encode(node.bounds and [*node.bounds]),
+            "code": check.keywords["signature"] if _is_code(node) else None,
+        }
+    fields = _given(
+        id=ids[node],
+        name=node._base,
+        kind=graph.kind(node),
+        **call,
+        type=type(value).__name__,
+        description=None if description == known else description,
+        **rules,
+    )
+    return {**fields, "value": encode(value, as_text=True)}
 
 
 @contextmanager
-def _at(place: str, spec: Any = None) -> Iterator[None]:
-    """Say where in a JSON form something was wrong."""
+def _reading(place: str, spec: Any, needed: str) -> Iterator[None]:
+    """Check the fields of an object of the JSON form, and say where in it something is wrong."""
     try:
+        if not isinstance(spec, dict) or spec.get(needed) is None:
+            raise TypeError(f"it must be an object with {needed}")
+        for kinds, fields in _TYPES.items():
+            for field in fields.split():
+                value = spec.get(field)
+                if value is not None and type(value).__name__ not in kinds.split():
+                    raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
         yield
     except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         known = _dig(spec, "id")
         place = place if known is None else f"{place} ({known})"
         raise GraphError(f"{place}: {error}") from None
-
-
-def _check_fields(spec: Any, needed: str) -> None:
-    """`TypeError` if an object of the JSON form lacks a field, or has one of another type."""
-    if not isinstance(spec, dict) or spec.get(needed) is None:
-        raise TypeError(f"it must be an object with {needed}")
-    for kinds, fields in _TYPES:
-        for field in fields.split():
-            value = spec.get(field)
-            fits = isinstance(value, kinds) and isinstance(value, bool) is (kinds is bool)
-            if value is not None and not fits:
-                raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
 
 
 def _no_number(name: str) -> Any:
@@ -5172,74 +5145,86 @@ def _no_number(name: str) -> Any:
 
 def _read_graph(text: str) -> TraceGraph:
     """The graph of a JSON text."""
-    with _at("not JSON"):
+    try:
         form: Any = json.loads(text, parse_constant=_no_number)
-    with _at("not a trace graph"):
-        _check_fields(form, "nodes")
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"not JSON: {error}") from None
+    with _reading("not a trace graph", form, "nodes"):
         words = form.get("operators") or {}
         if not all(isinstance(said, str) for said in words.values()):
             raise TypeError("its operators are not described by texts")
-        named, version = form.get("format", _FORMAT), str(form.get("version") or _VERSION)
-        if named != _FORMAT or not re.fullmatch(r"\d{1,9}(\.\d{1,9})*", version):
+        named, version = form.pop("format", _FORMAT), str(form.pop("version", None) or _VERSION)
+        major = re.match(r"(\d{1,9})(\.\d{1,9})*\Z", version)
+        if named != _FORMAT or not major:
             raise ValueError(f"format {named!r}, version {version!r}")
-        if int(version.partition(".")[0]) > int(_VERSION.partition(".")[0]):
+        if int(major[1]) > 1:
             raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
     graph, known = TraceGraph(), dict[str, AnyNode]()
-    graph.extra = _beyond(form, "format version nodes outputs")
-    for n, spec in enumerate(form["nodes"]):
-        with _at(f"nodes[{n}]", spec):
-            _check_fields(spec, "id")
+    nodes, outputs = form.pop("nodes"), form.pop("outputs", None) or ()
+    graph.extra = form
+    for n, spec in enumerate(nodes):
+        with _reading(f"nodes[{n}]", spec, "id"):
             node = _node_from(spec, known, words)
-        known[str(spec["id"])] = node
-        graph.specs[node] = spec
+            known[str(spec["id"])] = node
+            graph.specs[node] = spec
+    for n, spec in enumerate(outputs):
+        with _reading(f"outputs[{n}]", spec, "id"):
+            graph.outputs.append(_output_from(spec, known))
     for node in reversed(known.values()):
         graph.add(node)
-    for n, spec in enumerate(form.get("outputs") or ()):
-        with _at(f"outputs[{n}]", spec):
-            _check_fields(spec, "id")
-            graph.outputs.append(_output_from(spec, known))
     return graph
 
 
 def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
-    if str(spec["id"]) in known:
+    own, get, parents = str(spec["id"]), spec.get, list[AnyNode]()
+    if own in known:
         raise ValueError("the id is used twice")
-    value, inputs = decode(spec.get("value")), spec.get("inputs") or {}
+    value, inputs = decode(get("value")), get("inputs") or {}
     for parent in map(str, inputs.values()):
         if parent not in known:
             raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
-    base = str(spec.get("name") or spec["id"])
-    name = spec.get("operator") or base
-    description = spec.get("description", words.get(name) if inputs else None)
-    if spec.get("trainable", spec.get("kind") == "parameter"):
+        parents.append(known[parent])
+    name = get("operator") or get("name") or own
+    description = get("description", words.get(name) if inputs else None)
+    if get("trainable", get("kind") == "parameter"):
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
-        choices, bounds = decode(spec.get("choices")), decode(spec.get("bounds"))
-        rules: Fields = {"choices": choices, "bounds": bounds and tuple(bounds)}
-        if "code" in spec:
-            rules["check"] = _code_check(spec["code"])
-        rules["constraint"] = spec.get("constraint")
-        node: AnyNode = ParameterNode(value, base, description, **rules)
+        node: AnyNode = ParameterNode(value, own, description, **_rules_from(get))
     elif inputs:
-        kind = ExceptionNode if spec.get("kind") == "exception" else MessageNode
-        parents = tuple([known[str(parent)] for parent in inputs.values()])
+        kind = ExceptionNode if get("kind") == "exception" else MessageNode
         op = _Op(name, description or "", tuple(inputs), None)
-        node = kind(value, op, parents, any(parent._depends for parent in parents))
+        node = kind(value, op, tuple(parents), any(parent._depends for parent in parents))
     else:
-        node = Node(value, base, description)
-    node._base, node._index = str(spec["id"]), None
+        node = Node(value, own, description)
+    node._base, node._index = own, None
     return node
+
+
+def _rules_from(get: Function) -> Fields:
+    """The rules of a parameter in the JSON form; a function defined by its header must stay so."""
+    bounds, header, check = decode(get("bounds")), get("code"), None
+    if header is not None:
+        name = re.search(r"def\s+(\w+)", header)
+        if not name:
+            raise ValueError(f"no header of a function: {to_text(header, 80)}")
+        check = partial(check_code, name=name[1], signature=header)
+    return {
+        "choices": decode(get("choices")),
+        "bounds": bounds and tuple(bounds),
+        "constraint": get("constraint"),
+        "check": check,
+    }
 
 
 def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
     """One output of the JSON form."""
-    if str(spec["id"]) not in known:
-        raise ValueError(f"{to_text(spec['id'], 60)} is the id of no node")
-    score = spec.get("score")
+    extra = dict(spec)
+    own, score, feedback = extra.pop("id"), extra.pop("score", None), extra.pop("feedback", None)
+    if str(own) not in known:
+        raise ValueError(f"{to_text(own, 60)} is the id of no node")
     float(score or 0)  # OverflowError if it is too large for one
-    feedback = decode(spec.get("feedback"))
-    return Output(known[str(spec["id"])], feedback, score, _beyond(spec, "id feedback score"))
+    return Output(known[str(own)], decode(feedback), score, extra)
 
 
 # ---- Pickles: a graph of any depth goes to another process of Python.
@@ -5299,16 +5284,16 @@ def _pickled_op(op: _Op) -> tuple[Any, ...]:
     module, path = __name__, f"operators.{op.name}.op"
     if op.bundle:
         module, path = op.bundle.__module__, f"{op.bundle.__qualname__}.op"
-    return _find_op, (module, path, op.name, op.description, op.names)
+    return _find_op, (module, path, (*op[:3], None))
 
 
-def _find_op(module: str, path: str, name: str, words: str, names: tuple[str, ...]) -> _Op:
+def _find_op(module: str, path: str, known: Any) -> _Op:
     """The living operator if it is here, or else its description, which cannot run."""
     with suppress(AttributeError, KeyError):
         found = operator.attrgetter(path)(sys.modules[module])
-        if isinstance(found, _Op) and found.description == words:
+        if isinstance(found, _Op) and found.description == known[1]:
             return found
-    return _Op(name, words, names, None)
+    return _Op(*known)
 
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
