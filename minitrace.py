@@ -144,7 +144,6 @@ Function = Callable[..., Any]
 Method = Callable[..., "MessageNode[Any]"]
 
 
-
 class MinitraceError(Exception):
     """The base class of minitrace's own errors.
 
@@ -582,7 +581,8 @@ class ParameterNode(Node[T]):
         super().__init__(data, name, description)
         if choices is None and hasattr(type(data), "__members__"):
             choices = cast(Any, type(data))  # an Enum is a choice of its members
-        self.choices = None if choices is None else list(choices)
+        ordered = _in_order(choices) if isinstance(choices, (set, frozenset)) else choices
+        self.choices = None if ordered is None else list(ordered)
         if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
             raise TypeError(f"bounds must be a pair (low, high), not {to_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
@@ -2548,7 +2548,7 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
     """
     for choice in parameter.choices or ():
         plain = _as_builtin(choice)
-        named = isinstance(raw, str) and raw in (str(plain), getattr(choice, "name", plain))
+        named = isinstance(raw, str) and raw.strip() in (str(plain), getattr(choice, "name", plain))
         if named or to_text(raw) == to_text(plain):
             return choice
     return coerce_value(raw, parameter._data)
@@ -2619,18 +2619,21 @@ def _unescape(found: Match) -> str:
 
 # How models mark their thoughts, and where the answer begins after them.
 _THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
-_THOUGHT = rf"""</?[|｜]?(?:[\w-]{{1,20}}[:_])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}> | \[/?THINK\]
+_THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}>
+    | \[/?THINK(?:ING)?\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
     | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
     | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
 _THOUGHT_KIND = rf"(?i){_THINKING}|unused|channel|assistant|response"
 _THOUGHT_END = r"(?i)/|end|final|unused95|response"
-_NAMED = r"""<\s*(?:var|variable|param|parameter)\b
+_NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
-_OPENING += r"| <(?P<tag>[\w:]{1,99})\s*>"
+_OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?>"
+_BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
+_FORM_WORDS = "reasoning answer suggestion variable think thinking thought analysis reflection"
 _FIELDS = ("reasoning", "answer", "suggestion")
 _BARE, _TAGGED, _WHOLE = 1, 2, 3
 
@@ -2662,11 +2665,13 @@ class _ReplyReader:
         self.rank, self.words = 0, {"reasoning": "", "answer": ""}
         self.values: Fields = {}
         self.problems: list[str] = []
+        self.unread = ""  # what stood between the answers since the last one
 
     def read(self) -> Reading:
         """Read the whole text."""
         pos = 0
         while opening := re.compile(_OPENING).search(self.text, pos):
+            self.unread += self.text[pos : opening.start()]
             if opening[0] == "{":
                 pos = self.read_object(opening)
             elif opening["thought"] and not self.name(opening[0].strip("</>")):
@@ -2675,6 +2680,8 @@ class _ReplyReader:
                 pos = self.read_tag(opening)
         if re.search(r"</?[a-zA-Z_][^<>]*\Z", self.text):
             self.take(_TAGGED, [], "The reply is cut short inside a tag.")
+        if not self.problems and re.search(_BROKEN, self.unread + self.text[pos:]):
+            self.take(_WHOLE, [], "The reply cannot be read: an answer in it is broken.")
         if not (self.rank or self.words["reasoning"]):
             self.take(_BARE, [], "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
@@ -2702,20 +2709,40 @@ class _ReplyReader:
 
     def take(self, rank: int, pairs: Iterable[Any], *problems: str) -> None:
         """Take an answer, values by name or what is wrong, unless a higher one was taken; a whole
-        or higher one drops all before it."""
-        if rank > self.rank or rank == _WHOLE:
-            self.rank, self.values, self.problems = rank, {}, []
-        if rank < self.rank:
+        or higher one drops all before it.
+
+        Where an object and tags say different things, or two objects are about different variables,
+        it is not clear which counts.
+        """
+        pairs = [*pairs]
+        given = {self.name(name): str(value).strip() for name, value in pairs}
+        taken = {name: str(value).strip() for name, value in self.values.items()}
+        apart = given and taken and taken.keys().isdisjoint(given) and _WHOLE in (rank, self.rank)
+        unclear = apart and _BARE not in (rank, self.rank)
+        unclear = unclear or (_BARE < rank < self.rank and {**taken, **given} != taken)
+        if rank < self.rank and not unclear:
             return
+        if rank > self.rank or rank == _WHOLE:
+            self.rank, self.values, self.problems, self.unread = rank, {}, [], ""
+        if unclear:
+            self.problems.append(
+                "The reply gives several answers, and it is not clear which counts."
+            )
         self.problems += problems
-        for given, value in pairs:
-            name = self.name(given)
-            value = _unfence(value) if "_code" in name and isinstance(value, str) else value
-            if not name:
-                known = ", ".join(self.names)
-                self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
-            elif repr(self.values.setdefault(name, value)) != repr(value):
-                self.problems.append(f"The reply gives {name} twice, with different values.")
+        for name, value in pairs:
+            self.assign(name, value)
+
+    def assign(self, given: Any, value: Any) -> None:
+        """Note a value for a variable, or what is wrong with it."""
+        name = self.name(given)
+        value = _unfence(value) if "_code" in name and isinstance(value, str) else value
+        if not name:
+            known = ", ".join(self.names)
+            self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
+        elif repr(self.values.setdefault(name, value)) != repr(value):
+            self.problems.append(f"The reply gives {name} twice, with different values.")
+        elif isinstance(value, str) and value.strip() == _TEMPLATE:
+            self.problems.append(f"The value of {name} has only the words of the form.")
 
     def read_object(self, opening: Match) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
@@ -2736,12 +2763,16 @@ class _ReplyReader:
             words = "its suggestion is not an object of names and values"
             self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
             return
-        pairs = [(n, v) for n, v in said if n in self.names or not (given or n in _FIELDS)]
+        loose = "suggestion" not in form
+        pairs = [(n, v) for n, v in said if n in self.names or (loose and n not in _FIELDS)]
         for field in self.words:
             if form.get(field) not in (None, ""):
                 self.words[field] = str(form[field])
         if "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs):
-            self.take(_WHOLE if form.keys() - {"answer"} else _BARE, [*given.items(), *pairs])
+            rank = _WHOLE if form.keys() - {"answer"} else _BARE
+            self.take(rank, [*given.items(), *pairs])
+        elif self.rank and any("suggestion" in v for v in made.values() if isinstance(v, dict)):
+            self.take(_WHOLE, [], "The reply cannot be read: an answer stands inside an object.")
 
     def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
@@ -2750,27 +2781,48 @@ class _ReplyReader:
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
         tag = tag.strip()
-        field = tag.lower() in self.words and not self.name(tag)
+        field = tag.lower() if tag.lower() in self.words and not self.name(tag) else ""
         if not (opening["named"] or field or self.name(tag)):
+            if _stem(tag) in map(_stem, self.names) and f"</{tag}" in self.text:
+                self.take(_TAGGED, [(tag, "")])  # there is no such variable
             return opening.end()
-        same, word = (_NAMED, r"var\w*|param\w*") if opening["named"] else (rf"<{tag}\s*>", tag)
+        element = opening["element"]
+        same, word = (_NAMED, element) if element else (rf"<{re.escape(tag)}(?:\s[^<>]*)?>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, opening.end())
         inside = opening.end(), after.start() if after else len(self.text)
-        ends = [*re.compile(rf"(?i)</\s*(?:{word})\s*>").finditer(self.text, *inside)]
+        ends = [*re.compile(rf"(?i)</\s*{re.escape(word)}\s*>").finditer(self.text, *inside)]
         if not ends:
-            thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
-            if thought and re.search(_THOUGHT_END, thought[0]):
-                return thought.start()  # it was a draft
-            shown = to_text(tag, 80)
-            self.take(_TAGGED, [], f"The reply is cut short: the tag of {shown} has no end.")
-            return len(self.text)
-        end = ends[0 if field else -1]
+            other = element and after and tag not in (after["attribute"], after["child"])
+            return self.skip_unended(tag, inside, again=bool(after and not other))
+        at_line_end = [
+            end for end in ends if re.match(r"\s*(?:\n|<|\Z)", self.text[end.end() :][:80])
+        ]
+        end = ends[0] if field else (at_line_end or ends)[-1]
         body = self.text[opening.end() : end.start()]
+        if field == "answer" and _ReplyReader(body, self.names).read().values:
+            self.forget()  # it is not the answer to a question, but stands around all
+            return opening.end()
         if field:
-            self.words[tag.lower()] = body.strip()
+            self.words[field] = body.strip()
         else:
-            self.take(_TAGGED, [(tag, _untag(body))])
+            plain = _untag(body, "_code" in self.name(tag))
+            self.take(_TAGGED, [(tag, plain)])
         return end.end()
+
+    def skip_unended(self, tag: str, inside: tuple[int, int], again: bool) -> int:
+        """Go on after a tag without an end: it was a draft in a thought, or mentioned, or cut."""
+        thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
+        if thought and re.search(_THOUGHT_END, thought[0]):
+            return thought.start()
+        if again:
+            return inside[1]
+        self.take(_TAGGED, [], f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
+        return len(self.text)
+
+
+def _stem(name: str) -> str:
+    """What a name and those that may be meant for it share."""
+    return re.sub(r"\\|_code|[\d_]+$", "", name).casefold()
 
 
 def _unfence(text: str) -> str:
@@ -2780,21 +2832,30 @@ def _unfence(text: str) -> str:
     return text if not fence or (first and first[0].strip() == fence[1]) else fence[2]
 
 
-def _untag(body: str) -> str:
+def _untag(body: str, code: bool) -> str:
     """What stands between two tags, less what stands there for the tags' sake only.
 
     That is: a line break at either end, a fence or a CDATA section around all of it, and entities
-    where there is a `&lt;` and no `<` shows that signs stand for themselves.
+    where a `&lt;` and no `<` shows that signs do not stand for themselves, as in code that does not
+    parse otherwise.
     """
     import html
 
-    body = re.sub(r"(?is)\A\s*<\s*value\s*>(.*)</\s*value\s*>\s*\Z", r"\1", body)
+    inner = r"(?is)\A\s*(?:<(\w+)>[^<>]*</\1>\s*)*<\s*value\s*>(.*)</\s*value\s*>\s*\Z"
+    body = re.sub(inner, r"\2", body)
     body = _unfence(re.sub(r"\A[ \t]*\r?\n|\r?\n[ \t]*\Z", "", body))
-    body = re.sub(r"(?s)\A\s*<!\[CDATA\[(.*)\]\]>\s*\Z", r"\1", body)
-    return html.unescape(body) if "&lt;" in body and "<" not in body else body
+    section = re.match(r"(?s)\s*<!\[CDATA\[(.*)\]\]>\s*\Z", body)
+    if section or "<" in body or "&lt;" not in body:
+        return section[1] if section else body
+    with suppress(ValueError):
+        if code and _parse(body):  # it is right as it stands
+            return body
+    return html.unescape(body)
 
 
 _AGAIN = "That reply was refused and changed nothing:\n- {}\nAnswer again, whole."
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f]"
+_UNFINISHED = "length", "cut off", "refused", "filtered", "failed"
 _CUT_OFF = "The reply was cut off by the limit on its length: answer briefly, or raise max_tokens."
 
 
@@ -2824,7 +2885,7 @@ def ask_until_usable(
     while True:
         reply = _ask_any(llm, [*messages], options)
         replies.append(reply)
-        cut = reply.finish_reason == "length"  # however well what is there can be read
+        cut = reply.finish_reason in _UNFINISHED  # however well what is there can be read
         result, problems = read("" if cut else reply)
         problems = [_CUT_OFF] if cut else problems
         refused += [problems] if problems else []
@@ -2856,11 +2917,12 @@ Answer with one JSON object and nothing else:
 {{"{1}": value, ...}}}}
 """
 _JSON_ANSWER = '"answer": "the answer that the instruction asks for", '
+_TEMPLATE = "its new value as it is, without quotes or escapes"
 _TAG_FORM = """
 Answer in this form and nothing else:
 <reasoning>what caused the feedback, and what would mend it</reasoning>
 {0}<{1}>
-its new value as it is, without quotes or escapes
+{2}
 </{1}>
 """
 _TAG_ANSWER = "<answer>the answer that the instruction asks for</answer>\n"
@@ -2896,8 +2958,6 @@ class Proposal(dict[ParameterNode[Any], Any]):
     reasoning = answer = ""
     usage: Mapping[str, int] | None = None
     seconds = 0.0
-
-
 
     def diff(self) -> str:
         """The changes as a unified diff."""
@@ -3050,6 +3110,7 @@ class Optimizer:
         known: dict[Any, Parameter] = {}
         for each in self.parameters:
             known |= {each: each, each.name: each, each.py_name: each}
+        known |= self._named  # two functions of one name have names of their own here
         strays = ", ".join(to_text(key, 60) for key in values if key not in known)
         if strays:
             names = ", ".join(self.names)
@@ -3114,9 +3175,10 @@ class Optimizer:
                 f"{self.max_chars - room:,} characters, and max_chars is {self.max_chars:,}: "
                 "raise it, or optimize fewer parameters"
             )
-        feedback, past = _cut(feedback, room // 3), self._past(named, room // 3)
+        feedback, past = _fitted(feedback, room // 3), self._past(named, room // 3)
         tail = _page({"Variables": variables, "Feedback": feedback, _PAST: past})
-        shown = self.describe(self.max_chars - len(system + head + tail) - 2)
+        left = self.max_chars - len(system + head + tail) - 2
+        shown = _cut(self.describe(left), left)
         text = "\n".join(filter(None, (head, shown, tail)))
         return [_message("system", self._system(named, shown)), _message("user", text)]
 
@@ -3127,8 +3189,8 @@ class Optimizer:
             text += _CODE_NOTE.format("output" if count == 1 else f"{count} outputs")
         long = [name for name, each in named.items() if _is_code(each) or _is_long(each._data)]
         form, answer = (_TAG_FORM, _TAG_ANSWER) if long else (_JSON_FORM, _JSON_ANSWER)
-        asked = re.search(r"(?i)\banswer|\?", self.objective)
-        text += form.format(answer if asked else "", next(iter(long or named)))
+        asked = re.search(r"(?i)\banswer (?:the|this|with|in|to)\b|\?", self.objective)
+        text += form.format(answer if asked else "", next(iter(long or named)), _TEMPLATE)
         return text + _RULES_OF_REPLY + _CODE_RULES * any(map(_is_code, named.values()))
 
     def describe(self, room: int) -> str:
@@ -3188,8 +3250,12 @@ class Optimizer:
             parameter = self._named[name]
             try:
                 value = parameter.checked(_from_reply(raw, parameter))
-                if to_text(value) != to_text(parameter._data):
+                if type(value) is not type(parameter._data) or value != parameter._data:
                     changed[parameter] = value
+                if isinstance(value, str) and re.search(_CONTROL, value):
+                    problems.append(
+                        f"The value of {name} has a control character: write backslashes twice."
+                    )
             except ValueError as error:
                 problems.append(f"{name}: {_cut(str(error), 600)}")
         return reply._replace(values={} if problems else changed), problems
@@ -3260,9 +3326,12 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
     about = defaultdict[str, list[str]](list)
     for words, gave in zip_longest(attempt.feedback, attempt.outputs, fillvalue=""):
         said = _said(words, 300)
-        about[said] += [] if gave.strip("'\"") in said else [gave]
+        told = re.escape(gave.strip("'\""))
+        known = re.search(rf"(?<!\w){told}(?!\w)", said)
+        about[said] += [] if known else [gave]
     for said, outputs in about.items():
-        yield f"   feedback{' on ' * bool(outputs)}{_cut(', '.join(outputs), 200)}: {said}"
+        gave = _cut(", ".join(outputs), 200)
+        yield f"   feedback{' on ' * bool(gave)}{gave}: {said}" if said else f"   gave {gave}"
     if attempt.score is not None:
         yield f"   score: {attempt.score:g}"
     for name in long:
@@ -3292,7 +3361,7 @@ def _by_name(parameters: Any) -> Named:
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         if any(each is other for other in named.values()):
             continue
-        name = _unused_name(each.py_name, named if _is_code(each) else ())
+        name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())
         if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
         named[name] = each
@@ -3498,16 +3567,26 @@ _PAST = "Past attempts, the oldest first"
 def _said(words: Any, limit: int = 0) -> str:
     """Feedback, or the message of a failure, without memory addresses; its lines are indented, so
     that none can be taken for a heading."""
-    text = re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", str(words))
-    return _cut(text, limit).replace("\n", "\n    ")
+    text = words if isinstance(words, str) else "" if words is None else to_text(words)
+    text = re.sub(r" at 0x[0-9a-fA-F]{1,16}", "", text)
+    return "\n    ".join(_cut(text, limit).splitlines())
+
+
+def _fitted(text: str, room: int) -> str:
+    """A list in so many characters: each entry cut, and those in the middle left out."""
+    if len(text) <= room:
+        return text
+    entries = re.split(r"\n(?=\S)", text)
+    share = max(200, room // len(entries))
+    rows, half = [_cut(entry, share - 1) for entry in entries], max(room // share // 2, 1)
+    if len(rows) > 2 * half:
+        rows[half:-half] = [f"... {len(rows) - 2 * half} more"]
+    return _cut("\n".join(rows), room)
 
 
 def _listed(values: Options) -> str:
     rows = [f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()]
     return "; ".join(rows)
-
-
-
 
 
 def _variable_text(name: str, parameter: Parameter) -> str:
@@ -3518,7 +3597,7 @@ def _variable_text(name: str, parameter: Parameter) -> str:
     words = [f"{rule} {to_text(value)}" for rule, value in rules.items() if value is not None]
     note = ", ".join(filter(None, (parameter.description, parameter.constraint, *words)))
     code, value = _is_code(parameter), _as_builtin(parameter._data)
-    note = f"  # {note}" if note and not code else ""
+    note = f"  # {_said(note)}" if note and not code else ""
     if code or (isinstance(value, str) and "\n" in value):
         fence = max(re.findall("`{3,}", value), default="``") + "`"
         start, language = ("(code)", "python") if code else ("(str)", "")
@@ -3566,9 +3645,6 @@ def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
                 yield each
 
 
-
-
-
 class _View:
     """The part of a trace graph that fits into so many characters, as text.
 
@@ -3583,7 +3659,8 @@ class _View:
         self.most = max(60, min(1500, room // 4))  # of a call, or of all the outputs' values
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
         parents = set(chain(*map(graph.parents, self.nearest))).difference(own, self.calls)
-        values = {p: to_text(graph.value(p), self.limit) for p in parents if not _is_code(p)}
+        self.own = {*own}
+        values = {p: _said(to_text(graph.value(p), self.limit)) for p in parents if not _is_code(p)}
         short = {each: text for each, text in values.items() if 0 < len(text) <= 40}
         self.names = {**graph.names, **short}  # short inputs stand where they are used
         self.inputs = {p: f"{self.names[p]} = {values[p]}" for p in values.keys() - short.keys()}
@@ -3594,17 +3671,19 @@ class _View:
         """A call as a line of code, with its value; what its operator does is noted if neither its
         line nor its code says it."""
         inputs, words = each.inputs.items(), each.description
+        codes = [parent for _, parent in inputs if _is_code(parent)]
         given = {name: self.names[parent] for name, parent in inputs if not _is_code(parent)}
         if re.match(_FORMULA, words):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
+            given |= {"code": self.names[p] for p in codes if self.names[p] != p._base}
             call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
-            code = " ".join(str(parent._data) for _, parent in inputs if _is_code(parent))
-            if " ".join(words.split()) not in " ".join(code.split()):
+            code = " ".join(str(parent._data) for parent in codes if parent in self.own)
+            if words and " ".join(words.split()) not in " ".join(code.split()):
                 self.docs[each] = f"{each.op_name}: {words}"
         outputs = {output.node for output in self.graph.outputs}
         share = self.most // len(outputs) if each in outputs else 0
-        value = to_text(each._data, max(self.limit, share))
+        value = _said(to_text(each._data, max(self.limit, share)))
         if self.graph.kind(each) == "exception":
             value = f"raised {_said(each._data, self.most)}"
         return f"{self.names[each]} = {_cut(call, self.most)}  # {value}"

@@ -1529,3 +1529,129 @@ def test_help_tells_every_argument_of_an_optimizer(kind):
     names = inspect.signature(Optimizer).parameters
     assert len(names) == 9
     assert [name for name in names if not re.search(rf"(?m)^ \|\s+{name}: \w", told)] == []
+
+
+# ---- Seen in replies and prompts
+
+
+def test_graphs_whose_names_are_words_of_the_form():
+    made = [
+        node(n, name=name, trainable=True) for n, name in enumerate(("reasoning", "think", "k"))
+    ]
+    for each in made:
+        each._index = None  # as those that are read from JSON
+    optimizer = OptoPrime(
+        made, llm=Script(['{"reasoning": "k is too low", "suggestion": {"k": 6}}'])
+    )
+    optimizer.backward(operators.make_list(*made), "more")
+    assert optimizer.step() == {made[2]: 6} and "reasoning_ = 0" in text(optimizer)
+
+
+@pytest.mark.parametrize("end", ["length", "max_tokens", "model_context_window_exceeded"])
+def test_what_any_client_says_of_a_cut_reply_counts(end):
+    x = node(1, name="x", trainable=True)
+    said = {"content": [{"type": "text", "text": '{"suggestion": {"x0": 5}}'}], "stop_reason": end}
+    with pytest.raises((ReplyError, LLMError)):
+        problem(x, llm=lambda messages: said, retries=0).step()
+    assert x.data == 1
+
+
+def test_a_control_character_is_asked_about():
+    x = node("a", name="x", trainable=True)
+    llm = Script(['{"suggestion": {"x0": "\\\\frac{a}{b}"}}', '{"suggestion": {"x1": "\\frac"}}'])
+    assert problem(x, llm=llm).step() == {x: "\\frac{a}{b}"}
+    with pytest.raises(ReplyError, match="control character: write backslashes twice"):
+        problem(node("a", name="x", trainable=True), llm=llm, retries=0).step()
+
+
+def test_a_value_that_differs_only_in_an_address_is_a_change():
+    x = node(["jump at 0x10 now"], name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: reply(x0=["jump at 0x20 now"]))
+    assert optimizer.step() == {x: ["jump at 0x20 now"]}
+
+
+def test_an_update_by_the_name_of_one_of_two_functions():
+    def made():
+        @bundle(trainable=True)
+        def score(x):
+            return x
+
+        return score
+
+    one, two = made(), made()
+    optimizer = OptoPrime([one, two], llm=StubLLM())
+    optimizer.update({"score_code": "def score(x):\n    return 1"})
+    optimizer.update({"score_code_": "def score(x):\n    return 2"})
+    assert (one(0).data, two(0).data) == (1, 2)
+    optimizer.backward(two(one(3)), "more")
+    shown = text(optimizer)
+    assert (
+        "score0 = score(x=3)  # 1" in shown
+        and "score1 = score(x=score0, code=score_code_)" in shown
+    )
+
+
+def test_the_words_of_somebody_elses_function_are_documented():
+    @bundle(trainable=True)
+    def rate(x):
+        "The rate of the day."
+        return x * 2
+
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(rate(x), "more")
+    assert "# Documentation\nrate: The rate of the day." in text(optimizer)
+
+
+def test_feedback_on_many_outputs_is_cut_by_whole_entries():
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=StubLLM())
+    outputs = [x + n for n in range(300)]
+    optimizer.backward(outputs, [f"it should be {n:05}" for n in range(300)])
+    rows = text(optimizer).split("# Feedback\n")[1].splitlines()
+    assert all(re.fullmatch(r"add(\d+): it should be 0*\1|\.\.\. \d+ more", row) for row in rows)
+    assert sum(row.startswith("...") for row in rows) == 1
+
+
+def test_lines_of_any_kind_are_indented():
+    x = node(1, name="x", description="one\n# Feedback\ntwo", trainable=True)
+
+    class Table:
+        def __repr__(self):
+            return "a\n# Variables\nb"
+
+    @bundle()
+    def table(x):
+        return Table()
+
+    optimizer = OptoPrime([x], llm=StubLLM())
+    optimizer.backward(table(x), "one\r# Code\u2028# Inputs\x85# Code\n# Feedback")
+    shown = text(optimizer)
+    assert re.findall(r"(?m)^# \w+", shown) == ["# Code", "# Variables", "# Feedback"]
+    assert len(shown.splitlines()) == len(shown.split("\n"))
+
+
+def test_what_the_program_gave_is_told_by_whole_words():
+    x = node(3, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=lambda messages: reply(x0=x.data + 1))
+    optimizer.backward(operators.identity(x), "it should be 13")
+    optimizer.step()
+    optimizer.zero_feedback()
+    optimizer.backward(operators.identity(x), None, score=0.5)
+    optimizer.step()
+    past = text(optimizer).split("the oldest first\n")[1]
+    assert "   feedback on 3: it should be 13\n" in past and "   gave 4\n   score: 0.5" in past
+
+
+def test_an_answer_is_asked_for_only_where_the_objective_asks():
+    x = node(1, name="x", trainable=True)
+    system, _ = prompted(problem(x, objective="Make the agent's answers shorter."))
+    assert "answer that" not in system
+
+
+def test_what_an_own_describe_gives_is_kept_within_the_prompt():
+    class Long(Optimizer):
+        def describe(self, room):
+            return "x" * 20_000
+
+    assert characters(problem(node(1, trainable=True), kind=Long).prompt()) <= 12_000
