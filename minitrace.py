@@ -174,7 +174,7 @@ class GRAPH:
 
 # The `_Scope` (see section 2) that the running code is in, or None.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
-_bodies: set[_Body] = set()  # the scopes of all bundles that are running, in any thread
+_bodies: set[_Body] = set()  # of the bundles that are running in the main thread
 
 
 # How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
@@ -333,7 +333,8 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     if not TYPE_CHECKING:  # a type checker knows that other attributes are not there
 
         def __getattr__(self, name: str) -> Any:
-            words = f"a node has no attribute {name!r}"
+            more = ": only a parameter changes, node(value, trainable=True)" * (name == "set")
+            words = f"a node has no attribute {name!r}{more}"
             if name[0] != "_" and hasattr(type(self._data), name):
                 kind = type(self._data).__name__
                 words += f"; its {kind} has: write x.call({name!r}, ...) or x.getattr({name!r})"
@@ -562,7 +563,7 @@ class ParameterNode(Node[T]):
     ValueError: parameter rate:0 cannot take 7: it must be between 0 and 1
     """
 
-    __slots__ = ("_since", "feedback", *_RULES)
+    __slots__ = ("_changes", "feedback", *_RULES)
     trainable = True
     _depends = True
 
@@ -588,7 +589,7 @@ class ParameterNode(Node[T]):
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
         self.feedback: list[Any] = []
-        self._since = 0
+        self._changes: deque[tuple[int, Any]] = deque(maxlen=8)
         self.set(data)
 
     def set(self, value: Any) -> None:
@@ -598,7 +599,7 @@ class ParameterNode(Node[T]):
     def restore(self, value: T) -> None:
         """Set a value that was checked already, such as one that it had, without checking again."""
         if value is not self._data:
-            self._since = next(_numbers)  # what was computed from an older value has a lower one
+            self._changes.append((next(_numbers), self._data))
         self._data = value
 
     def checked(self, value: Any) -> T:
@@ -701,6 +702,9 @@ def node(
     elif _holds_nodes(data):
         made = operators.identity(data)
         if not trainable:
+            made._description = description
+            if name is not None:
+                made._base, made._index = _base_of(name), next(_names[_base_of(name)])
             return made
         data = made._data
     if trainable:
@@ -1033,18 +1037,6 @@ def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
     raise ExecutionError(failed) from original
 
 
-def _failure(error: Exception) -> tuple[str, str]:
-    """What a failure says, and its marked source; an error may have `failure`, both as a pair."""
-    told: tuple[str, str] | None = getattr(error, "failure", None)
-    if told is not None:
-        return told
-    try:
-        words = str(error)
-    except Exception:
-        words = "its message cannot be read"
-    return f"({type(error).__name__}) {words}".rstrip(), _marked_source(error)
-
-
 class _Scope:
     """What surrounds a line of code as it runs: a bundle's body, `stop_tracing` or `rerun`.
 
@@ -1070,8 +1062,9 @@ class _Scope:
         _scope.set(self)
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        _scope.set(self.outer)
+    def __exit__(self, *_: Any) -> None:
+        if _scope.get() is self:  # else this is another context, in which a coroutine ended
+            _scope.set(self.outer)
 
     def read(self, node: AnyNode) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
@@ -1126,17 +1119,18 @@ class _Body(_Scope):
         if not _SIMPLE.issuperset(map(type, self.arguments)):
             for name, each in self.call.inputs().items():
                 held = _held_by(each._data)
-                if len(held) > 1:
+                if len(held) > 1 or isinstance(each._data, (*_CONTAINERS, bytearray)):
                     self.held.append((name, each._data, held))
-        self.thread = get_ident()
-        _bodies.add(self)
+        if not (self.bundle.is_async or _is_bare()):
+            self.thread, self.threads = get_ident(), {*sys._current_frames()}  # none of its own yet
+            _bodies.add(self)
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
         _bodies.discard(self)
-        _scope.set(self.outer)
+        super().__exit__()
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
@@ -1280,9 +1274,9 @@ class Bundle(Parameterized, Generic[P, T]):
             bare = self._signature(follow_wrapped=False)
             if bare == self.signature:
                 raise TypeError(f"{self.__name__}() {error}") from None
-            bound = bare.bind(*args, **kwargs)
+            bound, names = bare.bind(*args, **kwargs), ()
         bound.apply_defaults()
-        rest = [f"{self._rest}_{i}" for i in range(len(bound.args) - len(names))]
+        rest = [f"{self._rest or 'args'}_{i}" for i in range(len(bound.args) - len(names))]
         names = (*names, *rest, *bound.kwargs)
         values = (*bound.args, *bound.kwargs.values())
         return _Call(names, tuple(map(_wrap, values, names)), len(bound.kwargs))
@@ -1681,10 +1675,10 @@ def _doubt(reached: Collection[AnyNode]) -> str:
             " reaches no parameter: a trace ends where a value is read plainly, by ==, "
             "bool, int(), an f-string or .data, and in stop_tracing"
         )
-    newest = max([each._since for each in reached if isinstance(each, ParameterNode)], default=0)
-    old = [each for each in reached if each._number < newest]
-    parents = dict.fromkeys((parent, each) for each in old for parent in each.parents)
-    changed = [p for p, each in parents if each._number < getattr(p, "_since", 0)]
+    changes = [e._changes[-1][0] for e in reached if isinstance(e, ParameterNode) and e._changes]
+    old = [each for each in reached if each._number < max(changes, default=0)]
+    pairs: Any = ((parent, each) for each in old for parent in each.parents if parent.trainable)
+    changed = [parent for parent, each in pairs if _changed_since(parent, each._number)]
     names = ", ".join(dict.fromkeys(parameter.name for parameter in changed))
     return f": it is made of an older value of {names}; run the program again" if names else ""
 
@@ -1861,7 +1855,8 @@ class TraceGraph:
     def score(self) -> float | None:
         """The mean of the scores that were given."""
         scores = [output.score for output in self.outputs if output.score is not None]
-        return sum(scores) / len(scores) if scores else None
+        mean = sum(scores) / len(scores) if scores else None
+        return mean if mean == mean else None  # inf and -inf have none
 
     @cached_property
     def names(self) -> dict[AnyNode, str]:
@@ -2014,12 +2009,13 @@ class CodeBundle(Bundle[..., Any]):
         inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
         cells = {name: CellType(value) for name, value in self._locals.items()} | dict(inside)
         cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
+        given = [*(original.__defaults__ or ()), *(original.__kwdefaults__ or {}).values()]
+        cells |= {f"_default_{n}": CellType(value) for n, value in enumerate(given)}
         code = self._compile_in_closure(text, cells)
         closure = tuple([cells[name] for name in code.co_freevars])
         function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
         if isinstance(function, FunctionType):
-            for name in "__defaults__", "__kwdefaults__", "__qualname__", "__module__":
-                setattr(function, name, getattr(original, name))
+            function.__qualname__, function.__module__ = original.__qualname__, original.__module__
         return function
 
     def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
@@ -2041,9 +2037,10 @@ class CodeBundle(Bundle[..., Any]):
         tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
         body = ast.parse(text, filename).body
         for function in _definitions(body, name):
-            if not function.decorator_list:  # then it gets the defaults of the original
-                for defaults in function.args.defaults, function.args.kw_defaults:
-                    defaults[:] = [each and ast.Constant(None) for each in defaults]
+            numbers = count()  # the defaults are those of the original
+            for defaults in function.args.defaults, function.args.kw_defaults:
+                names = [each and f"_default_{next(numbers)}" for each in defaults]
+                defaults[:] = [name and ast.Name(name, ast.Load()) for name in names]
         tree.body[0].body[0].body[1].body[:0] = body
         ast.fix_missing_locations(tree)
         code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
@@ -2148,6 +2145,7 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
         for name, item in vars(kind).items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
+            item = getattr(item, "fget", None) or getattr(item, "func", item)  # of a property
             while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
                 item = getattr(item, "__wrapped__")
             # The next one counts if this one calls it: by super(), or by the name of its class.
@@ -2310,6 +2308,9 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
     if limits is not None:
         limits.check(source)
     found = _definitions(tree.body, name)
+    inside = [part for each in found for part in _own_parts(each)]
+    if any(isinstance(part, (ast.Yield, ast.YieldFrom)) for part in inside):
+        raise ValueError(f"`{name}` must return a list: a generator runs after its call")
     if len(found) != 1:
         raise ValueError(f"the code must define one function `{name}` at top level")
     if signature is not None:
@@ -2359,6 +2360,19 @@ def _nesting(source: str) -> int:
                 depth += bool(re.fullmatch(_NESTS, text))
             deepest = max(deepest, depth)
     return deepest
+
+
+def _own_parts(definition: ast.AST) -> Iterator[ast.AST]:
+    """What a definition holds, apart from what is inside other definitions in it."""
+    import ast
+
+    others = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef
+    stack = [*ast.iter_child_nodes(definition)]
+    while stack:
+        part = stack.pop()
+        if not isinstance(part, others):
+            yield part
+            stack += ast.iter_child_nodes(part)
 
 
 def _bare_signature(function: Any) -> str:
@@ -2485,6 +2499,17 @@ def _as_builtin(value: Any) -> Any:
             return kind(value)
     reads_text = any(hasattr(type(value), name) for name in _READ_TEXT)
     return None if value is None else str(value) if reads_text else to_text(value)
+
+
+def _changed_since(parameter: Parameter, number: int) -> bool:
+    """Had a parameter another value when the node with this number was made?"""
+    older = [value for changed, value in parameter._changes if changed > number]
+    return bool(older) and not _is_same(older[0], parameter._data)
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    """Are two values of a parameter the same, as far as a reader can tell?"""
+    return old is new or (type(old) is type(new) and to_text(old) == to_text(new))
 
 
 def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
@@ -3213,7 +3238,8 @@ class Optimizer:
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
-        return any(each._data is not graph.values.get(each, each._data) for each in self.parameters)
+        known = [each for each in self.parameters if each in graph.values]
+        return not all(_is_same(each._data, graph.values[each]) for each in known)
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
@@ -3373,7 +3399,7 @@ def _by_name(parameters: Any) -> Named:
 def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
     """Refuse, before anything is paid, a parameter whose kind of value no reply could give, and
     what is no language model."""
-    if llm is not None and not callable(llm):
+    if llm is not None and (isinstance(llm, type) or not callable(llm)):
         raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
     for each in parameters:
         kind, made = type(each._data), None
@@ -3864,11 +3890,12 @@ def _is_bare() -> bool:
 
 
 def _read_elsewhere(node: AnyNode) -> Any:
-    """The data of a node outside all scopes; noted by bodies that wait for this, a bare thread."""
+    """The data of a node outside all scopes; noted by a body that started this thread and waits."""
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
         frame = frames.get(body.thread)
-        if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
+        waits = frame and frame.f_globals.get("__name__") in ("threading", "selectors")
+        if waits and get_ident() not in body.threads:
             value = body.read(node)
     return value
 
@@ -4001,6 +4028,7 @@ def _ask_any(llm: Any, messages: Any, options: Options = {}) -> Reply:
     """Ask any callable from messages to text, seen by hooks as ours are."""
     if not isinstance(llm, LanguageModel):
         function, llm = llm, LanguageModel()
+        llm.function = function
         llm.complete = lambda messages, options: function(messages, **options)
         llm.model = str(getattr(function, "model", None) or "callable")
     return cast(Reply, llm(messages, **options))
@@ -4808,7 +4836,7 @@ def _held_by(value: Any, most: int = 1000) -> list[Any]:
         found.append(item)
         if isinstance(item, _CONTAINERS):
             stack.extend(islice(_items(item), most))
-        elif isinstance(item, bytearray) or hasattr(item, "frombytes"):
+        elif isinstance(item, bytearray) or type(item).__module__ == "array":
             found += bytes(item[:most])
     return found
 
@@ -4847,6 +4875,18 @@ def _cut(text: str, limit: int) -> str:
 def _identifier(text: str) -> str:
     word = re.sub(r"\W", "_", text)
     return f"_{word}" if word[:1].isdigit() else word
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """What a failure says, and its marked source; an error may have `failure`, both as a pair."""
+    try:
+        told: Any = getattr(error, "failure", None)
+        if type(told) is tuple and [*map(type, told)] == [str, str]:
+            return cast("tuple[str, str]", told)
+        words = _cut(str.__str__(str(error)), 20_000)
+    except Exception:
+        words = "its message cannot be read"
+    return f"({type(error).__name__}) {words}".rstrip(), _marked_source(error)
 
 
 def _marked_source(error: Exception) -> str:
@@ -5105,11 +5145,20 @@ def decode(tree: Any) -> Any:
     return _TAGS[tag](decode(tree[tag]))
 
 
+def _for_json(value: Any) -> Any:
+    """The builtin value that a parameter's value amounts to, if it can be made of that again."""
+    plain = _as_builtin(value)
+    with suppress(ValueError):
+        if type(_as_type_of(value, plain)) is type(value):
+            return plain
+    return value
+
+
 def _save(path: str | os.PathLike[str], values: Options) -> None:
     """Write values to a file, whole: under another name first, then in place of the old one."""
     import tempfile
 
-    tree = {name: encode(value, name) for name, value in values.items()}
+    tree = {name: encode(_for_json(value), name) for name, value in values.items()}
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
@@ -5159,7 +5208,9 @@ def _graph_form(graph: TraceGraph) -> Fields:
     nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
     outputs = []
     for node, feedback, score, more in graph.outputs:
-        said = _given(id=ids[node], feedback=encode(feedback, as_text=True), score=score)
+        said = _given(id=ids[node], feedback=encode(feedback, as_text=True))
+        if score is not None and math.isfinite(score):
+            said["score"] = score
         outputs.append({**said, **more})
     return {
         "format": _FORMAT,

@@ -804,3 +804,23 @@ def test_copies_pickles_and_json_are_no_older_values():
         (copy.deepcopy(x) + 1).backward("fine")
         [each for each in graph][-1].backward("fine")
         out.rerun({x: 9}).backward("fine")
+
+
+def test_a_value_that_came_back_before_backward_is_not_older():
+    x = node([1], name="x", trainable=True)
+    out = operators.identity(x)
+    x.set([7])
+    x.set([1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out.backward("fine")
+
+
+def test_infinite_scores_can_be_written_and_have_no_mean():
+    x = node(1, name="x", trainable=True)
+    x.backward("worst", score=float("-inf"))
+    assert "score" not in TraceGraph.from_json(x.feedback[0].to_json()).outputs[0].extra
+    x.zero_feedback()
+    optimizer = OptoPrime([x], llm=Script([]))
+    optimizer.backward([x + 1, x + 2], "hm", score=[float("inf"), float("-inf")])
+    assert optimizer.graph().score is None

@@ -1662,3 +1662,34 @@ def test_code_that_does_not_fit_is_not_loaded(saved, words, tmp_path):
 
 def test_a_bundle_without_code_has_nothing_to_save():
     assert Big.fixed.parameters() == [] and Big.fixed.state_dict() == {}
+
+
+def test_the_defaults_of_decorated_code_are_those_of_the_original():
+    made, z = [], 4
+
+    def counted():
+        made.append(1)
+        return 3
+
+    @bundle(trainable=True)
+    @kept
+    def f(x, k=z, *, m=counted()):
+        return x + k + m
+
+    f.parameter.set(f.parameter.data + "  # once more")
+    assert f(1).data == 8 and made == [1]
+
+
+def kept(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_new_code_is_no_generator():
+    for text in "def f(x):\n    yield x", "async def f(x):\n    yield x":
+        with pytest.raises(ValueError, match="must return a list: a generator runs after its call"):
+            check_code(text, "f")
+    check_code("def f(x):\n    def g():\n        yield x\n    return [*g()]", "f")

@@ -1422,6 +1422,11 @@ ADVICE = [
     (lambda: node("a").find("a"), AttributeError, r"its str has: write x\.call\('find', \.\.\.\)"),
     (lambda: node("a").startswith("a"), AttributeError, r"x\.getattr\('startswith'\)"),
     (lambda: node("a").nonsense, AttributeError, "a node has no attribute 'nonsense'$"),
+    (
+        lambda: node("a").set("b"),
+        AttributeError,
+        r"only a parameter changes, node\(value, trainable",
+    ),
     (lambda: node("a", True), TypeError, "a text, not True; write trainable=True"),
     (lambda: Node("a", 5), TypeError, "the name of a node is a text, not 5"),
     (lambda: node("a", constraint="c"), TypeError, "add trainable=True"),
@@ -1468,3 +1473,10 @@ def test_nodes_in_a_set_are_parents_in_their_order():
 def test_deques_of_nodes_are_unwrapped_and_stay_deques():
     made = bundle()(lambda xs: xs)(deque([node(1), 2], 5))
     assert made.data == deque([1, 2]) and made.data.maxlen == 5 and len(made.parents) == 2
+
+
+def test_a_container_of_nodes_keeps_its_name_and_words():
+    x = node(1, "x", trainable=True)
+    plan = node([x, 2], name="plan", description="What to do.")
+    assert plan.name.startswith("plan:") and plan.description == "What to do."
+    assert plan.data == [1, 2] and plan.parents[0] is x

@@ -15,6 +15,7 @@ import random
 import rlcompleter
 import signal
 import threading
+import types
 import warnings
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -1493,3 +1494,146 @@ def test_the_operators_complete():
     completer = rlcompleter.Completer({"operators": operators})
     for name in "add", "concat", "make_list", "call_llm", "to_dict", "identity":
         assert completer.complete(f"operators.{name[:-1]}", 0).startswith(f"operators.{name}")
+
+
+# ---- Seen in trials
+
+
+def test_a_thread_of_somebody_else_is_nobodys_read():
+    x = node(1, "x", trainable=True)
+
+    async def client(q):
+        await asyncio.sleep(0.001)
+        return q
+
+    @bundle()
+    def answer(q):
+        return asyncio.run(client(q))
+
+    with ThreadPoolExecutor(4) as pool:  # siblings
+        made = [*pool.map(lambda q: answer(q) + x, [1] * 40)]
+    assert {each.data for each in made} == {2}
+    stop = threading.Event()
+
+    def monitor():
+        while not stop.wait(0.001):
+            x.data
+
+    thread = threading.Thread(target=monitor)
+    thread.start()
+    try:
+        assert bundle()(lambda q: threading.Event().wait(0.05) or q)(3).data == 3
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_abandoned_coroutine_changes_no_scope():
+    @types.coroutine
+    def pause():
+        yield
+
+    @bundle()
+    async def wait(x):
+        await pause()
+
+    coroutine, around = wait(node(1)), stop_tracing()
+
+    def begin():
+        around.__enter__()
+        coroutine.send(None)
+
+    contextvars.copy_context().run(begin)
+    coroutine.close()  # in another context than its own
+    assert len((node(1) + 1).parents) == 2
+
+
+class Odd:
+    """An object that answers to any name."""
+
+    def __getattr__(self, name):
+        if name == "raises":
+            raise KeyError(name)
+        return lambda *args: self
+
+
+def test_odd_objects_as_arguments():
+    assert isinstance(bundle()(lambda x: x)(Odd()).data, Odd)
+
+
+@pytest.mark.parametrize("empty", [list, dict, set, deque, bytearray, lambda: defaultdict(list)])
+def test_what_is_put_into_an_empty_container_is_noticed(empty):
+    def put(into):
+        (into.update if isinstance(into, (dict, set)) else into.extend)(
+            [(1, 2)] if isinstance(into, dict) else [1]
+        )
+
+    with pytest.warns(UserWarning, match="changed its argument into"):
+        bundle()(put)(empty())
+
+
+def test_foreign_errors_with_odd_attributes_are_reported():
+    class Odder(Exception):
+        failure = "disk"
+
+    class Worse(Exception):
+        @property
+        def failure(self):
+            raise OSError
+
+    class Text(str):
+        def __format__(self, spec):
+            raise ValueError
+
+    class Said(Exception):
+        def __str__(self):
+            return Text("said")
+
+    for error, words in (Odder("a"), "(Odder) a"), (Worse("b"), "(Worse)"), (Said(), "(Said) said"):
+
+        def fails(error=error):
+            raise error
+
+        with pytest.raises(ExecutionError) as caught:
+            bundle()(lambda f: f())(fails)
+        assert caught.value.exception_node.data.startswith(words)
+    with pytest.raises(ExecutionError) as caught:
+        bundle()(
+            lambda n: [][int("9" * n)] if n < 10 else (_ for _ in ()).throw(ValueError("x" * 10**6))
+        )(99)
+    assert len(caught.value.exception_node.data) < 25_000
+
+
+def test_arguments_of_a_decorator_that_passes_its_own():
+    def inject(function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            return function("connection", *args, **kwargs)
+
+        return wrapper
+
+    @bundle()
+    @inject
+    def find(connection, query, limit=10):
+        return connection, query, limit
+
+    assert find(query="a").data == find("a").data == ("connection", "a", 10)
+    assert find("a", limit=5).data == ("connection", "a", 5)
+
+
+def test_code_of_a_property_is_among_the_parameters():
+    @model
+    class Named:
+        @property
+        @bundle(trainable=True)
+        def first(self):
+            return 1
+
+        @bundle(trainable=True)
+        @property
+        def second(self):
+            return 2
+
+    named = Named()
+    assert (named.first.data, named.second.data) == (1, 2)
+    assert sorted(named.parameters_dict()) == ["first", "second"]

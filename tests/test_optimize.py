@@ -1655,3 +1655,30 @@ def test_what_an_own_describe_gives_is_kept_within_the_prompt():
             return "x" * 20_000
 
     assert characters(problem(node(1, trainable=True), kind=Long).prompt()) <= 12_000
+
+
+@pytest.mark.parametrize("value, other", [(Reply("a"), "b"), (Color.RED, Color.BLUE), (decimal.Decimal("0.1"), decimal.Decimal(2)),
+    (datetime.date(2020, 1, 2), datetime.date(2021, 1, 2)), (deque([1]), deque([2])), (Pair(1, 2), Pair(3, 4)),
+    (pathlib.PurePosixPath("a"), pathlib.PurePosixPath("b"))], ids=repr)  # fmt: skip
+def test_values_that_a_reply_can_change_are_saved(tmp_path, value, other):
+    part = Module()
+    part.value = node(value, trainable=True)
+    part.save(tmp_path / "saved")
+    part.value.set(other)
+    part.load(tmp_path / "saved")
+    assert part.value.data == value and type(part.value.data) is type(value)
+
+
+def test_an_equal_value_that_was_loaded_keeps_the_feedback():
+    x = node(["a", 1000], name="x", trainable=True)
+    optimizer = problem(x, llm=lambda messages: reply(x0=["b"]), score=1.0)
+    x.set(json.loads(json.dumps(x.data)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.history[-1].score == 1.0
+
+
+def test_a_class_is_no_language_model():
+    with pytest.raises(TypeError, match="llm= takes a callable"):
+        OptoPrime([node(1, trainable=True)], StubLLM)
