@@ -1269,7 +1269,8 @@ def test_a_spent_budget_ends_the_run_with_the_best_values():
     run = train(
         shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4, budget=budget
     )
-    assert run.reason.startswith("budget: this call would pass 3 calls") and run.spent["calls"] == 3
+    assert run.reason.startswith("budget: this call would exceed 3 calls")
+    assert run.spent["calls"] == 3
     assert run.steps == 4 and shift.offset.data == run.values["offset0"] > 0
 
 
@@ -1307,7 +1308,7 @@ def test_a_budget_around_the_run_ends_it_too():
     shift = Shift()
     with Budget(calls=2) as budget:
         run = train(shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4)
-    assert run.reason.startswith("budget: this call would pass 2 calls") and run.steps == 3
+    assert run.reason.startswith("budget: this call would exceed 2 calls") and run.steps == 3
     assert run.spent["calls"] == budget.spent["calls"] == 2
 
 
