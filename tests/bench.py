@@ -101,7 +101,8 @@ def row(operation, ours, limit, unit, target, ratio=None):
         return
     ratio = ours / limit if ratio is None else ratio
     mark = "" if holds(ratio, target) else "missed"
-    line(operation, f"{ours:,.2f} {unit}", f"{limit:,.2f} {unit}", f"{ratio:.2f}", target, mark)
+    shown = f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.4f}"
+    line(operation, f"{ours:,.2f} {unit}", f"{limit:,.2f} {unit}", shown, target, mark)
 
 
 def holds(ratio, target):
