@@ -89,7 +89,7 @@ def test_a_cassette_replays_offline_by_messages_options_and_turn(tmp_path):
         "two",
     ]
     with pytest.raises(
-        LLMError, match=r"no record 3 of this call; closest to it is\nthe same"
+        LLMError, match=r"no record 3 of this call; the closest is\nthe same"
     ) as caught:
         again("a")
     assert caught.value.kind == "miss"
@@ -127,7 +127,7 @@ def test_a_miss_shows_the_closest_prompt_as_a_diff(tmp_path):
         Replay(path)("Translate\nthe word dog\nto French")
     assert "-the word cat" in str(caught.value) and "+the word dog" in str(caught.value)
     assert "love" not in str(caught.value)
-    with pytest.raises(LLMError, match="nothing, for it is empty"):
+    with pytest.raises(LLMError, match="nothing, since it is empty"):
         Replay(tmp_path / "none.jsonl")("x")
     assert not (tmp_path / "none.jsonl").exists()
 

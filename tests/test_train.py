@@ -2840,7 +2840,7 @@ def test_a_journal_is_carried_to_another_process_and_extended(tmp_path, candidat
     assert first[1] == whole[1][:2] and asked < paid
     again, asked_again, said = story(tmp_path / "parts", 0, 2, candidates)
     assert again == first and asked_again == asked
-    assert "holds the whole of this run, so nothing was asked. To start anew, name another" in said
+    assert "holds the whole of this run, so nothing was asked. To start over, name another" in said
     last, asked_last, said = story(tmp_path / "parts", 11, 4, candidates)
     assert last == whole and asked_last == paid and "differs" not in said
     begun = records(tmp_path / "parts" / "j")[0]
@@ -2937,7 +2937,7 @@ def test_two_models_that_are_asked_the_same_keep_their_replies(tmp_path, kind):
     assert told[0][1].startswith("small")
 
 
-def test_fewer_epochs_are_another_run_and_a_finished_one_says_how_to_start_anew(tmp_path):
+def test_fewer_epochs_are_another_run_and_a_finished_one_says_how_to_start_over(tmp_path):
     def run(epochs):
         shift = Shift()
         values = iter([3, 5, 6, 8, 9])
@@ -2950,7 +2950,7 @@ def test_fewer_epochs_are_another_run_and_a_finished_one_says_how_to_start_anew(
     assert run(4).scores == [-7, -4, -2, -1]
     with pytest.warns(UserWarning) as caught:
         assert run(4).scores == [-7, -4, -2, -1]
-    assert "To start anew, name another file or delete this one" in str(caught[0].message)
+    assert "To start over, name another file or delete this one" in str(caught[0].message)
     with pytest.raises(MinitraceError, match="epochs was 2, now 1; name another file"):
         run(1)
 

@@ -400,7 +400,7 @@ def _read(reply: bytes) -> Any:
             raise TypeError("that is no CodeError")
         answer = CodeError(*content) if kind == "raised" else decode(content)
     except Exception:
-        raise LimitError("crashed: what came back is no reply") from None
+        raise LimitError("crashed: what came back is not a reply") from None
     if kind == "ended":
         raise LimitError(answer)
     return answer

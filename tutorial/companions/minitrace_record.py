@@ -259,7 +259,7 @@ class Replay(LanguageModel):
             return recorded[turn - 1]
         if self.live is None:
             keys = [other for other in self._records if self._replies(other, asked)]
-            words = f"{self.path} has no record {turn} of this call; closest to it is"
+            words = f"{self.path} has no record {turn} of this call; the closest is"
             raise LLMError(f"{words}\n{_closest(key, keys)}", kind="miss")
         said = self.live(messages, **options)
         reply = said if isinstance(said, Reply) else Reply(said)
@@ -336,7 +336,7 @@ def _closest(key: str, keys: Iterable[str]) -> str:
 
     words = set(key.split())
     unlike = {other: len(words.symmetric_difference(other.split())) for other in keys}
-    likest = min(unlike, key=unlike.__getitem__, default="nothing, for it is empty")
+    likest = min(unlike, key=unlike.__getitem__, default="nothing, since it is empty")
     old, new = (text.replace("\\n", "\n").splitlines() for text in (likest, key))
     lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
     return "\n".join(lines[:40]) or "the same, recorded fewer times"
