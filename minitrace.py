@@ -334,10 +334,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
         def __getattr__(self, name: str) -> Any:
             words = f"a node has no attribute {name!r}"
             if name[0] != "_" and hasattr(self.type, name):
-                words += (
-                    f"; its {self.type.__name__} has one: write x.call({name!r}, ...) or "
-                    f"x.getattr({name!r})"
-                )
+                words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
             elif hasattr(ParameterNode, name):
                 words += "; a parameter has one: write node(..., trainable=True)"
             raise AttributeError(words)
@@ -641,10 +638,7 @@ class ParameterNode(Node[T]):
 def _base_of(name: Any) -> str:
     """The part of a name before its index."""
     if not isinstance(name, str):
-        raise TypeError(
-            f"the name of a node is a string, not {to_text(name, 60)}; write trainable=True for a "
-            "parameter"
-        )
+        raise TypeError(f"a node's name is a string, not {to_text(name, 60)}; write trainable=True")
     return name.partition(":")[0]
 
 

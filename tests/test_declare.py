@@ -1428,12 +1428,12 @@ ADVICE = [
     (
         lambda: node("a").find("a"),
         AttributeError,
-        r"its str has one: write x\.call\('find', \.\.\.\)",
+        r"its value has one: write x\.call\('find', \.\.\.\)",
     ),
     (lambda: node("a").startswith("a"), AttributeError, r"x\.getattr\('startswith'\)"),
     (lambda: node("a").nonsense, AttributeError, "a node has no attribute 'nonsense'$"),
     (lambda: node("a", True), TypeError, "a string, not True; write trainable=True"),
-    (lambda: Node("a", 5), TypeError, "the name of a node is a string, not 5"),
+    (lambda: Node("a", 5), TypeError, "a node's name is a string, not 5"),
     (lambda: node("a", constraint="c"), TypeError, "add trainable=True"),
 ]
 
