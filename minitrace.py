@@ -1,11 +1,10 @@
 """minitrace: autograd for AI systems, in one file.
 
-You declare what may change, you run your program forward and a graph of it records itself, and
-you optimize: feedback on the output, in words or numbers, travels back through the graph to
-everything that had a part in it, and an optimizer, usually a language model, proposes better
-values. What may change are numbers, texts such as prompts, and the source code of functions. The
-idea is Trace's (Cheng, Nie and Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and
-needs only the standard library.
+You declare what may change: numbers, texts such as prompts, the source code of functions. You run
+your program forward, and a graph of it records itself. Then you optimize: feedback on the output,
+in words or numbers, travels back through the graph to everything that had a part in it, and an
+optimizer, usually a language model, proposes better values. The idea is Trace's (Cheng, Nie and
+Swaminathan, NeurIPS 2024, arXiv:2406.16218); the code is new, and needs only the standard library.
 
 >>> from minitrace import OptoPrime, StubLLM, bundle, node
 >>> degrees = node(20, name="degrees", trainable=True)    # declare: this may change
@@ -30,9 +29,9 @@ needs only the standard library.
 24 degrees: too warm
 23 degrees: just right
 
-Words, one meaning each:
+The words used here, with one meaning each:
 
-    node          a value that remembers where it came from: its parents, which it was made of
+    node          a value that remembers its parents: the nodes that it was made from
     root          a node with no parents
     parameter     a root that an optimizer may change
     operator      a function whose calls make nodes: + and its kin, or one marked with @bundle
@@ -42,19 +41,19 @@ Words, one meaning each:
     child         a node made from this one
     trace graph   the part of a graph between parameters and outputs, with the feedback
     optimizer     what turns feedback into new values
-    language model  any callable from messages to text; a `model` is a class made a module
+    language model  any callable from messages to text; `@model` makes a class a module
     companion     a file to copy beside this one when you want more: tutorial/companions/
 
 The file reads from top to bottom. 1 Declare, 2 Forward and 3 Backward are the whole idea, and you
 may stop there; helpers that come later do what their names say. What is built on it follows:
 4 Code, 5 Optimize, 6 Language models, 7 Looking, 8 Command line. Copy the file where you need it.
 
-For companions, and for yours, these are the extension points: `LanguageModel`, a base class with
-one method to write; `around_calls`, a block that wraps every call of a language model;
+For companions, and for code of yours, these are the extension points: `LanguageModel`, a base class
+with one method to write; `around_calls`, a block that wraps every call of a language model;
 `ask_until_usable`, `read_reply` and `coerce_value`, which get values out of what a language model
 says; `bundle(limits=...)`, an object that checks and runs code; `nearest_calls` and `to_text`,
 which choose and show parts of a trace graph; `encode` and `decode`, values as JSON;
-`run_coroutine`, what plain code calls async code with.
+`run_coroutine`, with which plain code calls async code.
 
 Changes: 0.1.0 is the first; 0.2.0 moves training, recording, limits and pictures into companions.
 
@@ -129,7 +128,7 @@ __all__ = [
 #       y ──┘
 #
 # `node(5)` makes a root, `node(5, trainable=True)` a parameter, and every operator on a node makes
-# a new node that names its parents. Nodes are numbered as they are born, so parents always come
+# a new node that names its parents. Nodes are numbered as they are made, so parents always come
 # first. Left out: functions (section 2), feedback (section 3).
 
 T = TypeVar("T")
@@ -147,7 +146,7 @@ Method = Callable[..., "MessageNode[Any]"]
 class MinitraceError(Exception):
     """The base class of minitrace's own errors.
 
-    Mistakes in arguments stay what Python calls them: `TypeError` and `ValueError`.
+    Wrong arguments raise `TypeError` or `ValueError`, as they do elsewhere in Python.
 
     >>> issubclass(ExecutionError, MinitraceError), issubclass(LLMError, MinitraceError)
     (True, True)
@@ -159,7 +158,7 @@ _names: defaultdict[str, Iterator[int]] = defaultdict(count)  # a counter for ea
 
 
 class GRAPH:
-    """The names given so far. There is no registry of nodes: a graph nobody holds is freed.
+    """The names given so far. There is no registry of nodes: an unused graph is freed.
 
     >>> GRAPH.clear()
     >>> node(1, name="x").name
@@ -281,12 +280,12 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     was computed from, `()` for a root. Operators on a node make new nodes and never change its
     data. Python decides what stays plain: `==`, `bool`, `len`, `in`, `str`, f-strings, `int` and
     `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the traced forms.
-    `hash` is that of the object, so a node is found in a set or dict only as itself.
+    `hash` goes by identity, so a set or dict finds a node only by that node itself.
 
     Args:
         data: any Python value.
         name: the base of its name; the type's name by default. `name` is `base:index`.
-        description: words about it, shown in prompts.
+        description: what it is, in words; shown in prompts.
 
     >>> x, y = node(3, name="x"), node([4, 5], name="y")
     >>> z = x * y[0] + 1
@@ -333,11 +332,11 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     if not TYPE_CHECKING:  # a type checker knows that other attributes are not there
 
         def __getattr__(self, name: str) -> Any:
-            more = ": only a parameter changes, node(value, trainable=True)" * (name == "set")
-            words = f"a node has no attribute {name!r}{more}"
-            if name[0] != "_" and hasattr(type(self._data), name):
-                kind = type(self._data).__name__
-                words += f"; its {kind} has: write x.call({name!r}, ...) or x.getattr({name!r})"
+            words = f"a node has no attribute {name!r}"
+            if name[0] != "_" and hasattr(self.type, name):
+                words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
+            elif hasattr(ParameterNode, name):
+                words += "; a parameter has one: write node(..., trainable=True)"
             raise AttributeError(words)
 
     @property
@@ -364,7 +363,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
 
     @property
     def level(self) -> int:
-        """The length of the longest way up to a root, which is at level 0."""
+        """The length of the longest path up to a root, which is at level 0."""
         levels: dict[AnyNode, int] = {}
         for each in _ancestors([self]):
             levels[each] = max([levels[parent] + 1 for parent in each.parents], default=0)
@@ -548,7 +547,7 @@ class ParameterNode(Node[T]):
     and passes every rule given here; the first value is checked as well.
 
     Args:
-        choices: the values allowed; of an Enum its members, if nothing else is said.
+        choices: the values allowed; for an Enum its members, by default.
         bounds: `(low, high)`, both inclusive; `None` leaves a side open.
         constraint: what a good value is, in words, shown in prompts.
         projections: functions that move a value to the nearest good one, applied in order, first.
@@ -639,8 +638,7 @@ class ParameterNode(Node[T]):
 def _base_of(name: Any) -> str:
     """The part of a name before its index."""
     if not isinstance(name, str):
-        words = "write trainable=True for a parameter"
-        raise TypeError(f"the name of a node is a text, not {to_text(name, 60)}; {words}")
+        raise TypeError(f"a node's name is a string, not {to_text(name, 60)}; write trainable=True")
     return name.partition(":")[0]
 
 
@@ -668,14 +666,14 @@ def node(
 ) -> Any:
     """Declare a value: a root of the graph, or with `trainable=True` a parameter.
 
-    `node(n)` is the node n itself; `node(n, trainable=True)` a new parameter with its value. Of a
-    container that holds nodes it makes one node, whose parents they are.
+    `node(n)` is the node n itself; `node(n, trainable=True)` a new parameter with its value. A
+    container that holds nodes becomes one node, and they are its parents.
 
     Args:
         data: any Python value.
         name: the base of its name, the type's name by default.
         trainable: may an optimizer change it?
-        description: words about it, shown in prompts.
+        description: what it is, in words; shown in prompts.
         rules: `choices`, `bounds`, `constraint`, `projections`, `check`: see `ParameterNode`.
 
     Returns: a `Node`, or a `ParameterNode`.
@@ -775,7 +773,7 @@ def _filled(like: Any, items: Any) -> Any:
 
 
 def _paths(path: str, value: Any) -> Iterator[tuple[str, AnyNode]]:
-    """The nodes of an argument, each with the way to it: `xs[0]`, `options['key']`."""
+    """The nodes of an argument, each with the path to it: `xs[0]`, `options['key']`."""
     if isinstance(value, Node):
         yield path, value
     elif isinstance(value, _DICTS):
@@ -795,7 +793,7 @@ def _wrap(value: Any, name: str | None = None) -> Any:
 
 
 def to_data(value: Any) -> Any:
-    """The plain value: nodes, also those inside containers at any depth, give way to their data.
+    """The plain value: every node, inside containers too, is replaced by its data.
 
     >>> to_data({"a": [node(1), (node("two"), 3)]})
     {'a': [1, ('two', 3)]}
@@ -1000,7 +998,7 @@ it as an argument, or use @bundle(allow_external_dependencies=True) to make it a
 
 
 class ExceptionNode(MessageNode[str]):
-    """What a call that raised left behind: a node whose data is `(TypeName) message`.
+    """What a failed call leaves behind: a node whose data is `(TypeName) message`.
 
     >>> try:
     ...     node("7") + 1
@@ -1021,7 +1019,7 @@ class ExceptionNode(MessageNode[str]):
 def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
     """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle.
 
-    An error of minitrace's own, such as an `LLMError`, is no failure of the program and is raised
+    An error of minitrace's own, such as an `LLMError`, is not the program's failure and is raised
     as it is, except an inner `ExecutionError`, or an error with `failure`.
     """
     if isinstance(error, ExecutionError):
@@ -1364,9 +1362,9 @@ def bundle(
         description: `"[op_name] what it does"`; the function's name and docstring by default.
         trainable: make the function's source a parameter, which an optimizer may rewrite.
         traceable_code: record each operator in the body instead of one node for the call.
-        catch_execution_error: make a node of a failure and raise `ExecutionError`.
+        catch_execution_error: turn a failure into a node and raise `ExecutionError`.
         allow_external_dependencies: nodes that the body uses beside its arguments become parents.
-        projections: functions that move new code to code that is allowed.
+        projections: functions that turn new code into code that is allowed.
         source: the source, where Python keeps none (`python -c`, `exec`).
         limits: an object that checks and runs the code: `check(source)` raises `ValueError`,
             `run(source, name, args, kwargs)` calls it. The companion `minitrace_limits` has one.
@@ -1401,7 +1399,7 @@ class Module(Parameterized):
 
     Parameters are found in attributes that are parameters, trainable bundles, modules, or lists,
     tuples and dicts of these at any depth; a property is never run. The code of a method that a
-    subclass redefines counts if the new one calls it. A call runs `forward`.
+    subclass overrides counts if the new one calls it. Calling a module runs `forward`.
 
     >>> class Greeter(Module):
     ...     def __init__(self):
@@ -1441,7 +1439,7 @@ _NOT_COPIED = "__dict__", "__weakref__", "__slots__"
 
 
 def model(cls: type[Any]) -> type[Any]:
-    """Make a plain class a `Module`; its name, docstring and `isinstance` stay.
+    """Make a plain class a `Module` with the same name and docstring; `isinstance` still works.
 
     >>> @model
     ... class Counter:
@@ -1556,7 +1554,7 @@ class Propagator:
 
 
 class _JoinedText(str):
-    """Several texts joined, that remembers them: a text that arrives by two ways is said once."""
+    """Several texts joined, that remembers them, so that a text that arrives twice is said once."""
 
     pieces: tuple[str, ...]
 
@@ -1648,8 +1646,8 @@ def backward(
     if propagator is None:
         propagator = GraphPropagator()
     outputs = _outputs(output, feedback, score)
-    # A node hears from its last child first: all lists are filled backwards, and turned round
-    # before they are merged. Roots are propagated too: so does a parameter join a trace graph.
+    # A node hears from its last child first: all lists are filled backwards, and reversed
+    # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
     for each, start in zip(reversed(outputs), reversed(propagator.start(outputs)), strict=True):
         heard[each.node._number].append(start)
@@ -1680,7 +1678,7 @@ def _doubt(reached: Collection[AnyNode]) -> str:
     pairs: Any = ((parent, each) for each in old for parent in each.parents if parent.trainable)
     changed = [parent for parent, each in pairs if _changed_since(parent, each._number)]
     names = ", ".join(dict.fromkeys(parameter.name for parameter in changed))
-    return f": it is made of an older value of {names}; run the program again" if names else ""
+    return f": it used an older value of {names}; run the program again" if names else ""
 
 
 def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
@@ -1700,7 +1698,7 @@ def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> 
 
 
 def _as_score(score: Any) -> float | None:
-    """A score as a float, if it is a number; nan is no score."""
+    """A score as a float, if it is a number; nan is ignored."""
     if score is None:
         return None
     try:
@@ -1709,7 +1707,7 @@ def _as_score(score: Any) -> float | None:
         raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}") from None
     if number == number:
         return number
-    warn("a score of nan is no score: it is left out", stacklevel=5)
+    warn("a score of nan is ignored", stacklevel=5)
     return None
 
 
@@ -1729,7 +1727,7 @@ class TraceGraph:
     Attributes:
         outputs: an `Output` for each node that backward started from.
         values: the parameters, and the value of each as it was.
-        extra: what a JSON form said beyond what is known here.
+        extra: the fields of a JSON form that this version does not know.
 
     >>> GRAPH.clear()
     >>> x = node(3, name="x", trainable=True)
@@ -1877,9 +1875,9 @@ class TraceGraph:
         return {node: name for name, node in taken.items()}
 
     def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
-        """The graph as a text tree, its outputs on top, in at most 90 columns and so many lines.
+        """The graph as a text tree, its outputs on top, at most 90 columns wide and `lines` long.
 
-        It is plain text, in ASCII alone where standard output is not UTF-8 or where asked for.
+        It is plain text: ASCII if you ask for it, or if standard output is not UTF-8.
 
         >>> GRAPH.clear()
         >>> x = node(3, name="x", trainable=True)
@@ -5620,7 +5618,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: Any) -> int:
-    """Run it; `llm` asks once, and tells who answered, how fast, and what it took."""
+    """Run it; `llm` asks once, and says who answered, how fast, and how many tokens it took."""
     if arguments.command == "suggest":
         return _suggest(arguments.graph)
     live = arguments.command == "llm" or getattr(arguments, "live", False)
@@ -5632,7 +5630,7 @@ def _run_command(arguments: Any) -> int:
     provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
     reply = LLM()(arguments.question)
     seconds = time.monotonic() - began
-    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not told'}")
+    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not reported'}")
     print(reply)
     return 0
 

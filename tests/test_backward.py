@@ -726,7 +726,7 @@ def test_a_score_is_whatever_float_takes_and_nan_is_none():
     x = node(1, "x", trainable=True)
     for score in decimal.Decimal("0.5"), fractions.Fraction(1, 2), "0.5", True:
         assert backward(x + 1, "", score=score)[x].score == float(score)
-    with pytest.warns(UserWarning, match="a score of nan is no score: it is left out"):
+    with pytest.warns(UserWarning, match="a score of nan is ignored"):
         graph = backward(x + 1, "", score=math.nan)[x]
     assert graph.score is None and TraceGraph.from_json(graph.to_json()).score is None
 
@@ -744,7 +744,7 @@ def test_a_whole_graph_and_one_of_feedback_merge_with_parents_first():
 
 def stale(x, act):
     """What warns when an output that `act` made of x meets feedback after x changed."""
-    with pytest.warns(UserWarning, match="made of an older value of x:0; run the") as caught:
+    with pytest.warns(UserWarning, match="used an older value of x:0; run the") as caught:
         act()
     assert caught[0].filename == __file__
 

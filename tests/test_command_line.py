@@ -241,7 +241,7 @@ def test_llm_tries_the_connection(server):
     )
     assert told.returncode == 0, told.stderr
     first, second = told.stdout.splitlines()
-    assert first.startswith("openai, m, ") and "usage not told" in first
+    assert first.startswith("openai, m, ") and "usage not reported" in first
     assert second == "This message is in Spanish."
 
 

@@ -1419,16 +1419,21 @@ def test_identity_is_that_of_the_value_itself():
 ADVICE = [
     (lambda: setattr(node(1, "x"), "data", 2), AttributeError, "make a new node"),
     (lambda: setattr(node(1, "x", True), "data", 2), AttributeError, r"call its set\(value\)"),
-    (lambda: node("a").find("a"), AttributeError, r"its str has: write x\.call\('find', \.\.\.\)"),
+    (
+        lambda: node(5).set(3),
+        AttributeError,
+        r"'set'; a parameter has one: write node\(\.\.\., trainable=True\)",
+    ),
+    (lambda: node([5]).choices, AttributeError, r"'choices'; a parameter has one"),
+    (
+        lambda: node("a").find("a"),
+        AttributeError,
+        r"its value has one: write x\.call\('find', \.\.\.\)",
+    ),
     (lambda: node("a").startswith("a"), AttributeError, r"x\.getattr\('startswith'\)"),
     (lambda: node("a").nonsense, AttributeError, "a node has no attribute 'nonsense'$"),
-    (
-        lambda: node("a").set("b"),
-        AttributeError,
-        r"only a parameter changes, node\(value, trainable",
-    ),
-    (lambda: node("a", True), TypeError, "a text, not True; write trainable=True"),
-    (lambda: Node("a", 5), TypeError, "the name of a node is a text, not 5"),
+    (lambda: node("a", True), TypeError, "a string, not True; write trainable=True"),
+    (lambda: Node("a", 5), TypeError, "a node's name is a string, not 5"),
     (lambda: node("a", constraint="c"), TypeError, "add trainable=True"),
 ]
 

@@ -200,7 +200,7 @@ def work():
 thread = threading.Thread(target=work); thread.start(); thread.join()
 """
     done = python(program)
-    assert done.stdout == "crashed: what came back is no reply\n" * 3, done
+    assert done.stdout == "crashed: what came back is not a reply\n" * 3, done
 
 
 def test_code_that_is_alright_runs():

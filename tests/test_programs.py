@@ -1,9 +1,11 @@
 """Whole programs: those that users of Trace write, the tutorial's own, and the bench."""
 
+import importlib.metadata
 import io
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -480,3 +482,26 @@ def test_the_bench_prints_a_table():
     assert done.returncode == 0, done.stderr
     assert "| x + y " in done.stdout and "<= 2.2 |" in done.stdout
     assert "nan" not in done.stdout
+    for name, shown in ("micrograd", "micrograd's Value"), ("trace-opt", "Trace"):
+        installed = any(importlib.metadata.distributions(name=name))  # opto.py is no trace-opt
+        assert bool(re.search(f"beside {shown} .*not installed", done.stdout)) is not installed
+        assert (name in done.stdout.partition("pip install")[2]) is not installed
+
+
+@pytest.mark.parametrize(
+    "ratio, target, expected",
+    [
+        (2.2, "<= 2.2", True),
+        (2.204, "<= 2.2", True),
+        (2.21, "<= 2.2", False),
+        (29.9, ">= 30", False),
+        (31, ">= 30", True),
+        (9, "", True),
+    ],
+)
+def test_the_bench_marks_what_missed_its_target(ratio, target, expected, capsys):
+    import bench
+
+    bench.row("a row", ratio, 1, "ns", target)
+    assert bench.holds(ratio, target) is expected
+    assert ("| missed |" in capsys.readouterr().out) is not expected

@@ -89,7 +89,7 @@ def test_a_cassette_replays_offline_by_messages_options_and_turn(tmp_path):
         "two",
     ]
     with pytest.raises(
-        LLMError, match=r"no record 3 of this call; closest to it is\nthe same"
+        LLMError, match=r"no record 3 of this call; the closest is\nthe same"
     ) as caught:
         again("a")
     assert caught.value.kind == "miss"
@@ -127,7 +127,7 @@ def test_a_miss_shows_the_closest_prompt_as_a_diff(tmp_path):
         Replay(path)("Translate\nthe word dog\nto French")
     assert "-the word cat" in str(caught.value) and "+the word dog" in str(caught.value)
     assert "love" not in str(caught.value)
-    with pytest.raises(LLMError, match="nothing, for it is empty"):
+    with pytest.raises(LLMError, match="nothing, since it is empty"):
         Replay(tmp_path / "none.jsonl")("x")
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -276,7 +276,7 @@ def test_calls_are_counted_exactly_over_threads(monkeypatch):
     with (
         Budget(calls=30) as budget,
         pytest.raises(
-            BudgetError, match=r"would pass 30 calls; spent so far: 30 calls of 30, [\d,]+ tokens"
+            BudgetError, match=r"would exceed 30 calls; spent so far: 30 calls of 30, [\d,]+ tokens"
         ),
     ):
         Script(["x"] * 99).map(["a"] * 99, workers=20)
@@ -307,7 +307,7 @@ def test_a_budget_reaches_acall(server):
 
 def test_tokens_and_money_are_corrected_after_each_call(server):
     llm = connect(server)
-    words = r"would pass 1 usd; spent so far: 0 calls"
+    words = r"would exceed 1 usd; spent so far: 0 calls"
     money = Budget(tokens=2000, usd=1, prices={"openai/ok": (1e6, 2e6)})
     with money, pytest.raises(BudgetError, match=words):
         llm("a")
@@ -326,7 +326,7 @@ def test_tokens_pass_the_limit_by_the_calls_in_flight_at_most():
     with Budget(tokens=20_000) as budget, pytest.raises(BudgetError):
         ask.map(["x"] * 99, workers=4)
     assert budget.spent["tokens"] <= 20_000 + 4 * 5_003
-    with Budget(tokens=100) as budget, pytest.raises(BudgetError, match="would pass 100 tokens"):
+    with Budget(tokens=100) as budget, pytest.raises(BudgetError, match="would exceed 100 tokens"):
         ask("x")  # the guess alone passes it
     assert budget.spent == {"calls": 0, "tokens": 0, "usd": 0, "seconds": budget.spent["seconds"]}
 
@@ -345,7 +345,7 @@ def test_seconds_are_a_limit():
         ask("a")
         time.sleep(0.06)
         with pytest.raises(
-            BudgetError, match=r"would pass 0.05 seconds; spent so far: 1 calls, \d tokens, 0.1 s"
+            BudgetError, match=r"would exceed 0.05 seconds; spent so far: 1 calls, \d tokens, 0.1 s"
         ):
             ask("b")
 
@@ -355,7 +355,7 @@ def test_budgets_nest_and_none_counts_a_refused_call():
     with Budget(calls=5) as outer:
         with Budget(calls=2) as inner:
             ask("a"), ask("b")
-            with pytest.raises(BudgetError, match="would pass 2 calls"):
+            with pytest.raises(BudgetError, match="would exceed 2 calls"):
                 ask("c")
         ask("d")
     ask("e")
@@ -416,7 +416,7 @@ def test_an_outer_budget_never_holds_what_an_inner_one_refuses():
         with outer:
             for _ in range(300):
                 Script(["yes"])("x")
-            with pytest.raises(BudgetError, match="would pass 300 calls"):
+            with pytest.raises(BudgetError, match="would exceed 300 calls"):
                 Script(["no"])("x")
     finally:
         stop.set()
@@ -500,7 +500,7 @@ def test_a_thread_without_a_context_counts_in_every_open_budget(bare):
     with Budget() as outer, Budget(calls=2) as inner:
         bare(lambda: ask("a"))
         bare(lambda: ask("b"))
-        with pytest.raises(BudgetError, match="would pass 2 calls; spent so far: 2 calls of 2"):
+        with pytest.raises(BudgetError, match="would exceed 2 calls; spent so far: 2 calls of 2"):
             bare(lambda: ask("c"))
     bare(lambda: ask("d"))
     assert outer.spent["calls"] == inner.spent["calls"] == 2 and len(ask.asked) == 3

@@ -1269,7 +1269,8 @@ def test_a_spent_budget_ends_the_run_with_the_best_values():
     run = train(
         shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4, budget=budget
     )
-    assert run.reason.startswith("budget: this call would pass 3 calls") and run.spent["calls"] == 3
+    assert run.reason.startswith("budget: this call would exceed 3 calls")
+    assert run.spent["calls"] == 3
     assert run.steps == 4 and shift.offset.data == run.values["offset0"] > 0
 
 
@@ -1307,7 +1308,7 @@ def test_a_budget_around_the_run_ends_it_too():
     shift = Shift()
     with Budget(calls=2) as budget:
         run = train(shift, DATASET, near, OptoPrime(shift, llm=StubLLM()), epochs=9, batch_size=4)
-    assert run.reason.startswith("budget: this call would pass 2 calls") and run.steps == 3
+    assert run.reason.startswith("budget: this call would exceed 2 calls") and run.steps == 3
     assert run.spent["calls"] == budget.spent["calls"] == 2
 
 
@@ -2839,7 +2840,7 @@ def test_a_journal_is_carried_to_another_process_and_extended(tmp_path, candidat
     assert first[1] == whole[1][:2] and asked < paid
     again, asked_again, said = story(tmp_path / "parts", 0, 2, candidates)
     assert again == first and asked_again == asked
-    assert "holds the whole of this run, so nothing was asked. To start anew, name another" in said
+    assert "holds the whole of this run, so nothing was asked. To start over, name another" in said
     last, asked_last, said = story(tmp_path / "parts", 11, 4, candidates)
     assert last == whole and asked_last == paid and "differs" not in said
     begun = records(tmp_path / "parts" / "j")[0]
@@ -2936,7 +2937,7 @@ def test_two_models_that_are_asked_the_same_keep_their_replies(tmp_path, kind):
     assert told[0][1].startswith("small")
 
 
-def test_fewer_epochs_are_another_run_and_a_finished_one_says_how_to_start_anew(tmp_path):
+def test_fewer_epochs_are_another_run_and_a_finished_one_says_how_to_start_over(tmp_path):
     def run(epochs):
         shift = Shift()
         values = iter([3, 5, 6, 8, 9])
@@ -2949,7 +2950,7 @@ def test_fewer_epochs_are_another_run_and_a_finished_one_says_how_to_start_anew(
     assert run(4).scores == [-7, -4, -2, -1]
     with pytest.warns(UserWarning) as caught:
         assert run(4).scores == [-7, -4, -2, -1]
-    assert "To start anew, name another file or delete this one" in str(caught[0].message)
+    assert "To start over, name another file or delete this one" in str(caught[0].message)
     with pytest.raises(MinitraceError, match="epochs was 2, now 1; name another file"):
         run(1)
 

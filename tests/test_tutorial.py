@@ -2,10 +2,14 @@
 
 import ast
 import importlib
+import json
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from conftest import COMPANIONS, ROOT
@@ -113,6 +117,57 @@ def test_both_readmes_list_every_companion(path):
     listed = [f"| [{each.name}]({folder}/{each.name}) |" in text.replace("+ ", "")
               for each in sorted(COMPANIONS.glob("*.py"))]  # fmt: skip
     assert all(listed)
+
+
+def test_what_the_readme_says_to_type_works_in_a_fresh_copy(tmp_path):
+    """Its blocks and the lines after them in one prompt, then its two commands about files."""
+    shutil.copy(ROOT / "minitrace.py", tmp_path)
+    shutil.copytree(TUTORIAL, tmp_path / "tutorial")
+    page = text_of(ROOT / "README.md")
+    typed = [line[4:] for block in BLOCK.findall(page) for line in inputs(block)]
+    after = re.search(r"(?m)(^    thermostat = .*\n(?:    .*\n)+)", page)[1]
+    commands = re.findall(
+        r"(?m)^    python3 (minitrace.py suggest .*|tutorial/report.py .*)$", page
+    )
+    programs = [["-c", "\n".join([*typed, textwrap.dedent(after)])], *map(str.split, commands)]
+    assert len(commands) == 2
+    for words in programs:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert "<svg" in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
+def expression(dice, names, x, y):
+    """A random expression of two nodes, with every operator that chapter 8 has a rule for."""
+    relu, exp, tanh = names["relu"], names["exp"], names["tanh"]
+    nodes = [x, y]
+    for _ in range(10):
+        p, q = dice.choices(nodes, k=2)
+        powers = (tanh(p) + 2) ** tanh(q)
+        makers = p + q, p - q, p * q, -p, p / (q * q + 1), relu(p), tanh(p), exp(tanh(p)), powers
+        nodes.append(dice.choice(makers))
+    return tanh(nodes[-1]) + x * y
+
+
+def test_the_derivatives_of_chapter_8_agree_with_moving_an_input():
+    blocks = [block for block in BLOCK.findall(text_of(chapter("8"))) if "losses" not in block]
+    exec("\n".join(line[4:] for block in blocks for line in inputs(block)), names := {})
+    for seed in range(100):
+        dice = random.Random(seed)
+        x, y = (names["node"](dice.uniform(-2, 2), name="v", trainable=True) for _ in "xy")
+        output = expression(dice, names, x, y)
+        found = names["backward"](output, 1.0, names["derivatives"])
+        for each in x, y:
+            expected = pytest.approx(names["measured"](output, each), rel=1e-4, abs=1e-4)
+            assert found[each] == expected, seed
+
+
+def test_the_graph_of_chapter_9_is_the_file_beside_it():
+    first, *_ = BLOCK.findall(text_of(chapter("9")))
+    exec("\n".join(line[4:] for line in inputs(first)), names := {})
+    assert json.loads(text_of(TUTORIAL / "graph.json")) == names["form"]
 
 
 def inputs(block):

@@ -1,4 +1,4 @@
-"""Limits: run code that a language model wrote in a child process that is short of everything.
+"""Limits: run code that a language model wrote in a child process, with limits on everything.
 
 A companion of `minitrace.py`: copy both files into one folder.
 
@@ -95,7 +95,7 @@ class LimitError(MinitraceError):
 
 
 class CodeError(MinitraceError):
-    """An exception that code under limits raised, told by its child process.
+    """An exception that code under limits raised, reported by its child process.
 
     Attributes:
         kind: name of the exception's type.
@@ -131,7 +131,7 @@ class CodeError(MinitraceError):
 
 
 class Limits:
-    """Run code that a language model wrote in a child process that is short of everything.
+    """Run code that a language model wrote in a child process, with limits on everything.
 
     The child has no environment, no network where Linux namespaces let an ordinary program give it
     up, a working directory that no longer exists, and bounds on time, memory, open files, file
@@ -400,7 +400,7 @@ def _read(reply: bytes) -> Any:
             raise TypeError("that is no CodeError")
         answer = CodeError(*content) if kind == "raised" else decode(content)
     except Exception:
-        raise LimitError("crashed: what came back is no reply") from None
+        raise LimitError("crashed: what came back is not a reply") from None
     if kind == "ended":
         raise LimitError(answer)
     return answer

@@ -1,4 +1,4 @@
-"""What can stand around a language model: a budget that stops it, a cassette that replays it.
+"""What goes around a language model: a budget that stops it, a cassette that replays it.
 
 A companion of `minitrace.py`: copy both files into one folder.
 
@@ -36,14 +36,15 @@ _Amounts = dict[str, float]
 
 
 class BudgetError(MinitraceError):
-    """A call was stopped before it was made, because it would pass a limit of a `Budget`.
+    """A call was stopped before it was made, because it would exceed a limit of a `Budget`.
 
     >>> from minitrace import Script
     >>> with Budget(calls=2):
     ...     Script(["yes"] * 3).map(["a", "b", "c"], workers=1)
     Traceback (most recent call last):
         ...
-    minitrace_record.BudgetError: this call would pass 2 calls; spent so far: 2 calls of 2, 4 tokens
+    minitrace_record.BudgetError: this call would exceed 2 calls; spent so far: 2 calls of 2, \
+4 tokens
     """
 
     kind = "budget"
@@ -56,14 +57,14 @@ _open: list[Budget] = []  # whoever entered them
 
 
 class Budget:
-    """A `with` block that stops the call that would pass a limit, before it is made.
+    """A `with` block that stops the call that would exceed a limit, before it is made.
 
     Every call of a language model counts once in each budget around it, in threads and tasks too,
     live, replayed or scripted; a `Replay` that asks a live one is one call. A plain thread, which
     knows nothing of the blocks around whoever started it, counts in every budget that is open.
     Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
-    length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they pass a
-    limit by the calls in flight at most. A call that the server refused costs no tokens; one that
+    length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they exceed
+    a limit by the calls in flight at most. A call that the server refused costs no tokens; one that
     ended without an answer keeps its estimate.
 
     Args:
@@ -71,7 +72,7 @@ class Budget:
         prices: US dollars per million tokens, `{model: (input, output)}`, with `"*"` for any other.
 
     Raises:
-        BudgetError: from the call that would pass a limit, or has no price under a limit in `usd`.
+        BudgetError: a call would exceed a limit, or has no price under a limit in `usd`.
 
     >>> from minitrace import Script
     >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
@@ -138,10 +139,10 @@ class Budget:
         return {"calls": 1, "tokens": tokens_in + tokens_out, "usd": usd}
 
     def _check(self, cost: _Amounts) -> None:
-        report = self.report()
+        told = self.report()
         for kind, limit in self.limits.items():
             if limit is not None and self.spent[kind] + cost.get(kind, 0) > limit + 1e-12:
-                raise BudgetError(f"this call would pass {limit:,} {kind}; spent so far: {report}")
+                raise BudgetError(f"this call would exceed {limit:,} {kind}; spent so far: {told}")
 
     def _add(self, cost: _Amounts, sign: int = 1) -> None:
         for kind, amount in cost.items():
@@ -258,7 +259,7 @@ class Replay(LanguageModel):
             return recorded[turn - 1]
         if self.live is None:
             keys = [other for other in self._records if self._replies(other, asked)]
-            words = f"{self.path} has no record {turn} of this call; closest to it is"
+            words = f"{self.path} has no record {turn} of this call; the closest is"
             raise LLMError(f"{words}\n{_closest(key, keys)}", kind="miss")
         said = self.live(messages, **options)
         reply = said if isinstance(said, Reply) else Reply(said)
@@ -335,7 +336,7 @@ def _closest(key: str, keys: Iterable[str]) -> str:
 
     words = set(key.split())
     unlike = {other: len(words.symmetric_difference(other.split())) for other in keys}
-    likest = min(unlike, key=unlike.__getitem__, default="nothing, for it is empty")
+    likest = min(unlike, key=unlike.__getitem__, default="nothing, since it is empty")
     old, new = (text.replace("\\n", "\n").splitlines() for text in (likest, key))
     lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
     return "\n".join(lines[:40]) or "the same, recorded fewer times"

@@ -924,7 +924,7 @@ class _Journal:
             self.agrees = False
             why = "something that is not recorded, such as chance or the time, has a part in it"
             if self.changed:
-                why = f"{' and '.join(self.changed)} changed since; to start anew name another file"
+                why = f"{' and '.join(self.changed)} changed since; to start over name another file"
             _warn(f"{self.path}: the run differs from the one on record: {why}. Now {new:.200}")
 
     def begin(self, configuration: _Record, made_of: _Record, names: Mapping[str, Any]) -> Any:
@@ -956,7 +956,7 @@ class _Journal:
         finished = self.ended and not self.ended.startswith("budget")
         if finished and self.agrees and not self.grown:
             _warn(
-                f"{self.path} holds the whole of this run, so nothing was asked. To start anew, "
+                f"{self.path} holds the whole of this run, so nothing was asked. To start over, "
                 "name another file or delete this one; to go on, raise epochs"
             )
 
