@@ -99,7 +99,6 @@ from warnings import catch_warnings, simplefilter, warn
 if TYPE_CHECKING:
     import ast
     import inspect
-    import random
     from collections.abc import Coroutine
     from typing import Concatenate, Literal, NoReturn, Protocol, TypeAlias
 
@@ -3997,7 +3996,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 # ---- Any other callable is a language model too, and one is there by default.
 
 
-def _ask_any(llm: Any, messages: Any, options: Options = {}) -> Reply:
+def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     """Ask any callable from messages to text, seen by hooks as ours are."""
     if not isinstance(llm, LanguageModel):
         function, llm = llm, LanguageModel()
@@ -4961,22 +4960,22 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         with scope:
             scope.replacements = new
             for each in nodes:
+                op: Any = each._op
+                depends = any(parent._number in new for parent in each.parents)
                 if each in changes:
                     root = each._as_root(to_data(changes[each]), each._base)
                     new[each._number] = root
                     if isinstance(root, ParameterNode):
                         root.set(root._data)  # which checks all but its type
-                elif any(parent._number in new for parent in each.parents):
-                    if effects or not cast(Any, each._op).effects:
-                        new[each._number] = _recompute(each, new)
+                elif depends and (effects or not op.effects):
+                    new[each._number] = _recompute(op, each, new)
     finally:
         _scope.set(around)
     return new.get(output._number, output)
 
 
-def _recompute(each: AnyNode, new: dict[int, AnyNode]) -> Any:
+def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     """A node computed again, where `new` holds the nodes that took the place of others."""
-    op: Any = each._op
 
     def leaf(part: Any) -> Any:
         return new.get(part._number, part) if isinstance(part, Node) else part
