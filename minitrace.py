@@ -4077,26 +4077,26 @@ PROTOCOLS = {
 # Who serves language models, by the first part of a name, as in "groq/llama-3": the protocol, the
 # base address, variables that may hold the key (the first that is set wins), the variable that
 # moves the address, and what stands behind what that says. "compatible" serves bare names.
-PROVIDERS: dict[str, tuple[str, ...]] = {}
-for _row in """
-openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
-anthropic anthropic https://api.anthropic.com \
-    ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
-gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
-    GOOGLE_API_KEY,GEMINI_API_KEY GOOGLE_GEMINI_BASE_URL /v1beta/openai
-ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
-openrouter openai https://openrouter.ai/api/v1 OPENROUTER_API_KEY
-groq openai https://api.groq.com/openai/v1 GROQ_API_KEY GROQ_BASE_URL /openai/v1
-mistral openai https://api.mistral.ai/v1 MISTRAL_API_KEY
-deepseek openai https://api.deepseek.com/v1 DEEPSEEK_API_KEY
-together openai https://api.together.xyz/v1 TOGETHER_API_KEY
-xai openai https://api.x.ai/v1 XAI_API_KEY
-lmstudio openai http://127.0.0.1:1234/v1
-vllm openai http://127.0.0.1:8000/v1 VLLM_API_KEY
-llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
-""".strip().splitlines():
-    _name, *_facts = _row.split()
-    PROVIDERS[_name] = tuple([fact.replace(",", " ") for fact in _facts])
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    row.split("  ")[0]: tuple(row.split("  ")[1:])
+    for row in """
+openai  openai  https://api.openai.com/v1  OPENAI_API_KEY  OPENAI_BASE_URL
+anthropic  anthropic  https://api.anthropic.com  ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN  \
+ANTHROPIC_BASE_URL
+gemini  openai  https://generativelanguage.googleapis.com/v1beta/openai  \
+GOOGLE_API_KEY GEMINI_API_KEY  GOOGLE_GEMINI_BASE_URL  /v1beta/openai
+ollama  openai  http://127.0.0.1:11434/v1  OLLAMA_API_KEY  OLLAMA_HOST  /v1
+openrouter  openai  https://openrouter.ai/api/v1  OPENROUTER_API_KEY
+groq  openai  https://api.groq.com/openai/v1  GROQ_API_KEY  GROQ_BASE_URL  /openai/v1
+mistral  openai  https://api.mistral.ai/v1  MISTRAL_API_KEY
+deepseek  openai  https://api.deepseek.com/v1  DEEPSEEK_API_KEY
+together  openai  https://api.together.xyz/v1  TOGETHER_API_KEY
+xai  openai  https://api.x.ai/v1  XAI_API_KEY
+lmstudio  openai  http://127.0.0.1:1234/v1
+vllm  openai  http://127.0.0.1:8000/v1  VLLM_API_KEY
+llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
+""".strip().splitlines()
+}
 PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 # Options that have other names than in the protocol, by a part of a provider's name or address.
 _OTHER_OPTIONS = {
