@@ -2315,12 +2315,12 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        marks = [ast.Expr(mark) for mark in found[0].decorator_list]
+        around = [*found[0].decorator_list, found[0].returns]
         old, new = _bare_signature(given), _bare_signature(found[0])
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
         tree.body.remove(found[0])
-        tree.body += [mark for mark in marks if ast.unparse(mark) not in known]
+        tree.body += [ast.Expr(p) for p in around if p and ast.unparse(p) not in known]
     acting = next(_acting_parts(tree), None)
     if acting is not None:
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
