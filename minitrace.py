@@ -2205,9 +2205,10 @@ def _definition_of(code: CodeType, text: str) -> Any:
         codes += [part for part in each.co_consts if isinstance(part, CodeType)]
     place = code.co_name, code.co_firstlineno, True
     more = [(c.co_name, c.co_firstlineno, {*c.co_names} < {*code.co_names}) for c in codes]
-    same = code in codes or place in more
-    for found in _definitions(ast.walk(tree) if same else [], code.co_name):
-        if min(part.lineno for part in [found, *found.decorator_list]) == code.co_firstlineno:
+    if code not in codes and place not in more:
+        return None
+    for found in _definitions(ast.walk(tree), code.co_name):
+        if [*found.decorator_list, found][0].lineno == code.co_firstlineno:
             return found
     return None
 
@@ -4165,92 +4166,6 @@ class _Answer(NamedTuple):
         return said == "true" or (said != "false" and (cut or not error.hopeless))
 
 
-def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
-    """The answer to one POST, or what kept it from coming within `seconds`.
-
-    The timeout of a socket is per read: an answer that drips outlives it, and a name look-up has
-    none. So a thread talks, we wait no longer than we may, and then shut down its socket.
-    """
-    import socket
-    from concurrent.futures import wait
-    from urllib.request import Request
-
-    sockets: list[Any] = []
-
-    def talk() -> _Answer:
-        # Whatever goes wrong becomes text: a traceback through urllib would show the key.
-        request = Request(route.url, body, {**route.headers}, method="POST")
-        try:
-            opener = _opener(route, seconds, sockets)
-            with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
-                if response.status == 407:
-                    raise OSError("status 407")
-                return _receive(response, route.redact)
-        except Exception as error:
-            said = repr(getattr(error, "reason", error))
-            said = said if sockets else f"no connection: {said}"
-            direct = request.host in route.url
-            return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
-
-    talking = _in_thread(talk)
-    try:
-        done = wait([talking], seconds).done
-        return talking.result() if done else _Answer("timeout", "no whole answer in time")
-    finally:
-        for each in sockets:
-            with suppress(OSError):  # closed already
-                socket.socket.shutdown(each, socket.SHUT_RDWR)
-
-
-def _opener(route: _Route, seconds: float, sockets: list[Any]) -> Any:
-    """What opens a request: past proxies if it stays here, and without following redirects.
-
-    Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
-    """
-    import socket
-    from urllib import request
-
-    deadline = time.monotonic() + seconds
-
-    class Connects(request.HTTPSHandler, request.HTTPHandler):
-        def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-            def connect(connection: Any) -> None:
-                http_class.connect(connection)
-                opened = connection.sock
-                sockets.append(opened)
-                opened.settimeout(seconds + 1)
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if hasattr(socket, "TCP_KEEPIDLE"):
-                    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-                if time.monotonic() > deadline:  # nobody pays for what nobody waits for
-                    raise TimeoutError("connected too late")
-
-            tells: Any = type("Connection", (http_class,), {"connect": connect})
-            return super().do_open(tells, req, **options)
-
-    proxies = {} if route.here else request.getproxies()
-    if "all" in proxies:
-        proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
-    # Certificates take long to load: none are, where nothing is encrypted.
-    context: Any = None if "https:" in f"{route.url} {proxies}" else 0
-    opener = request.OpenerDirector()
-    handlers = request.ProxyHandler(proxies), Connects(context=context), request.UnknownHandler()
-    for handler in handlers:
-        opener.add_handler(handler)
-    return opener
-
-
-def _receive(response: Any, redact: Function) -> _Answer:
-    """Read an answer whole, but never more than the largest we take, and without our key."""
-    body = response.read(_LARGEST + 1)
-    if len(body) > _LARGEST:
-        return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
-    if response.length:  # read(n) is silent about what did not come
-        return _Answer("network", "the answer was cut")
-    headers = {name.lower(): redact(value) for name, value in response.getheaders()}
-    return _Answer("", redact(body.decode("utf-8-sig", "replace")), response.status, headers)
-
-
 # ---- Reading an answer: a text, or an error that says what to do.
 
 _REFUSES = (
@@ -4383,14 +4298,98 @@ without a user or a password"""
             url=url,
         )
 
+    def post(self, body: bytes, seconds: float) -> _Answer:
+        """The answer to one POST, or what kept it from coming within `seconds`.
+
+        The timeout of a socket is per read: an answer that drips outlives it, and a name look-up has
+        none. So a thread talks, we wait no longer than we may, and then shut down its socket.
+        """
+        import socket
+        from concurrent.futures import wait
+        from urllib.request import Request
+
+        sockets: list[Any] = []
+
+        def talk() -> _Answer:
+            # Whatever goes wrong becomes text: a traceback through urllib would show the key.
+            request = Request(self.url, body, {**self.headers}, method="POST")
+            try:
+                opener = self._opener(seconds, sockets)
+                with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
+                    if response.status == 407:
+                        raise OSError("status 407")
+                    return self._receive(response)
+            except Exception as error:
+                said = repr(getattr(error, "reason", error))
+                said = said if sockets else f"no connection: {said}"
+                direct = request.host in self.url
+                return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
+
+        talking = _in_thread(talk)
+        try:
+            done = wait([talking], seconds).done
+            return talking.result() if done else _Answer("timeout", "no whole answer in time")
+        finally:
+            for each in sockets:
+                with suppress(OSError):  # closed already
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    def _opener(self, seconds: float, sockets: list[Any]) -> Any:
+        """What opens a request: past proxies if it stays here, and without following redirects.
+
+        Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
+        """
+        import socket
+        from urllib import request
+
+        deadline = time.monotonic() + seconds
+
+        class Connects(request.HTTPSHandler, request.HTTPHandler):
+            def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+                def connect(connection: Any) -> None:
+                    http_class.connect(connection)
+                    opened = connection.sock
+                    sockets.append(opened)
+                    opened.settimeout(seconds + 1)
+                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    if hasattr(socket, "TCP_KEEPIDLE"):
+                        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+                    if time.monotonic() > deadline:  # nobody pays for what nobody waits for
+                        raise TimeoutError("connected too late")
+
+                tells: Any = type("Connection", (http_class,), {"connect": connect})
+                return super().do_open(tells, req, **options)
+
+        proxies = {} if self.here else request.getproxies()
+        if "all" in proxies:
+            proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
+        # Certificates take long to load: none are, where nothing is encrypted.
+        context: Any = None if "https:" in f"{self.url} {proxies}" else 0
+        opener = request.OpenerDirector()
+        opener.add_handler(request.ProxyHandler(proxies))
+        opener.add_handler(Connects(context=context))
+        opener.add_handler(request.UnknownHandler())
+        return opener
+
+    def _receive(self, response: Any) -> _Answer:
+        """Read an answer whole, but never more than the largest we take, and without our key."""
+        body = response.read(_LARGEST + 1)
+        if len(body) > _LARGEST:
+            return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
+        if response.length:  # read(n) is silent about what did not come
+            return _Answer("network", "the answer was cut")
+        headers = {name.lower(): self.redact(value) for name, value in response.getheaders()}
+        return _Answer(
+            "", self.redact(body.decode("utf-8-sig", "replace")), response.status, headers
+        )
+
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
         if answer.kind:
             return self.error(answer.kind, answer.body)
-        try:
+        data: Any = None
+        with suppress(ValueError, RecursionError):
             data = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            data = None
         error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
         words = answer.words(error or _dig(data, "detail|message"))
         code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
@@ -4509,7 +4508,7 @@ class LLM(LanguageModel):
         while True:
             sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
-            answer = _post(route, body, deadline - time.monotonic())
+            answer = route.post(body, deadline - time.monotonic())
             result = route.read(answer)
             if isinstance(result, Reply):
                 return result
@@ -4656,10 +4655,13 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
 setattr(operators, "format", update_wrapper(_format, operators.format))
 
 
-_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
+_MORE = (
+    r"(?i)\b(?:low|small|cold|little|few|short|below|under"
+    r"|increase|higher|more|larger|bigger|raise|up)\b"
+)
 _LESS = (
-    "high|big|large|hot|warm|long|above|over|too much|too many"
-    "|decrease|lower|less|fewer|smaller|reduce|down"
+    r"(?i)\b(?:high|big|large|hot|warm|long|above|over|too much|too many"
+    r"|decrease|lower|less|fewer|smaller|reduce|down)\b"
 )
 
 
@@ -4696,22 +4698,23 @@ class StubLLM(LanguageModel):
         attempts = re.split(r"\n\d+\. ", sections["Past attempts"])[1:]
         now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
         tried = [self._read(attempt) for attempt in [*attempts, now + sections["Feedback"]]]
-        reasons, suggestion = [], dict[str, Any]()
+        reasons, suggestion = [], Fields()
         for place, (kind, name, _, rules) in enumerate(rows):
             seen = [(values[name], *said) for values, *said in tried if name in values]
             new, why = self._guess(kind, rules, seen, (place, len(rows)), rng)
             reasons.append(f"{name}: {why}")
-            suggestion |= {name: new} if new is not None else {}
+            if new is not None:
+                suggestion[name] = new
         said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
     def _read(self, attempt: str) -> tuple[Texts, int, float | None]:
         """The values of an attempt, the way its feedback points (up if above 0), and its score."""
         values, _, said = attempt.partition("\n")
-        up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
+        way = len(re.findall(_MORE, said)) - len(re.findall(_LESS, said))
         score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
         named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-        return named, up - down, float(score[1]) if score else None
+        return named, way, float(score[1]) if score else None
 
     def _guess(self, kind: str, rules: str, seen: Any, turn: Any, rng: Any) -> tuple[Any, str]:
         """The next value of a variable, or None to leave it, and why.
@@ -4896,7 +4899,8 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
         if again and not margin:
             continue
         where = "above" if again else "below" if len(margin) > 39 else ""
-        where = where if parents else ""
+        if not parents:
+            where = ""
         words, room = said.get(node, ""), 90 - len(margin)
         rows.append(margin + _tree_line(graph, node, where, words, room, ascii))
         if where == "below":  # too far to the right, so it goes on at the left
