@@ -4301,8 +4301,8 @@ without a user or a password"""
     def post(self, body: bytes, seconds: float) -> _Answer:
         """The answer to one POST, or what kept it from coming within `seconds`.
 
-        The timeout of a socket is per read: an answer that drips outlives it, and a name look-up has
-        none. So a thread talks, we wait no longer than we may, and then shut down its socket.
+        The timeout of a socket is per read: an answer that drips outlives it, and a name look-up
+        has none. So a thread talks, we wait no longer than we may, and then shut down its socket.
         """
         import socket
         from concurrent.futures import wait
@@ -4552,7 +4552,7 @@ class LLM(LanguageModel):
         return route
 
     def _own_headers(self, variable: str, keys: str) -> Texts:
-        """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
+        """The headers of one's own. Nothing is raised here, where keys are bare texts."""
         get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
         key: Any = self._key
         lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
@@ -4746,7 +4746,7 @@ class StubLLM(LanguageModel):
         return new, f"{'up' if new > value else 'down'} from {value:g}"
 
     def _bisect(self, seen: Any) -> Any:
-        """Twice as far while only one side is known, then the middle between the nearest of both."""
+        """Twice as far while only one side is known, then the middle between the nearest two."""
         value, way, _ = seen[-1]
         beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
         if not beyond:
@@ -4754,7 +4754,7 @@ class StubLLM(LanguageModel):
         return (value + min(beyond, key=lambda v: abs(v - value))) / 2
 
     def _climb(self, seen: Any, turn: int, variables: int) -> Any:
-        """A step from the best value so far: on after a success, else back and shorter, by turns."""
+        """A step from the best value so far: on after a success, else back and shorter."""
         values, scores = zip(*[(v, s) for v, _, s in seen if s is not None], strict=True)
         first = scores.index(max(scores))  # as good again is no success
         best, failures = values[first], len(scores) - 1 - first

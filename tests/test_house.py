@@ -153,7 +153,6 @@ LOOK_DOWN = {
     (2, "_held_by"): "whether a body changed its arguments in place",
     (1, "_accepted_parameter"): "a copy of a parameter, whose value was checked before",
     (2, "check_code"): "how code is told from other parameters",
-    (4, "to_text"): "the text of a value, in errors",
     (2, "CodeBundle"): "bundle(trainable=True)",
     (2, "_parameters_in"): "Module.parameters finds code too",
     (2, "_marked_source"): "the source of a failure",
