@@ -2316,11 +2316,12 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        around = [*found[0].decorator_list, found[0].returns]
-        old, new = _bare_signature(given), _bare_signature(found[0])
+        function = found[0]
+        around = [*function.decorator_list, function.returns]
+        old, new = _bare_signature(given), _bare_signature(function)
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
-        tree.body.remove(found[0])
+        tree.body.remove(function)
         tree.body += [ast.Expr(p) for p in around if p and ast.unparse(p) not in known]
     acting = next(_acting_parts(tree), None)
     if acting is not None:
@@ -5241,7 +5242,7 @@ def _read_graph(text: str) -> TraceGraph:
             raise ValueError(f"format {named!r}, version {version!r}")
         if int(major[1]) > 1:
             raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
-    graph, known = TraceGraph(), dict[str, AnyNode]()
+    graph, known = TraceGraph(), Fields()
     nodes, outputs = form.pop("nodes"), form.pop("outputs", None) or ()
     graph.extra = form
     for n, spec in enumerate(nodes):
@@ -5257,9 +5258,9 @@ def _read_graph(text: str) -> TraceGraph:
     return graph
 
 
-def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
+def _node_from(spec: Fields, known: Fields, words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
-    own, get, parents = str(spec["id"]), spec.get, list[AnyNode]()
+    own, get, parents = str(spec["id"]), spec.get, []
     if own in known:
         raise ValueError("the id is used twice")
     value, inputs = decode(get("value")), get("inputs") or {}
@@ -5299,7 +5300,7 @@ def _rules_from(get: Function) -> Fields:
     }
 
 
-def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
+def _output_from(spec: Fields, known: Fields) -> Output:
     """One output of the JSON form."""
     extra = dict(spec)
     own, score, feedback = extra.pop("id"), extra.pop("score", None), extra.pop("feedback", None)
