@@ -2334,10 +2334,10 @@ def _parse(source: str) -> ast.Module:
     """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
     import ast
 
-    most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
     tree = ast.parse("")
     try:
         if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
+            most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
             raise SyntaxError(f"over {most}")
         tree = ast.parse(source, "the code")
         compile(tree, "the code", "exec")
@@ -4628,9 +4628,9 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
     if not callable(llm):
         llm, words = _default_llm(), prompts
 
-    def asked(system: str, *questions: str) -> str:
-        messages = [_message("system", system), *(_message("user", each) for each in questions)]
-        return str(_ask_any(llm, messages))
+    def asked(*texts: str) -> str:
+        roles = ["system"] + ["user"] * len(texts)
+        return str(_ask_any(llm, [*map(_message, roles, texts)]))
 
     means = "the reply of a language model to the prompts"
     return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)
