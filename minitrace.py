@@ -2236,10 +2236,10 @@ def _drop_bundle(found: Any, code: CodeType) -> Fields:
     return {}
 
 
-def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
+def _definitions(parts: Iterable[Any], name: str) -> list[Any]:
     """The definitions of a function called `name` among some parts of a program."""
     kinds = "FunctionDef", "AsyncFunctionDef"
-    return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
+    return [part for part in parts if type(part).__name__ in kinds and part.name == name]
 
 
 def _lines_of(found: Any, lines: list[str]) -> str:
@@ -2378,13 +2378,12 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
 
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        for part in chain([statement], *map(ast.walk, parts)):
+        inside: Any = chain([statement], *map(ast.walk, parts))
+        for part in inside:
             kind = type(part).__name__
-            acts = isinstance(part, ast.stmt) and kind not in _STATEMENTS.split()
-            calls = (
-                kind == "Call" and ast.unparse(vars(part)["func"]) not in _HARMLESS_CALLS.split()
-            )
-            places = kind in ("Attribute", "Subscript") and isinstance(vars(part)["ctx"], ast.Store)
+            acts = part is statement and kind not in _STATEMENTS.split()
+            calls = kind == "Call" and ast.unparse(part.func) not in _HARMLESS_CALLS.split()
+            places = kind in ("Attribute", "Subscript") and isinstance(part.ctx, ast.Store)
             if acts or calls or places:
                 yield part
 
