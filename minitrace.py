@@ -98,7 +98,6 @@ from warnings import catch_warnings, simplefilter, warn
 if TYPE_CHECKING:
     import ast
     import inspect
-    import random
     from collections.abc import Coroutine
     from typing import Concatenate, Literal, NoReturn, Protocol, TypeAlias
 
@@ -2202,9 +2201,10 @@ def _definition_of(code: CodeType, text: str) -> Any:
         codes += [part for part in each.co_consts if isinstance(part, CodeType)]
     place = code.co_name, code.co_firstlineno, True
     more = [(c.co_name, c.co_firstlineno, {*c.co_names} < {*code.co_names}) for c in codes]
-    same = code in codes or place in more
-    for found in _definitions(ast.walk(tree) if same else [], code.co_name):
-        if min(part.lineno for part in [found, *found.decorator_list]) == code.co_firstlineno:
+    if code not in codes and place not in more:
+        return None
+    for found in _definitions(ast.walk(tree), code.co_name):
+        if [*found.decorator_list, found][0].lineno == code.co_firstlineno:
             return found
     return None
 
@@ -2232,10 +2232,10 @@ def _drop_bundle(found: Any, code: CodeType) -> Fields:
     return {}
 
 
-def _definitions(parts: Iterable[ast.AST], name: str) -> list[Any]:
+def _definitions(parts: Iterable[Any], name: str) -> list[Any]:
     """The definitions of a function called `name` among some parts of a program."""
     kinds = "FunctionDef", "AsyncFunctionDef"
-    return [part for part in parts if type(part).__name__ in kinds and vars(part)["name"] == name]
+    return [part for part in parts if type(part).__name__ in kinds and part.name == name]
 
 
 def _lines_of(found: Any, lines: list[str]) -> str:
@@ -2315,12 +2315,13 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        marks = [ast.Expr(mark) for mark in found[0].decorator_list]
-        old, new = _bare_signature(given), _bare_signature(found[0])
+        function = found[0]
+        around = [*function.decorator_list, function.returns]
+        old, new = _bare_signature(given), _bare_signature(function)
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
-        tree.body.remove(found[0])
-        tree.body += [mark for mark in marks if ast.unparse(mark) not in known]
+        tree.body.remove(function)
+        tree.body += [ast.Expr(p) for p in around if p and ast.unparse(p) not in known]
     acting = next(_acting_parts(tree), None)
     if acting is not None:
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
@@ -2332,10 +2333,10 @@ def _parse(source: str) -> ast.Module:
     """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
     import ast
 
-    most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
     tree = ast.parse("")
     try:
         if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
+            most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
             raise SyntaxError(f"over {most}")
         tree = ast.parse(source, "the code")
         compile(tree, "the code", "exec")
@@ -2389,13 +2390,12 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
 
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        for part in chain([statement], *map(ast.walk, parts)):
+        inside: Any = chain([statement], *map(ast.walk, parts))
+        for part in inside:
             kind = type(part).__name__
-            acts = isinstance(part, ast.stmt) and kind not in _STATEMENTS.split()
-            calls = (
-                kind == "Call" and ast.unparse(vars(part)["func"]) not in _HARMLESS_CALLS.split()
-            )
-            places = kind in ("Attribute", "Subscript") and isinstance(vars(part)["ctx"], ast.Store)
+            acts = part is statement and kind not in _STATEMENTS.split()
+            calls = kind == "Call" and ast.unparse(part.func) not in _HARMLESS_CALLS.split()
+            places = kind in ("Attribute", "Subscript") and isinstance(part.ctx, ast.Store)
             if acts or calls or places:
                 yield part
 
@@ -4022,7 +4022,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 # ---- Any other callable is a language model too, and one is there by default.
 
 
-def _ask_any(llm: Any, messages: Any, options: Options = {}) -> Reply:
+def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     """Ask any callable from messages to text, seen by hooks as ours are."""
     if not isinstance(llm, LanguageModel):
         function, llm = llm, LanguageModel()
@@ -4104,26 +4104,26 @@ PROTOCOLS = {
 # Who serves language models, by the first part of a name, as in "groq/llama-3": the protocol, the
 # base address, variables that may hold the key (the first that is set wins), the variable that
 # moves the address, and what stands behind what that says. "compatible" serves bare names.
-PROVIDERS: dict[str, tuple[str, ...]] = {}
-for _row in """
-openai openai https://api.openai.com/v1 OPENAI_API_KEY OPENAI_BASE_URL
-anthropic anthropic https://api.anthropic.com \
-    ANTHROPIC_API_KEY,ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL
-gemini openai https://generativelanguage.googleapis.com/v1beta/openai \
-    GOOGLE_API_KEY,GEMINI_API_KEY GOOGLE_GEMINI_BASE_URL /v1beta/openai
-ollama openai http://127.0.0.1:11434/v1 OLLAMA_API_KEY OLLAMA_HOST /v1
-openrouter openai https://openrouter.ai/api/v1 OPENROUTER_API_KEY
-groq openai https://api.groq.com/openai/v1 GROQ_API_KEY GROQ_BASE_URL /openai/v1
-mistral openai https://api.mistral.ai/v1 MISTRAL_API_KEY
-deepseek openai https://api.deepseek.com/v1 DEEPSEEK_API_KEY
-together openai https://api.together.xyz/v1 TOGETHER_API_KEY
-xai openai https://api.x.ai/v1 XAI_API_KEY
-lmstudio openai http://127.0.0.1:1234/v1
-vllm openai http://127.0.0.1:8000/v1 VLLM_API_KEY
-llamacpp openai http://127.0.0.1:8080/v1 LLAMA_API_KEY
-""".strip().splitlines():
-    _name, *_facts = _row.split()
-    PROVIDERS[_name] = tuple([fact.replace(",", " ") for fact in _facts])
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    row.split("  ")[0]: tuple(row.split("  ")[1:])
+    for row in """
+openai  openai  https://api.openai.com/v1  OPENAI_API_KEY  OPENAI_BASE_URL
+anthropic  anthropic  https://api.anthropic.com  ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN  \
+ANTHROPIC_BASE_URL
+gemini  openai  https://generativelanguage.googleapis.com/v1beta/openai  \
+GOOGLE_API_KEY GEMINI_API_KEY  GOOGLE_GEMINI_BASE_URL  /v1beta/openai
+ollama  openai  http://127.0.0.1:11434/v1  OLLAMA_API_KEY  OLLAMA_HOST  /v1
+openrouter  openai  https://openrouter.ai/api/v1  OPENROUTER_API_KEY
+groq  openai  https://api.groq.com/openai/v1  GROQ_API_KEY  GROQ_BASE_URL  /openai/v1
+mistral  openai  https://api.mistral.ai/v1  MISTRAL_API_KEY
+deepseek  openai  https://api.deepseek.com/v1  DEEPSEEK_API_KEY
+together  openai  https://api.together.xyz/v1  TOGETHER_API_KEY
+xai  openai  https://api.x.ai/v1  XAI_API_KEY
+lmstudio  openai  http://127.0.0.1:1234/v1
+vllm  openai  http://127.0.0.1:8000/v1  VLLM_API_KEY
+llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
+""".strip().splitlines()
+}
 PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 # Options that have other names than in the protocol, by a part of a provider's name or address.
 _OTHER_OPTIONS = {
@@ -4190,92 +4190,6 @@ class _Answer(NamedTuple):
         cut = error.kind == "unreadable" and self.body.strip()[:1] in ("{", "")
         said = self.headers.get("x-should-retry")
         return said == "true" or (said != "false" and (cut or not error.hopeless))
-
-
-def _post(route: _Route, body: bytes, seconds: float) -> _Answer:
-    """The answer to one POST, or what kept it from coming within `seconds`.
-
-    The timeout of a socket is per read: an answer that drips outlives it, and a name look-up has
-    none. So a thread talks, we wait no longer than we may, and then shut down its socket.
-    """
-    import socket
-    from concurrent.futures import wait
-    from urllib.request import Request
-
-    sockets: list[Any] = []
-
-    def talk() -> _Answer:
-        # Whatever goes wrong becomes text: a traceback through urllib would show the key.
-        request = Request(route.url, body, {**route.headers}, method="POST")
-        try:
-            opener = _opener(route, seconds, sockets)
-            with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
-                if response.status == 407:
-                    raise OSError("status 407")
-                return _receive(response, route.redact)
-        except Exception as error:
-            said = repr(getattr(error, "reason", error))
-            said = said if sockets else f"no connection: {said}"
-            direct = request.host in route.url
-            return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
-
-    talking = _in_thread(talk)
-    try:
-        done = wait([talking], seconds).done
-        return talking.result() if done else _Answer("timeout", "no whole answer in time")
-    finally:
-        for each in sockets:
-            with suppress(OSError):  # closed already
-                socket.socket.shutdown(each, socket.SHUT_RDWR)
-
-
-def _opener(route: _Route, seconds: float, sockets: list[Any]) -> Any:
-    """What opens a request: past proxies if it stays here, and without following redirects.
-
-    Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
-    """
-    import socket
-    from urllib import request
-
-    deadline = time.monotonic() + seconds
-
-    class Connects(request.HTTPSHandler, request.HTTPHandler):
-        def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-            def connect(connection: Any) -> None:
-                http_class.connect(connection)
-                opened = connection.sock
-                sockets.append(opened)
-                opened.settimeout(seconds + 1)
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if hasattr(socket, "TCP_KEEPIDLE"):
-                    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-                if time.monotonic() > deadline:  # nobody pays for what nobody waits for
-                    raise TimeoutError("connected too late")
-
-            tells: Any = type("Connection", (http_class,), {"connect": connect})
-            return super().do_open(tells, req, **options)
-
-    proxies = {} if route.here else request.getproxies()
-    if "all" in proxies:
-        proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
-    # Certificates take long to load: none are, where nothing is encrypted.
-    context: Any = None if "https:" in f"{route.url} {proxies}" else 0
-    opener = request.OpenerDirector()
-    handlers = request.ProxyHandler(proxies), Connects(context=context), request.UnknownHandler()
-    for handler in handlers:
-        opener.add_handler(handler)
-    return opener
-
-
-def _receive(response: Any, redact: Function) -> _Answer:
-    """Read an answer whole, but never more than the largest we take, and without our key."""
-    body = response.read(_LARGEST + 1)
-    if len(body) > _LARGEST:
-        return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
-    if response.length:  # read(n) is silent about what did not come
-        return _Answer("network", "the answer was cut")
-    headers = {name.lower(): redact(value) for name, value in response.getheaders()}
-    return _Answer("", redact(body.decode("utf-8-sig", "replace")), response.status, headers)
 
 
 # ---- Reading an answer: a text, or an error that says what to do.
@@ -4410,14 +4324,98 @@ without a user or a password"""
             url=url,
         )
 
+    def post(self, body: bytes, seconds: float) -> _Answer:
+        """The answer to one POST, or what kept it from coming within `seconds`.
+
+        The timeout of a socket is per read: an answer that drips outlives it, and a name look-up
+        has none. So a thread talks, we wait no longer than we may, and then shut down its socket.
+        """
+        import socket
+        from concurrent.futures import wait
+        from urllib.request import Request
+
+        sockets: list[Any] = []
+
+        def talk() -> _Answer:
+            # Whatever goes wrong becomes text: a traceback through urllib would show the key.
+            request = Request(self.url, body, {**self.headers}, method="POST")
+            try:
+                opener = self._opener(seconds, sockets)
+                with opener.open(request, timeout=min(seconds, _CONNECT)) as response:
+                    if response.status == 407:
+                        raise OSError("status 407")
+                    return self._receive(response)
+            except Exception as error:
+                said = repr(getattr(error, "reason", error))
+                said = said if sockets else f"no connection: {said}"
+                direct = request.host in self.url
+                return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
+
+        talking = _in_thread(talk)
+        try:
+            done = wait([talking], seconds).done
+            return talking.result() if done else _Answer("timeout", "no whole answer in time")
+        finally:
+            for each in sockets:
+                with suppress(OSError):  # closed already
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    def _opener(self, seconds: float, sockets: list[Any]) -> Any:
+        """What opens a request: past proxies if it stays here, and without following redirects.
+
+        Its socket is put among the `sockets` as soon as it is connected, before anything is sent.
+        """
+        import socket
+        from urllib import request
+
+        deadline = time.monotonic() + seconds
+
+        class Connects(request.HTTPSHandler, request.HTTPHandler):
+            def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+                def connect(connection: Any) -> None:
+                    http_class.connect(connection)
+                    opened = connection.sock
+                    sockets.append(opened)
+                    opened.settimeout(seconds + 1)
+                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    if hasattr(socket, "TCP_KEEPIDLE"):
+                        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+                    if time.monotonic() > deadline:  # nobody pays for what nobody waits for
+                        raise TimeoutError("connected too late")
+
+                tells: Any = type("Connection", (http_class,), {"connect": connect})
+                return super().do_open(tells, req, **options)
+
+        proxies = {} if self.here else request.getproxies()
+        if "all" in proxies:
+            proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
+        # Certificates take long to load: none are, where nothing is encrypted.
+        context: Any = None if "https:" in f"{self.url} {proxies}" else 0
+        opener = request.OpenerDirector()
+        opener.add_handler(request.ProxyHandler(proxies))
+        opener.add_handler(Connects(context=context))
+        opener.add_handler(request.UnknownHandler())
+        return opener
+
+    def _receive(self, response: Any) -> _Answer:
+        """Read an answer whole, but never more than the largest we take, and without our key."""
+        body = response.read(_LARGEST + 1)
+        if len(body) > _LARGEST:
+            return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
+        if response.length:  # read(n) is silent about what did not come
+            return _Answer("network", "the answer was cut")
+        headers = {name.lower(): self.redact(value) for name, value in response.getheaders()}
+        return _Answer(
+            "", self.redact(body.decode("utf-8-sig", "replace")), response.status, headers
+        )
+
     def read(self, answer: _Answer) -> Reply | LLMError:
         """The reply in an answer, or what is wrong with it."""
         if answer.kind:
             return self.error(answer.kind, answer.body)
-        try:
+        data: Any = None
+        with suppress(ValueError, RecursionError):
             data = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            data = None
         error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
         words = answer.words(error or _dig(data, "detail|message"))
         code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
@@ -4536,7 +4534,7 @@ class LLM(LanguageModel):
         while True:
             sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
-            answer = _post(route, body, deadline - time.monotonic())
+            answer = route.post(body, deadline - time.monotonic())
             result = route.read(answer)
             if isinstance(result, Reply):
                 return result
@@ -4580,7 +4578,7 @@ class LLM(LanguageModel):
         return route
 
     def _own_headers(self, variable: str, keys: str) -> Texts:
-        """The headers of one's own. Nothing is raised here, where the environment's keys are bare."""
+        """The headers of one's own. Nothing is raised here, where keys are bare texts."""
         get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
         key: Any = self._key
         lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
@@ -4655,9 +4653,9 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
     if not callable(llm):
         llm, words = _default_llm(), prompts
 
-    def asked(system: str, *questions: str) -> str:
-        messages = [_message("system", system), *(_message("user", each) for each in questions)]
-        return str(_ask_any(llm, messages))
+    def asked(*texts: str) -> str:
+        roles = ["system"] + ["user"] * len(texts)
+        return str(_ask_any(llm, [*map(_message, roles, texts)]))
 
     means = "the reply of a language model to the prompts"
     return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)
@@ -4683,10 +4681,13 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
 setattr(operators, "format", update_wrapper(_format, operators.format))
 
 
-_MORE = "low|small|cold|little|few|short|below|under|increase|higher|more|larger|bigger|raise|up"
+_MORE = (
+    r"(?i)\b(?:low|small|cold|little|few|short|below|under"
+    r"|increase|higher|more|larger|bigger|raise|up)\b"
+)
 _LESS = (
-    "high|big|large|hot|warm|long|above|over|too much|too many"
-    "|decrease|lower|less|fewer|smaller|reduce|down"
+    r"(?i)\b(?:high|big|large|hot|warm|long|above|over|too much|too many"
+    r"|decrease|lower|less|fewer|smaller|reduce|down)\b"
 )
 
 
@@ -4723,22 +4724,23 @@ class StubLLM(LanguageModel):
         attempts = re.split(r"\n\d+\. ", sections["Past attempts"])[1:]
         now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
         tried = [self._read(attempt) for attempt in [*attempts, now + sections["Feedback"]]]
-        reasons, suggestion = [], dict[str, Any]()
+        reasons, suggestion = [], Fields()
         for place, (kind, name, _, rules) in enumerate(rows):
             seen = [(values[name], *said) for values, *said in tried if name in values]
             new, why = self._guess(kind, rules, seen, (place, len(rows)), rng)
             reasons.append(f"{name}: {why}")
-            suggestion |= {name: new} if new is not None else {}
+            if new is not None:
+                suggestion[name] = new
         said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
     def _read(self, attempt: str) -> tuple[Texts, int, float | None]:
         """The values of an attempt, the way its feedback points (up if above 0), and its score."""
         values, _, said = attempt.partition("\n")
-        up, down = (len(re.findall(rf"\b(?:{w})\b", said, re.I)) for w in (_MORE, _LESS))
+        way = len(re.findall(_MORE, said)) - len(re.findall(_LESS, said))
         score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
         named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-        return named, up - down, float(score[1]) if score else None
+        return named, way, float(score[1]) if score else None
 
     def _guess(self, kind: str, rules: str, seen: Any, turn: Any, rng: Any) -> tuple[Any, str]:
         """The next value of a variable, or None to leave it, and why.
@@ -4770,7 +4772,7 @@ class StubLLM(LanguageModel):
         return new, f"{'up' if new > value else 'down'} from {value:g}"
 
     def _bisect(self, seen: Any) -> Any:
-        """Twice as far while only one side is known, then the middle between the nearest of both."""
+        """Twice as far while only one side is known, then the middle between the nearest two."""
         value, way, _ = seen[-1]
         beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
         if not beyond:
@@ -4778,7 +4780,7 @@ class StubLLM(LanguageModel):
         return (value + min(beyond, key=lambda v: abs(v - value))) / 2
 
     def _climb(self, seen: Any, turn: int, variables: int) -> Any:
-        """A step from the best value so far: on after a success, else back and shorter, by turns."""
+        """A step from the best value so far: on after a success, else back and shorter."""
         values, scores = zip(*[(v, s) for v, _, s in seen if s is not None], strict=True)
         first = scores.index(max(scores))  # as good again is no success
         best, failures = values[first], len(scores) - 1 - first
@@ -4935,7 +4937,8 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
         if again and not margin:
             continue
         where = "above" if again else "below" if len(margin) > 39 else ""
-        where = where if parents else ""
+        if not parents:
+            where = ""
         words, room = said.get(node, ""), 90 - len(margin)
         rows.append(margin + _tree_line(graph, node, where, words, room, ascii))
         if where == "below":  # too far to the right, so it goes on at the left
@@ -4999,22 +5002,22 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         with scope:
             scope.replacements = new
             for each in nodes:
+                op: Any = each._op
+                depends = any(parent._number in new for parent in each.parents)
                 if each in changes:
                     root = each._as_root(to_data(changes[each]), each._base)
                     new[each._number] = root
                     if isinstance(root, ParameterNode):
                         root.set(root._data)  # which checks all but its type
-                elif any(parent._number in new for parent in each.parents):
-                    if effects or not cast(Any, each._op).effects:
-                        new[each._number] = _recompute(each, new)
+                elif depends and (effects or not op.effects):
+                    new[each._number] = _recompute(op, each, new)
     finally:
         _scope.set(around)
     return new.get(output._number, output)
 
 
-def _recompute(each: AnyNode, new: dict[int, AnyNode]) -> Any:
+def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     """A node computed again, where `new` holds the nodes that took the place of others."""
-    op: Any = each._op
 
     def leaf(part: Any) -> Any:
         return new.get(part._number, part) if isinstance(part, Node) else part
@@ -5287,7 +5290,7 @@ def _read_graph(text: str) -> TraceGraph:
             raise ValueError(f"format {named!r}, version {version!r}")
         if int(major[1]) > 1:
             raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
-    graph, known = TraceGraph(), dict[str, AnyNode]()
+    graph, known = TraceGraph(), Fields()
     nodes, outputs = form.pop("nodes"), form.pop("outputs", None) or ()
     graph.extra = form
     for n, spec in enumerate(nodes):
@@ -5303,9 +5306,9 @@ def _read_graph(text: str) -> TraceGraph:
     return graph
 
 
-def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
+def _node_from(spec: Fields, known: Fields, words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
-    own, get, parents = str(spec["id"]), spec.get, list[AnyNode]()
+    own, get, parents = str(spec["id"]), spec.get, []
     if own in known:
         raise ValueError("the id is used twice")
     value, inputs = decode(get("value")), get("inputs") or {}
@@ -5345,7 +5348,7 @@ def _rules_from(get: Function) -> Fields:
     }
 
 
-def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
+def _output_from(spec: Fields, known: Fields) -> Output:
     """One output of the JSON form."""
     extra = dict(spec)
     own, score, feedback = extra.pop("id"), extra.pop("score", None), extra.pop("feedback", None)

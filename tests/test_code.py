@@ -1013,6 +1013,23 @@ def test_the_signature_must_stay(old, new, same):
             check_code(source, "f", old)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@decorate(1)\ndef f(x=list(count())): return x",
+        "@kept(1)\n@decorate(1)\ndef f(x=list(count())): return x",
+        "@kept(1)\ndef f(x=list(count())) -> decorate(1): return x",
+        "decorate(1)\n@kept(1)\ndef f(x=list(count())): return x",
+        "@kept(1)\ndef f(x=list(count())): return x\ny = decorate(1)",
+    ],
+)
+def test_what_stands_around_a_kept_signature_does_not_run(source):
+    header = "@kept(1)\ndef f(x=list(count())):"
+    check_code(f"{header} return 2 * x", "f", header)  # which the author wrote
+    with pytest.raises(ValueError, match=r"`.*decorate\(1\)` at top level"):
+        check_code(source, "f", header)
+
+
 # ---- limits: any object that can check code and run it
 
 

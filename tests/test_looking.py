@@ -805,6 +805,18 @@ def test_what_is_refused_and_where(form, place):
         read(form)
 
 
+@pytest.mark.parametrize("field", ["choices", "bounds", "constraint", "code", "description"])
+def test_a_rule_that_is_null_is_none(field):
+    (x,) = read(nodes({**A, "trainable": True, field: None})).parameters
+    x.set(2)
+    assert x.data == 2
+
+
+def test_a_header_that_names_no_function_is_refused():
+    with pytest.raises(GraphError, match=r"nodes\[0\] \(a\): no header of a function: 'f\(x\)'"):
+        read(nodes({**A, "trainable": True, "code": "f(x)"}))
+
+
 @pytest.mark.parametrize("depth", [500, 3_000, 100_000])
 def test_deep_values_are_read_or_refused(depth):
     text = json.dumps(spec()).replace("100", "[" * depth + "]" * depth)
