@@ -2721,10 +2721,9 @@ class _ReplyReader:
         depth, end = 1, len(self.text)
         for other in re.compile(rf"(?xi){_THOUGHT}").finditer(self.text, mark.end()):
             if kind in other[0].lower():
+                depth += 1
                 if re.search(_THOUGHT_END, other[0]):
-                    depth, end = depth - 1, other.end()
-                else:
-                    depth += 1
+                    depth, end = depth - 2, other.end()
                 if not depth:
                     break
         return end
@@ -2743,8 +2742,8 @@ class _ReplyReader:
         """
         given = {self.name(name): str(value).strip() for name, value in pairs}
         taken = {name: str(value).strip() for name, value in self.values.items()}
-        apart = given and taken and taken.keys().isdisjoint(given) and _WHOLE in (rank, self.rank)
-        unclear = apart and _BARE not in (rank, self.rank)
+        unclear = given and taken and taken.keys().isdisjoint(given)
+        unclear = unclear and {rank, self.rank} in ({_WHOLE}, {_WHOLE, _TAGGED})
         unclear = unclear or (_BARE < rank < self.rank and {**taken, **given} != taken)
         if rank < self.rank and not unclear:
             return
@@ -2755,16 +2754,16 @@ class _ReplyReader:
                 "The reply gives several answers, and it is not clear which counts."
             )
         self.problems += problems
-        for name, value in pairs:
-            self.assign(name, value)
+        for key, value in pairs:
+            self.assign(key, value)
 
-    def assign(self, given: Any, value: Any) -> None:
+    def assign(self, key: Any, value: Any) -> None:
         """Note a value for a variable, or what is wrong with it."""
-        name = self.name(given)
+        name = self.name(key)
         value = _unfence(value) if "_code" in name and isinstance(value, str) else value
         if not name:
             self.problems.append(
-                f"There is no variable {to_text(given, 80)}, only {', '.join(self.names)}."
+                f"There is no variable {to_text(key, 80)}, only {', '.join(self.names)}."
             )
         elif repr(self.values.setdefault(name, value)) != repr(value):
             self.problems.append(f"The reply gives {name} twice, with different values.")
@@ -2817,14 +2816,14 @@ class _ReplyReader:
         same, word = (_NAMED, element) if element else (rf"<{re.escape(tag)}(?:\s[^<>]*)?>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, start)
         inside = start, after.start() if after else len(self.text)
-        ends = [*re.compile(rf"(?i)</\s*{re.escape(word)}\s*>").finditer(self.text, *inside)]
+        at_end = r"(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"  # of a line, or before another tag
+        pattern = re.compile(rf"(?i)</\s*{re.escape(word)}\s*>{at_end}")
+        ends = [*pattern.finditer(self.text, *inside)]
         if not ends:
             other = element and after and tag not in (after["attribute"], after["child"])
             return self.skip_unended(tag, inside, again=bool(after and not other))
-        at_line_end = [
-            end for end in ends if re.match(r"\s*(?:\n|<|\Z)", self.text[end.end() :][:80])
-        ]
-        end = ends[0] if field else (at_line_end or ends)[-1]
+        last = [end for end in ends if end["last"] is not None] or ends
+        end = ends[0] if field else last[-1]
         body = self.text[start : end.start()]
         if field == "answer" and _ReplyReader(body, self.names).read().values:
             self.forget()  # it is not the answer to a question, but stands around all
@@ -3415,12 +3414,12 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
     if llm is not None and (isinstance(llm, type) or not callable(llm)):
         raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
     for each in parameters:
-        kind, made = type(each._data), None
+        made = None
         with suppress(ValueError):
             made = _from_reply(_as_builtin(each._data), each)
-        if type(made) is not kind:
+        if type(made) is not each.type:
             raise TypeError(
-                f"no reply can give {each.name} another {kind.__name__}: keep it as a text, a "
+                f"no reply can give {each.name} another {each.type.__name__}: keep it as a text, a "
                 "number or a list and convert it in a bundle, or give it choices=[...]"
             )
 
@@ -3716,7 +3715,9 @@ class _View:
         if re.match(_FORMULA, words):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
-            given |= {"code": self.names[p] for p in codes if self.names[p] != p._base}
+            for parent in codes:
+                if self.names[parent] != parent._base:
+                    given["code"] = self.names[parent]
             call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
             code = " ".join(str(parent._data) for parent in codes if parent in self.own)
             if words and " ".join(words.split()) not in " ".join(code.split()):
