@@ -74,6 +74,7 @@ THE SOFTWARE.
 from __future__ import annotations
 
 import builtins
+import codecs
 import copy
 import io
 import json
@@ -2480,6 +2481,7 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
 
 
 _BUILTINS: Any = bool, int, float, str, list, tuple, set, frozenset, dict
+_NUMBERS, _LISTS = (int, float), (list, tuple)
 _AMOUNT_TO: Any = {list: (list, deque), dict: _DICTS}  # what is a list, or a dict, by other names
 # What tells the kinds that read text: Enums, dates, Decimals, paths.
 _READ_TEXT = "__members__", "fromisoformat", "as_integer_ratio", "__fspath__"
@@ -2514,15 +2516,14 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or a choice of any
     type. Else `ValueError`."""
     kind = type(like)
-    if like is None or (isinstance(value, kind) and kind not in (int, float)):
+    if like is None or (isinstance(value, kind) and kind not in _NUMBERS):
         return value
     old, new = type(_as_builtin(like)), _as_builtin(value)
-    numbers, lists = (int, float), (list, tuple)
     with suppress(ValueError, TypeError, ArithmeticError):
-        if old in numbers:
-            fits = type(new) in numbers and (new % 1 == 0 if old is int else math.isfinite(new))
+        if old in _NUMBERS:
+            fits = type(new) in _NUMBERS and (new % 1 == 0 if old is int else math.isfinite(new))
         else:
-            listed = type(new) in lists and old in (*lists, set, frozenset)
+            listed = type(new) in _LISTS and old in (*_LISTS, set, frozenset)
             fits = listed or type(new) is old
         if fits and (old is not str or isinstance(like, str)):
             return _filled(like, old(new))
@@ -2556,7 +2557,7 @@ def coerce_value(value: Any, like: Any) -> Any:
         if isinstance(value, str) and not (text_wanted or like is None):
             given, end, _ = _read_literal(value)
             given = None if value[end:].strip() or isinstance(given, str) else given
-        elif text_wanted and type(value) in (int, float):
+        elif text_wanted and type(value) in _NUMBERS:
             given = str(value)
         return _as_type_of(like, given)
     finite = "a finite " * isinstance(like, float)
@@ -2578,11 +2579,12 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
 
 
 Match = re.Match[str]
-_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z)) | (?P<same> [][(){},:]
-    | [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.])) | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
+_TOKEN = r"""(?sx) (?P<space> \s+ | (?:\#|//)[^\n]* | /\*.*?(?:\*/|\Z))
+    | (?P<same> [][(){},:]
+      | [-+]?(?:\d{1,400}\.?\d{0,400}|\.\d{1,400})(?:[eE][-+]?\d{1,9})?(?![\w.]))
+    | (?P<quote>\"\"\"|\'\'\'|["'`]) (?P<inside>(?:[^\\"'`]+|\\.|(?!(?P=quote))["'`])*)
       (?P<end>(?P=quote))? | (?P<word> \b[^\W\d]\w{0,98}) (?P<key>(?=\s*:))? | ."""
-_ESCAPE = r"(?s)\\(?:x[\da-fA-F]{2}|u[\da-fA-F]{4}|U000[\da-fA-F]{5}|.)"
-_ESCAPES = dict(zip("ntrbf\\/\"'`", "\n\t\r\b\f\\/\"'`", strict=True)) | {"\n": ""}
+_ESCAPE = r"""\\(?:([/`])|x[\da-fA-F]{2}|u[\da-fA-F]{4}|U000[\da-fA-F]{5}|[ntrbf\\"'\n])"""
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
@@ -2627,17 +2629,15 @@ def _read_literal(text: str, pos: int = 0) -> tuple[Any, int, str]:
 def _spell(token: Match) -> str:
     """A token as Python spells it; nothing for space and text without end, `?` for the rest."""
     if token["end"]:
-        plain = re.sub(_ESCAPE, _unescape, token["inside"])
+        plain = re.sub(
+            _ESCAPE,
+            lambda found: found[1] or codecs.decode(found[0], "unicode_escape"),
+            token["inside"],
+        )
         return repr(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     if token["word"]:
         return repr(token["word"]) if token["key"] == "" else _WORDS.get(token[0].lower(), "?")
     return token["same"] or ("" if token["space"] or token["quote"] else "?")
-
-
-def _unescape(found: Match) -> str:
-    """The character that an escape stands for; one that Python does not know stands for itself."""
-    digits = found[0][2:]
-    return chr(int(digits, 16)) if digits else _ESCAPES.get(found[0][1], found[0])
 
 
 # How models mark their thoughts, and where the answer begins after them.
@@ -2719,8 +2719,9 @@ class _ReplyReader:
         depth, end = 1, len(self.text)
         for other in re.compile(rf"(?xi){_THOUGHT}").finditer(self.text, mark.end()):
             if kind in other[0].lower():
-                ends = re.search(_THOUGHT_END, other[0])
-                depth, end = (depth - 1, other.end()) if ends else (depth + 1, end)
+                depth += 1
+                if re.search(_THOUGHT_END, other[0]):
+                    depth, end = depth - 2, other.end()
                 if not depth:
                     break
         return end
@@ -2730,18 +2731,17 @@ class _ReplyReader:
         plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
         return plain if plain in self.names else self.folded.get(plain.casefold(), "")
 
-    def take(self, rank: int, pairs: Iterable[Any], *problems: str) -> None:
+    def take(self, rank: int, pairs: list[Any], *problems: str) -> None:
         """Take an answer, values by name or what is wrong, unless a higher one was taken; a whole
         or higher one drops all before it.
 
         Where an object and tags say different things, or two objects are about different variables,
         it is not clear which counts.
         """
-        pairs = [*pairs]
         given = {self.name(name): str(value).strip() for name, value in pairs}
         taken = {name: str(value).strip() for name, value in self.values.items()}
-        apart = given and taken and taken.keys().isdisjoint(given) and _WHOLE in (rank, self.rank)
-        unclear = apart and _BARE not in (rank, self.rank)
+        unclear = given and taken and taken.keys().isdisjoint(given)
+        unclear = unclear and {rank, self.rank} in ({_WHOLE}, {_WHOLE, _TAGGED})
         unclear = unclear or (_BARE < rank < self.rank and {**taken, **given} != taken)
         if rank < self.rank and not unclear:
             return
@@ -2752,16 +2752,17 @@ class _ReplyReader:
                 "The reply gives several answers, and it is not clear which counts."
             )
         self.problems += problems
-        for name, value in pairs:
-            self.assign(name, value)
+        for key, value in pairs:
+            self.assign(key, value)
 
-    def assign(self, given: Any, value: Any) -> None:
+    def assign(self, key: Any, value: Any) -> None:
         """Note a value for a variable, or what is wrong with it."""
-        name = self.name(given)
+        name = self.name(key)
         value = _unfence(value) if "_code" in name and isinstance(value, str) else value
         if not name:
-            known = ", ".join(self.names)
-            self.problems.append(f"There is no variable {to_text(given, 80)}, only {known}.")
+            self.problems.append(
+                f"There is no variable {to_text(key, 80)}, only {', '.join(self.names)}."
+            )
         elif repr(self.values.setdefault(name, value)) != repr(value):
             self.problems.append(f"The reply gives {name} twice, with different values.")
         elif isinstance(value, str) and value.strip() == _TEMPLATE:
@@ -2775,7 +2776,7 @@ class _ReplyReader:
             self.read_fields(found)
         elif problem and (pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS):
             self.take(_WHOLE, [], f"The reply cannot be read: {problem}.")
-        return max(pos, opening.end())
+        return pos
 
     def read_fields(self, made: dict[Any, Any]) -> None:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
@@ -2804,32 +2805,31 @@ class _ReplyReader:
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
         tag = tag.strip()
-        field = tag.lower() if tag.lower() in self.words and not self.name(tag) else ""
-        if not (opening["named"] or field or self.name(tag)):
+        name, element, start = self.name(tag), opening["element"], opening.end()
+        field = tag.lower() if tag.lower() in self.words and not name else ""
+        if not (element or field or name):
             if _stem(tag) in map(_stem, self.names) and f"</{tag}" in self.text:
                 self.take(_TAGGED, [(tag, "")])  # there is no such variable
-            return opening.end()
-        element = opening["element"]
+            return start
         same, word = (_NAMED, element) if element else (rf"<{re.escape(tag)}(?:\s[^<>]*)?>", tag)
-        after = re.compile(f"(?xi){same}").search(self.text, opening.end())
-        inside = opening.end(), after.start() if after else len(self.text)
-        ends = [*re.compile(rf"(?i)</\s*{re.escape(word)}\s*>").finditer(self.text, *inside)]
+        after = re.compile(f"(?xi){same}").search(self.text, start)
+        inside = start, after.start() if after else len(self.text)
+        at_end = r"(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"  # of a line, or before another tag
+        pattern = re.compile(rf"(?i)</\s*{re.escape(word)}\s*>{at_end}")
+        ends = [*pattern.finditer(self.text, *inside)]
         if not ends:
             other = element and after and tag not in (after["attribute"], after["child"])
             return self.skip_unended(tag, inside, again=bool(after and not other))
-        at_line_end = [
-            end for end in ends if re.match(r"\s*(?:\n|<|\Z)", self.text[end.end() :][:80])
-        ]
-        end = ends[0] if field else (at_line_end or ends)[-1]
-        body = self.text[opening.end() : end.start()]
+        last = [end for end in ends if end["last"] is not None] or ends
+        end = ends[0] if field else last[-1]
+        body = self.text[start : end.start()]
         if field == "answer" and _ReplyReader(body, self.names).read().values:
             self.forget()  # it is not the answer to a question, but stands around all
-            return opening.end()
+            return start
         if field:
             self.words[field] = body.strip()
         else:
-            plain = _untag(body, "_code" in self.name(tag))
-            self.take(_TAGGED, [(tag, plain)])
+            self.take(_TAGGED, [(tag, _untag(body, "_code" in name))])
         return end.end()
 
     def skip_unended(self, tag: str, inside: tuple[int, int], again: bool) -> int:
@@ -2848,11 +2848,15 @@ def _stem(name: str) -> str:
     return re.sub(r"\\|_code|[\d_]+$", "", name).casefold()
 
 
+_FENCED = r"""(?xs) \s* (`{3,}|~{3,}) [^\n`]* \n
+    (?! (?:(?![ \t]*\1)[^\n]*\n)* [ \t]*\1[^\S\n]*\n \s*\S )  # it ends, and another thing follows
+    (.*) \n [ \t]* \1 \s* \Z"""
+
+
 def _unfence(text: str) -> str:
     """What stands inside a fence of ``` or ~~~, if the text is one fence and nothing else."""
-    fence = re.match(r"(?s)\s*(`{3,}|~{3,})[^\n`]*\n(.*)\n[ \t]*\1\s*\Z", text)
-    first = re.search(rf"(?m)^[ \t]*{fence[1]}.*$", fence[2]) if fence else None
-    return text if not fence or (first and first[0].strip() == fence[1]) else fence[2]
+    fence = re.match(_FENCED, text)
+    return fence[2] if fence else text
 
 
 def _untag(body: str, code: bool) -> str:
@@ -2910,8 +2914,10 @@ def ask_until_usable(
         replies.append(reply)
         cut = reply.finish_reason in _UNFINISHED  # however well what is there can be read
         result, problems = read("" if cut else reply)
-        problems = [_CUT_OFF] if cut else problems
-        refused += [problems] if problems else []
+        if cut:
+            problems = [_CUT_OFF]
+        if problems:
+            refused.append(problems)
         if not problems or len(replies) > retries:
             return result, replies, refused
         again = _AGAIN.format("\n- ".join(problems))
@@ -2954,12 +2960,9 @@ Give every variable that should change, whole and in its type, and leave out the
 _CODE_RULES = """ Code is Python: keep the name and the signature of the function; imports, \
 constants and helper functions may stand beside it."""
 
-_NO_FEEDBACK = "there is no feedback to learn from: call backward(output, feedback) before step()"
-
 
 Prompt = list[Texts]  # the messages that an optimizer sends
 Named = Mapping[str, "ParameterNode[Any]"]
-NewValues = dict["ParameterNode[Any]", Any]
 
 
 class Proposal(dict[ParameterNode[Any], Any]):
@@ -2976,8 +2979,8 @@ class Proposal(dict[ParameterNode[Any], Any]):
     prompt: Sequence[Texts] = ()
     replies: Sequence[str] = ()
     refused: Sequence[str] = ()
-    accepted: NewValues = {}  # the values that were checked when they were read
-    before: NewValues = {}  # after an update, the values that these replaced
+    accepted: Mapping[Parameter, Any] = {}  # the values that were checked when they were read
+    before: Mapping[Parameter, Any] = {}  # after an update, the values that these replaced
     reasoning = answer = ""
     usage: Mapping[str, int] | None = None
     seconds = 0.0
@@ -2986,7 +2989,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
         """The changes as a unified diff."""
         import difflib
 
-        rows: list[str] = []
+        rows = list[str]()
         for parameter, value in self.items():
             name, values = parameter.py_name, (self.before.get(parameter, parameter._data), value)
             texts = [each if isinstance(each, str) else to_text(each) for each in values]
@@ -3061,7 +3064,7 @@ class Optimizer:
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
             _refuse_unreadable(self._named.values(), llm)
-        self.names, self.parameters = list(self._named), list(self._named.values())
+        self.names, self.parameters = [*self._named], [*self._named.values()]
         self.llm = llm
         self.propagator = self._flow() if propagator is None else propagator
         self.objective = objective or ""
@@ -3098,8 +3101,10 @@ class Optimizer:
             approve: a function of the diff that returns true, or words of refusal.
         """
         if any(map(self._is_stale, self._graphs())):
-            words = "some feedback is older than the last change: call zero_feedback() before it"
-            warn(words, stacklevel=2)
+            warn(
+                "some feedback is older than the last change: call zero_feedback() before it",
+                stacklevel=2,
+            )
         proposal: Proposal = self.propose()
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
@@ -3128,18 +3133,17 @@ class Optimizer:
         proposal.update(good)
         return proposal
 
-    def checked(self, values: Mapping[Any, Any]) -> NewValues:
+    def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
-        known: dict[Any, Parameter] = {}
-        for each in self.parameters:
-            known |= {each: each, each.name: each, each.py_name: each}
+        known = {key: p for p in self.parameters for key in (p, p.name, p.py_name)}
         known |= self._named  # two functions of one name have names of their own here
-        strays = ", ".join(to_text(key, 60) for key in values if key not in known)
+        strays = [to_text(key, 60) for key in values if key not in known]
         if strays:
-            names = ", ".join(self.names)
-            raise ValueError(f"{strays}: no parameter of this optimizer, which has {names}")
-        good: NewValues = getattr(values, "accepted", {})
-        found: NewValues = {}
+            raise ValueError(
+                f"{', '.join(strays)}: no parameter of this optimizer, "
+                f"which has {', '.join(self.names)}"
+            )
+        good, found = getattr(values, "accepted", {}), dict[Parameter, Any]()
         for key, value in values.items():
             each = known[key]
             accepted = each in good and good[each] is value
@@ -3164,12 +3168,14 @@ class Optimizer:
 
     def _prompts(self, note: str) -> list[Prompt]:
         """All that is asked for one proposal."""
-        asked = self._questions()
-        if not asked:
-            raise MinitraceError(_NO_FEEDBACK)
-        return [self._prompt(named, feedback, note) for named, feedback in asked]
+        prompts = [self._prompt(*question, note) for question in self._questions()]
+        if not prompts:
+            raise MinitraceError(
+                "there is no feedback to learn from: call backward(output, feedback) before step()"
+            )
+        return prompts
 
-    def _questions(self) -> list[tuple[Named, str]]:
+    def _questions(self) -> Iterator[tuple[Named, str]]:
         """The variables that each prompt is about, and the feedback: here all in a single one.
 
         What was said of several outputs stands once.
@@ -3179,7 +3185,8 @@ class Optimizer:
             judged = "" if score is None else f" (score: {score:g})"
             about[f"{_said(feedback) or '(no words)'}{judged}"].append(graph.names[each])
         rows = [f"{_cut(', '.join(names), 200)}: {words}" for words, names in about.items()]
-        return [(self._reached(), "\n".join(rows))] if rows else []
+        if rows:
+            yield self._reached(), "\n".join(rows)
 
     def _reached(self) -> Named:
         """The parameters that the feedback reached, by name: only these are offered for change."""
@@ -3199,7 +3206,8 @@ class Optimizer:
                 "raise it, or optimize fewer parameters"
             )
         feedback, past = _fitted(feedback, room // 3), self._past(named, room // 3)
-        tail = _page({"Variables": variables, "Feedback": feedback, _PAST: past})
+        title = "Past attempts, the oldest first"
+        tail = _page({"Variables": variables, "Feedback": feedback, title: past})
         left = self.max_chars - len(system + head + tail) - 2
         shown = _cut(self.describe(left), left)
         text = "\n".join(filter(None, (head, shown, tail)))
@@ -3231,7 +3239,7 @@ class Optimizer:
 
     def _graphs(self) -> list[TraceGraph]:
         """The trace graphs of the feedback, or what was said where it carries none."""
-        found = [each for parameter in self.parameters for each in parameter.feedback]
+        found = chain(*[parameter.feedback for parameter in self.parameters])
         return [each for each in found if isinstance(each, TraceGraph)] or self._heard
 
     def _is_stale(self, graph: TraceGraph) -> bool:
@@ -3243,13 +3251,14 @@ class Optimizer:
         """One proposal from the answers to all the prompts, which are asked side by side."""
         began, proposal = time.monotonic(), Proposal()
         readings, replies, refused = zip(*_side_by_side(self._answer, prompts), strict=True)
-        for reading in readings:
-            proposal.update(reading.values)
+        reasoning, answers, values, _ = zip(*readings, strict=True)
+        for each in values:
+            proposal.update(each)
         proposal.accepted, proposal.prompt = {**proposal}, [*chain(*prompts)]
         proposal.replies = said = [*chain(*replies)]
-        proposal.refused = ["; ".join(problems) for problems in chain(*refused)]
-        proposal.reasoning = "\n".join(filter(None, [each.reasoning for each in readings]))
-        proposal.answer = "\n".join(filter(None, [each.answer for each in readings]))
+        proposal.refused = [*map("; ".join, chain(*refused))]
+        proposal.reasoning = "\n".join(filter(None, reasoning))
+        proposal.answer = "\n".join(filter(None, answers))
         proposal.usage = sum((Counter(reply.usage) for reply in said), Counter()) or None
         proposal.seconds = time.monotonic() - began
         return proposal
@@ -3262,8 +3271,7 @@ class Optimizer:
         self.refused |= dict.fromkeys(chain(*refused))
         if len(refused) == len(replies) and self.on_refusal != "keep":
             times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
-            words = f"no usable reply in {times}: {refused[-1][-1]}"
-            raise ReplyError(words, replies, refused[-1])
+            raise ReplyError(f"no usable reply in {times}: {refused[-1][-1]}", replies, refused[-1])
         return asked
 
     def _read(self, text: str) -> tuple[Reading, list[str]]:
@@ -3290,8 +3298,8 @@ class Optimizer:
         if not proposal and proposal.refused and reason == "no change":
             reason = f"{len(proposal.replies)} replies refused: {proposal.refused[-1]}"
         outputs = [to_text(each.node._data, 100) for each in graph.outputs]
-        heard, diff = (graph.feedback, graph.score), proposal.diff()
-        self.remember(Attempt(values, *heard, proposal, diff, reason, outputs))
+        story = proposal, proposal.diff(), reason, outputs
+        self.remember(Attempt(values, graph.feedback, graph.score, *story))
 
     def remember(self, attempt: Attempt) -> None:
         """Put an attempt into the history; of the hundred before it everything is kept."""
@@ -3305,15 +3313,18 @@ class Optimizer:
     def best(self) -> Attempt | None:
         """The attempt with the highest score, the latest of equals; of those whose values stayed
         or were the program's own, not of those tried and "not kept"."""
-        kept = [each for each in reversed(self.history) if each.reason != "not kept"]
-        scored = [each for each in kept if each.score is not None]
-        return max(scored, key=lambda each: each.score or 0, default=None)
+        kept = [
+            each for each in self.history if each.score is not None and each.reason != "not kept"
+        ]
+        return max(reversed(kept), key=lambda each: each.score or 0, default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        strays = ", ".join(attempt.values.keys() - self._named.keys())
+        strays = attempt.values.keys() - self._named.keys()
         if strays:
-            raise ValueError(f"the attempt has values of {strays}, which this optimizer has not")
+            raise ValueError(
+                f"the attempt has values of {', '.join(strays)}, which this optimizer has not"
+            )
         for name, value in attempt.values.items():
             self._named[name].restore(value)
 
@@ -3330,7 +3341,7 @@ class Optimizer:
         """Past attempts, what was said of them, and the rules that replies broke."""
         shown = self.history[-self.memory_size :] if self.memory_size else []
         now = Attempt({name: each._data for name, each in named.items()}, [], None)
-        rows: list[str] = []
+        rows = list[str]()
         for number, (attempt, then) in enumerate(pairwise([*shown, now]), 1):
             values = {name: attempt.values.get(name) for name in named}
             rows += _attempt_rows(number, attempt, values, then.values)
@@ -3344,8 +3355,8 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
     """An attempt: its values, what they gave, what was said, and how long texts changed then."""
     import difflib
 
-    long = [name for name, value in values.items() if _is_long(value)]
-    short = {name: value for name, value in values.items() if name not in long}
+    short = {name: value for name, value in values.items() if not _is_long(value)}
+    long = [name for name in values if name not in short]
     yield f"{number}. {_listed(short) or ', '.join(long) + ' as it was then'}"
     about = defaultdict[str, list[str]](list)
     for words, gave in zip_longest(attempt.feedback, attempt.outputs, fillvalue=""):
@@ -3374,13 +3385,14 @@ def _by_name(parameters: Any) -> Named:
     if isinstance(parameters, Node) or hasattr(parameters, "parameters"):
         parameters = [parameters]
     elif not isinstance(parameters, Iterable):
-        shown = to_text(parameters, 60)
-        raise TypeError(f"{shown} has no parameters: pass optimizer=, or parameters")
+        raise TypeError(
+            f"{to_text(parameters, 60)} has no parameters: pass optimizer=, or parameters"
+        )
     elif isinstance(parameters, Mapping):  # such as `parameters_dict()`
         parameters = parameters.values()
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
-    for each in chain.from_iterable(groups):
+    for each in chain(*groups):
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         if any(each is other for other in named.values()):
@@ -3400,12 +3412,12 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
     if llm is not None and (isinstance(llm, type) or not callable(llm)):
         raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
     for each in parameters:
-        kind, made = type(each._data), None
+        made = None
         with suppress(ValueError):
             made = _from_reply(_as_builtin(each._data), each)
-        if type(made) is not kind:
+        if type(made) is not each.type:
             raise TypeError(
-                f"no reply can give {each.name} another {kind.__name__}: keep it as a text, a "
+                f"no reply can give {each.name} another {each.type.__name__}: keep it as a text, a "
                 "number or a list and convert it in a bundle, or give it choices=[...]"
             )
 
@@ -3418,7 +3430,7 @@ def _side_by_side(function: Callable[[Any], T], items: Sequence[Any], workers: i
     from concurrent.futures import ThreadPoolExecutor
 
     if min(len(items), workers) < 2 or _in_thread(get_ident).result() == get_ident():
-        return [function(item) for item in items]
+        return [*map(function, items)]
     with ThreadPoolExecutor(workers) as pool:
         calls = [partial(copy_context().run, function, item) for item in items]
         return [*pool.map(lambda call: call(), calls)]  # a failure cancels what has not begun
@@ -3473,7 +3485,7 @@ class OptoPrime(Optimizer):
         """The graph as text."""
         from bisect import bisect
 
-        view = _View(self.graph(), room, self.parameters)
+        view = _View(self.graph(), room)
         sizes = range(1, len(view.nearest) + 1)
         return view.text(bisect(sizes, room, key=lambda size: len(view.text(size))))
 
@@ -3538,13 +3550,13 @@ class _Critic(SumPropagator):
         step = f"{node.op_name}({call}) gave {to_text(node._data, 1000)}.\n{node.op_name}: "
         step = _cut(step, 6000) + _cut(node.description, 1000)
 
-        def criticism(name: str) -> str:
-            question = _CRITICISM.format(step, _said(feedback, 3000), name)
-            return _ask_any(llm, [_message("user", question)])
+        def criticism(name: str) -> str | None:
+            if not inputs[name]._depends:
+                return None
+            question = _message("user", _CRITICISM.format(step, _said(feedback, 3000), name))
+            return _ask_any(llm, [question])
 
-        names = [name for name, parent in inputs.items() if parent._depends]
-        answers = dict(zip(names, _side_by_side(criticism, names), strict=True))
-        return [answers.get(name) for name in inputs]
+        return _side_by_side(criticism, [*inputs])
 
 
 class TextGrad(Optimizer):
@@ -3564,13 +3576,11 @@ class TextGrad(Optimizer):
     def _flow(self) -> Propagator:
         return _Critic(self)
 
-    def _questions(self) -> list[tuple[Named, str]]:
+    def _questions(self) -> Iterator[tuple[Named, str]]:
         """A prompt for each parameter that has feedback."""
-        return [
-            ({name: each}, "\n".join(f"{name}: {_said(words)}" for words in each.feedback))
-            for name, each in self._named.items()
-            if each.feedback
-        ]
+        for name, each in self._named.items():
+            if each.feedback:
+                yield {name: each}, "\n".join(f"{name}: {_said(words)}" for words in each.feedback)
 
     def describe(self, room: int) -> str:
         """Nothing of the program: the criticisms have seen it."""
@@ -3583,9 +3593,6 @@ class TextGrad(Optimizer):
 def _page(sections: Mapping[str, str]) -> str:
     """The sections that are not empty, each under its title."""
     return "\n".join(f"# {title}\n{text}" for title, text in sections.items() if text)
-
-
-_PAST = "Past attempts, the oldest first"
 
 
 def _said(words: Any, limit: int = 0) -> str:
@@ -3609,8 +3616,9 @@ def _fitted(text: str, room: int) -> str:
 
 
 def _listed(values: Options) -> str:
-    rows = [f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()]
-    return "; ".join(rows)
+    return "; ".join(
+        f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()
+    )
 
 
 def _variable_text(name: str, parameter: Parameter) -> str:
@@ -3626,9 +3634,10 @@ def _variable_text(name: str, parameter: Parameter) -> str:
         fence = max(re.findall("`{3,}", value), default="``") + "`"
         start, language = ("(code)", "python") if code else ("(str)", "")
         return f"{start} {name}:{note}\n{fence}{language}\n{value}\n{fence}"
-    stands = isinstance(value, str) and not isinstance(parameter._data, str)  # for something else
-    kind = type(parameter._data if stands else value).__name__
-    return f"({kind}) {name} = {to_text(value)}{note}"
+    kind = type(value)
+    if kind is str and not isinstance(parameter._data, str):  # it stands for something else
+        kind = parameter.type
+    return f"({kind.__name__}) {name} = {to_text(value)}{note}"
 
 
 def _is_long(value: Any) -> bool:
@@ -3652,20 +3661,22 @@ def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
     """
     calls = [each for each in graph if graph.parents(each)]
     outputs = [output.node for output in graph.outputs]
-    folded: set[AnyNode] = set()  # the middle of every long run
+    folded = set[AnyNode]()  # the middle of every long run
     for _, run in groupby(calls, lambda each: (each.op_name, graph.kind(each))):
         row = [*run]
-        folded.update(row[4:-4] if len(row) > 12 else ())
-    failed = [each for each in calls if graph.kind(each) == "exception"]
+        if len(row) > 12:
+            folded |= {*row[4:-4]}
+    folded -= {*outputs}
+    failed = [each for each in calls if isinstance(each, ExceptionNode)]
     uses = [graph.children(parameter)[:1] for parameter in graph.parameters]
     near = [*failed, *outputs, *chain(*uses)]
-    seen: set[AnyNode] = set()
+    seen = set[AnyNode]()
     for each in near:  # it grows on the way
         parents = graph.parents(each)
         if parents and each not in seen:
             seen.add(each)
             near += parents
-            if each not in folded.difference(outputs):
+            if each not in folded:
                 yield each
 
 
@@ -3676,19 +3687,21 @@ class _View:
     does, inputs too long to stand in the line.
     """
 
-    def __init__(self, graph: TraceGraph, room: int, own: Sequence[Parameter]) -> None:
-        self.graph = graph
+    def __init__(self, graph: TraceGraph, room: int) -> None:
+        self.outputs = {output.node for output in graph.outputs}
         self.calls = [each for each in graph if graph.parents(each)]
         self.limit = max(60, min(600, room // (2 * len(self.calls) + 1)))  # of a value
         self.most = max(60, min(1500, room // 4))  # of a call, or of all the outputs' values
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
-        parents = set(chain(*map(graph.parents, self.nearest))).difference(own, self.calls)
-        self.own = {*own}
-        values = {p: _said(to_text(graph.value(p), self.limit)) for p in parents if not _is_code(p)}
-        short = {each: text for each, text in values.items() if 0 < len(text) <= 40}
-        self.names = {**graph.names, **short}  # short inputs stand where they are used
-        self.inputs = {p: f"{self.names[p]} = {values[p]}" for p in values.keys() - short.keys()}
-        self.docs: dict[AnyNode, str] = {}
+        self.own = graph.named
+        inputs = {*chain(*map(graph.parents, self.nearest))}.difference(self.own, self.calls)
+        self.names, self.inputs, self.docs = {**graph.names}, dict[Any, str](), dict[Any, str]()
+        for each in inputs:
+            text = "" if _is_code(each) else _said(to_text(graph.value(each), self.limit))
+            if len(text) > 40:
+                self.inputs[each] = f"{self.names[each]} = {text}"
+            elif text:
+                self.names[each] = text  # a short input stands where it is used
         self.lines = {each: self._line(each) for each in self.nearest}
 
     def _line(self, each: AnyNode) -> str:
@@ -3700,39 +3713,42 @@ class _View:
         if re.match(_FORMULA, words):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
-            given |= {"code": self.names[p] for p in codes if self.names[p] != p._base}
+            for parent in codes:
+                if self.names[parent] != parent._base:
+                    given["code"] = self.names[parent]
             call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
             code = " ".join(str(parent._data) for parent in codes if parent in self.own)
             if words and " ".join(words.split()) not in " ".join(code.split()):
                 self.docs[each] = f"{each.op_name}: {words}"
-        outputs = {output.node for output in self.graph.outputs}
-        share = self.most // len(outputs) if each in outputs else 0
+        share = self.most // len(self.outputs) if each in self.outputs else 0
         value = _said(to_text(each._data, max(self.limit, share)))
-        if self.graph.kind(each) == "exception":
+        if isinstance(each, ExceptionNode):
             value = f"raised {_said(each._data, self.most)}"
         return f"{self.names[each]} = {_cut(call, self.most)}  # {value}"
 
     def text(self, size: int) -> str:
         """So many of the nearest calls, in the order of the program, with what they need."""
-        near, rows = set(self.nearest[:size]), list[str]()
+        near, rows = {*self.nearest[:size]}, list[str]()
         for shown, group in groupby(self.calls, lambda call: call in near):
             run = [*group]
             rows += [self.lines[each] for each in run] if shown else [self._gap(run)]
         calls = [each for each in self.calls if each in near]
-        docs = dict.fromkeys(self.docs[each] for each in calls if each in self.docs)
+        docs = dict.fromkeys(filter(None, map(self.docs.get, calls)))
         limit = max(60, min(600, 2 * self.most // (len(docs) + 1)))
-        about = [_said(words, limit) for words in docs]
-        used = dict.fromkeys(chain(*[each.parents for each in calls]))
-        inputs = [self.inputs[each] for each in used if each in self.inputs]
-        sections = {"Code": rows, "Documentation": about, "Inputs": inputs}
+        used = chain(*[each.parents for each in calls])
+        sections = {
+            "Code": rows,
+            "Documentation": [_said(words, limit) for words in docs],
+            "Inputs": filter(None, dict.fromkeys(map(self.inputs.get, used))),
+        }
         return _page({title: "\n".join(rows) for title, rows in sections.items()})
 
     def _gap(self, calls: list[AnyNode]) -> str:
         """The line that stands for calls left out: how many, from where to where, and which."""
         counts = Counter(each.op_name for each in calls).most_common(5)
         kinds = ", ".join(f"{count} {name}" for name, count in counts)
-        first, last = self.names[calls[0]], self.names[calls[-1]]
-        return _cut(f"# {len(calls)} calls left out, {first} to {last}: {kinds}", 120)
+        names = [self.names[each] for each in calls]
+        return _cut(f"# {len(calls)} calls left out, {names[0]} to {names[-1]}: {kinds}", 120)
 
 
 # ---- 6. Language models --------------------------------------------------------------------------

@@ -1337,6 +1337,8 @@ def test_two_functions_of_one_name_have_distinct_variables():
     optimizer.step()
     assert two(one(1)).data == 7 and "+ 5" in two.parameter.data
     assert optimizer.history[-1].values.keys() == {"step_code", "step_code_"}
+    again = OptoPrime([one, two, two, one.parameter])
+    assert again.names == ["step_code", "step_code_"]
 
 
 def test_the_system_text_says_what_the_variables_need():

@@ -215,6 +215,22 @@ def test_after_a_broken_answer_only_a_whole_one_counts(broken):
     assert read_reply(broken + ' {"suggestion": {"x0": 3}}', ["x0"]).values == {"x0": 3}
 
 
+def test_a_suggestion_that_is_no_object_is_told_and_gives_way_to_another_answer():
+    for broken in '{"suggestion": "x0 = 3"}', '{"suggestion": {"x0", 3}}':
+        (problem,) = read_reply(broken, ["x0"]).problems
+        assert problem.endswith("its suggestion is not an object of names and values.")
+        assert read_reply(broken + ' {"x0": 3}', ["x0"]).values == {}
+        whole = broken + ' I mean {"suggestion": {"x0": 7}}'
+        assert read_reply(whole, ["x0"]) == ("", "", {"x0": 7}, [])
+        assert read_reply(broken + '</think> {"x0": 7}', ["x0"]).values == {"x0": 7}
+
+
+@pytest.mark.parametrize("key", ["1", "-1", "'a'", "(1, 2)", "true", "None", "2.5"])
+def test_a_key_that_stands_twice_in_a_value_is_refused(key):
+    (problem,) = read_reply(f"{{'x0': {{{key}: 1, {key}: 2}}}}", ["x0"]).problems
+    assert problem == "The reply cannot be read: it has the same key twice."
+
+
 def test_no_more_than_eight_problems_are_told():
     text = json.dumps({"suggestion": {f"y{n}": n for n in range(10)}})
     problems = read_reply(text, ["x0"]).problems
