@@ -91,7 +91,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice, pairwise, zip_longest
-from threading import Thread, current_thread, get_ident, main_thread
+from threading import Thread, get_ident, main_thread
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 from warnings import catch_warnings, simplefilter, warn
@@ -1119,8 +1119,10 @@ class _Body(_Scope):
                 held = _held_by(each._data)
                 if len(held) > 1 or isinstance(each._data, (*_CONTAINERS, bytearray)):
                     self.held.append((name, each._data, held))
-        if not (self.bundle.is_async or _is_bare()):
-            self.thread, self.threads = get_ident(), {*sys._current_frames()}  # none of its own yet
+        if not self.bundle.is_async:
+            alone = len(sys._current_frames()) == 1
+            self.threads = () if alone else {*sys._current_frames()}  # none of its own runs yet
+            self.thread, self.hooks = get_ident(), _hooks.get()
             _bodies.add(self)
         return super().__enter__()
 
@@ -1128,7 +1130,8 @@ class _Body(_Scope):
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
         _bodies.discard(self)
-        super().__exit__()
+        if _scope.get() is self:
+            _scope.set(self.outer)
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
@@ -1665,7 +1668,7 @@ def backward(
     return reached
 
 
-def _doubt(reached: Collection[AnyNode]) -> str:
+def _doubt(reached: Collection[Any]) -> str:
     """Why the feedback may be lost or wrong: no parameter is reached, or one changed since a node
     was computed from it."""
     if not reached:
@@ -1673,9 +1676,10 @@ def _doubt(reached: Collection[AnyNode]) -> str:
             " reaches no parameter: a trace ends where a value is read plainly, by ==, "
             "bool, int(), an f-string or .data, and in stop_tracing"
         )
-    changes = [e._changes[-1][0] for e in reached if isinstance(e, ParameterNode) and e._changes]
-    old = [each for each in reached if each._number < max(changes, default=0)]
-    pairs: Any = ((parent, each) for each in old for parent in each.parents if parent.trainable)
+    parameters = [each for each in reached if each.trainable]
+    newest = max([each._changes[-1][0] for each in parameters if each._changes], default=0)
+    old = [each for each in reached if each._number < newest] if newest else []
+    pairs = ((parent, each) for each in old for parent in each.parents if parent.trainable)
     changed = [parent for parent, each in pairs if _changed_since(parent, each._number)]
     names = ", ".join(dict.fromkeys(parameter.name for parameter in changed))
     return f": it used an older value of {names}; run the program again" if names else ""
@@ -3900,14 +3904,18 @@ _open_hooks: list[Function] = []
 
 def _is_bare() -> bool:
     """Is this a thread that took no context along, such as a plain `Thread` or one of a pool?"""
-    return _hooks.get() is None and current_thread() is not main_thread()
+    return _hooks.get() is None and get_ident() != _MAIN.ident
+
+
+_MAIN = main_thread()
 
 
 def _read_elsewhere(node: AnyNode) -> Any:
     """The data of a node outside all scopes; noted by a body that started this thread and waits."""
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
-        frame = frames.get(body.thread)
+        known = body.hooks is not None or body.thread == _MAIN.ident  # no sibling of this thread
+        frame = frames.get(body.thread) if known else None
         waits = frame and frame.f_globals.get("__name__") in ("threading", "selectors")
         if waits and get_ident() not in body.threads:
             value = body.read(node)
