@@ -1060,7 +1060,7 @@ class _Scope:
         _scope.set(self)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if _scope.get() is self:  # else this is another context, in which a coroutine ended
             _scope.set(self.outer)
 
@@ -1130,8 +1130,7 @@ class _Body(_Scope):
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
         _bodies.discard(self)
-        if _scope.get() is self:
-            _scope.set(self.outer)
+        super().__exit__(kind, error, _)
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
@@ -1678,10 +1677,9 @@ def _doubt(reached: Collection[Any]) -> str:
         )
     parameters = [each for each in reached if each.trainable]
     newest = max([each._changes[-1][0] for each in parameters if each._changes], default=0)
-    old = [each for each in reached if each._number < newest] if newest else []
-    pairs = ((parent, each) for each in old for parent in each.parents if parent.trainable)
-    changed = [parent for parent, each in pairs if _changed_since(parent, each._number)]
-    names = ", ".join(dict.fromkeys(parameter.name for parameter in changed))
+    pairs = ((p, each) for each in reached if each._number < newest for p in each.parents)
+    changed = (p.name for p, each in pairs if p.trainable and _changed_since(p, each._number))
+    names = ", ".join(dict.fromkeys(changed))
     return f": it used an older value of {names}; run the program again" if names else ""
 
 

@@ -157,7 +157,7 @@ LOOK_DOWN = {
     (2, "CodeBundle"): "bundle(trainable=True)",
     (2, "_parameters_in"): "Module.parameters finds code too",
     (2, "_failure"): "what a failure says, and its source",
-    (2, "_is_bare"): "whether this thread works for nobody in particular",
+    (2, "_hooks"): "whose calls a body makes, by which its threads are told from others",
     (2, "_save"): "Module.save",
     (2, "_load"): "Module.load",
     (3, "_ids"): "TraceGraph.ids",
