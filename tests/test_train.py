@@ -2893,6 +2893,95 @@ def test_names_that_have_changed_places_are_told_apart(tmp_path):
         assert run(True) == (2, 6, 0)
 
 
+def overlapping(tmp_path, names, order, epochs, text=""):
+    """A run whose parameters get their names in this order; what they are and what was asked."""
+    minitrace.GRAPH.clear()
+    for _ in range(names):
+        node("", name="w")
+    made = {}
+    for attribute in order:
+        start = f"{text}{attribute}" if text else {"a": 0, "b": 10, "c": 20}[attribute]
+        made[attribute] = node(start, name="w", trainable=True)
+    model = Module()
+    for attribute in sorted(made):
+        setattr(model, attribute, made[attribute])
+    asked = []
+
+    def forward(x):
+        return operators.identity([made[name] for name in sorted(made)])
+
+    def llm(messages):
+        asked.append(messages)
+        after = {name: each.data + ("!" if text else 1) for name, each in made.items()}
+        values = {made[name].py_name: value for name, value in after.items()}
+        return json.dumps({"reasoning": f"{made['a'].py_name} first", "suggestion": values})
+
+    model.forward = forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(
+            model, [(0, 1)], lambda *_: (0, "more"), OptoPrime(model, llm=llm), epochs=epochs,
+            gate=False, measure=False, journal=tmp_path / "j",
+        )  # fmt: skip
+    return [made[name].data for name in sorted(made)], len(asked)
+
+
+@pytest.mark.parametrize("names", [0, 1, 2])
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+def test_replies_reach_their_parameters_whatever_their_names_were(tmp_path, names, order):
+    assert overlapping(tmp_path, 0, "abc", 1) == ([1, 11, 21], 1)
+    values, asked = overlapping(tmp_path, names, order, 3)
+    assert values == [3, 13, 23] and asked <= 3
+    if order == "abc":  # the words are the same, but for the names
+        assert asked == 2
+    values, _ = overlapping(tmp_path, 1 - min(names, 1), "abc", 4)
+    assert values == [4, 14, 24]
+
+
+@pytest.mark.parametrize("text", ["w0, w1 and w:2 ", '"w0": 3 \\ é w2\n', "<w0> w1 w3 "])
+@pytest.mark.parametrize("names", [0, 1, 2, 7])
+def test_texts_in_values_keep_the_names_that_they_mention(tmp_path, text, names):
+    def run(names, epochs):
+        return overlapping(tmp_path, names, "abc", epochs, text)
+
+    def values(marks):
+        return [text + name + "!" * marks for name in "abc"]
+
+    assert run(0, 1) == (values(1), 1)
+    assert run(names, 1) == (values(1), 0)
+    assert run(names, 3) == (values(3), 2)
+    assert run(3, 3) == (values(3), 0)
+    kept = [record["values"] for record in records(tmp_path / "j") if record["event"] == "step"]
+    assert [list(each.values()) for each in kept] == [values(1), values(2), values(3)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{{"reasoning": "{a} is it", "suggestion": {{"{a}": "w1", "{b}": {{"w0": ["w1"]}}}}}}',
+        '<variable name="{a}">w1</variable><variable name="{b}">{{"w0": ["w1"]}}</variable>',
+    ],
+)
+@pytest.mark.parametrize("names", [1, 2])
+def test_values_that_are_names_are_values(tmp_path, form, names):
+    def run(names):
+        minitrace.GRAPH.clear()
+        for _ in range(names):
+            node("", name="w")
+        model = Module()
+        model.a, model.b = (node(v, name="w", trainable=True) for v in ("x", {"y": [""]}))
+        model.forward = lambda x: operators.identity([model.a, model.b])
+        llm = Script([form.format(a=model.a.py_name, b=model.b.py_name)])
+        train(
+            model, [(0, 1)], lambda *_: (0, "more"), OptoPrime(model, llm=llm), gate=False,
+            measure=False, journal=tmp_path / "j",
+        )  # fmt: skip
+        return model.a.data, model.b.data, len(llm.asked)
+
+    assert run(0) == ("w1", {"w0": ["w1"]}, 1)
+    assert run(names) == ("w1", {"w0": ["w1"]}, 0)
+
+
 def two_models(kind):
     """Two language models that answer differently to the same question."""
     if kind == "functions":

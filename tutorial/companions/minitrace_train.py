@@ -623,37 +623,121 @@ class _Names:
     """What parameters are called now, and what the journal calls them: `x:3` may be its `x:0`.
 
     A name counts how often it was given in a process. The journal keeps those of its first run, so
-    that any other run asks and answers in the same words.
+    that any other run asks and answers in the same words. All names change at once, each into
+    another one, so that two that change places stay two. Texts that are values keep theirs.
     """
 
     def __init__(self, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
         pairs: list[tuple[str, str]] = []
         for path, names in now.items():
             pairs += zip(names, then.get(path, names), strict=False)
-        self.then = {new: old for new, old in pairs if new != old}
+        whole = _permutation(dict(pairs))
+        self.then = {new: old for new, old in whole.items() if new != old}
         self.now = {old: new for new, old in self.then.items()}
+        self.kept: set[str] = set()
+
+    def keep(self, *values: Any) -> None:
+        """Leave the texts in these values as they are, wherever they are seen."""
+        if self.then:
+            name = re.compile(_any_of(self.then))
+            whole = list(_texts_in(values))
+            lines = [line for text in whole for line in text.splitlines()]  # may be indented
+            texts = {text for text in whole + lines if name.search(text)}
+            for text in texts.difference(self.then):
+                self.kept |= {text, repr(text)[1:-1], json.dumps(text)[1:-1]}
+                self.kept.add(json.dumps(text, ensure_ascii=False)[1:-1])
 
     def as_then(self, value: Any) -> Any:
         """A value with the names that the journal uses."""
-        return _renamed(value, self.then)
+        if not self.then:
+            return value
+        if isinstance(value, Mapping):
+            said = value.get("content") if value.get("role") == "assistant" else None
+            if isinstance(said, str):
+                return {**value, "content": self.reply_as_then(said)}
+            return {self.as_then(key): self.as_then(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.as_then(item) for item in value]
+        return _renamed(value, self.then, self.kept) if isinstance(value, str) else value
 
-    def as_now(self, value: Any) -> Any:
-        """A value with the names of this run."""
-        return _renamed(value, self.now)
+    def record_as_then(self, record: _Record) -> _Record:
+        """A record with the names that the journal uses; what the program saw keeps its own."""
+        plain = {"values", "query"}
+        if not record.get("failed"):  # then these are words of minitrace
+            plain |= {"response", "feedback"}
+        return {key: each if key in plain else self.as_then(each) for key, each in record.items()}
+
+    def reply_as_then(self, reply: str) -> str:
+        """A reply with the names that the journal uses."""
+        return self.reply(reply, self.then)
+
+    def reply_as_now(self, reply: str) -> str:
+        """A reply on record with the names of this run."""
+        return self.reply(reply, self.now)
+
+    def reply(self, text: str, names: Mapping[str, str]) -> str:
+        """A reply with other names, but for those in the values that it proposes."""
+        if not names:
+            return text
+        self.keep(read_reply(text, list(names)).values)
+        return _renamed(text, names, self.kept, is_reply=True)
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A value as JSON has it, with other names in its texts."""
-    if not names:
-        return value
+def _permutation(names: Mapping[str, str]) -> dict[str, str]:
+    """A renaming, with that of the names which are taken: each new name is an old one, too."""
+    back = {old: new for new, old in names.items()}
+    whole = dict(names)
+    for taken in back.keys() - names.keys():
+        start = taken
+        while start in back:
+            start = back[start]
+        whole[taken] = start
+    return whole
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern of names that stand alone."""
+    found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return rf"(?<!\w)(?:{found})(?!\w)"
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The texts in a value."""
     if isinstance(value, str):
-        found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: names[match[0]], value)
-    if isinstance(value, Mapping):
-        return {_renamed(key, names): _renamed(item, names) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_renamed(item, names) for item in value]
-    return value
+        yield value
+    elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for each in value:
+            yield from _texts_in(each)
+        if isinstance(value, Mapping):
+            yield from _texts_in(list(value.values()))
+
+
+def _renamed(
+    text: str, names: Mapping[str, str], kept: Iterable[str] = (), is_reply: bool = False
+) -> str:
+    """A text with other names in it, but not in what is kept nor, in a reply, in its values."""
+    longest_first = sorted(kept, key=len, reverse=True)
+    pattern = re.compile("|".join([*map(re.escape, longest_first), _any_of(names)]))
+    parts, done = list[str](), 0
+    while match := pattern.search(text, done):
+        end = match.end()
+        parts += [text[done : match.start()], names.get(match[0], match[0])]
+        done = _end_of_value(text, end) if is_reply and match[0] in names else end
+        parts.append(text[end:done])
+    return "".join([*parts, text[done:]])
+
+
+_COLON = re.compile(r"[\"']?\s*:\s*")
+_TAGGED = re.compile(r"[\"']?\s*(?:</name>\s*<value>|>).*?</(?:value|variable)>", re.DOTALL)
+
+
+def _end_of_value(text: str, start: int) -> int:
+    """Where the value ends that follows a name in a reply, as JSON or in a tag, if one does."""
+    colon, tagged = _COLON.match(text, start), _TAGGED.match(text, start)
+    with suppress(ValueError, RecursionError):  # it is no JSON
+        if colon:
+            return json.JSONDecoder(strict=False).raw_decode(text, colon.end())[1]
+    return tagged.end() if tagged else start
 
 
 _SAME_NAMES = _Names({}, {})
@@ -688,9 +772,11 @@ class _Spot:
         if given is None:
             record = {"event": "call", **self.place, "turn": turn, "key": key}
             given = self.new({**record, "messages": asked, "options": options}, ask)
+        elif self.names.now and isinstance(given, Reply):  # a new one has the names of this run
+            given = Reply(self.names.reply_as_now(given), **vars(given))
         if isinstance(given, LLMError):
             raise given
-        return Reply(self.names.as_now(given), **vars(given)) if self.names.now else given
+        return given
 
     def new(self, record: _Record, ask: Callable[[], Reply]) -> Reply | LLMError:
         """Ask, and record what comes: a reply, or the error that says there is none."""
@@ -699,7 +785,7 @@ class _Spot:
         try:
             given = ask()
             told = {
-                "reply": self.names.as_then(given),
+                "reply": self.names.reply_as_then(given),
                 "tokens": _tokens(record["messages"], given),
             }
             told |= {name: getattr(given, name) for name in _FACTS}
@@ -877,7 +963,7 @@ class _Journal:
         try:
             # A copy as it can be read again, for `redact` may change what it is shown.
             if record["event"] != "call":  # which is written in those names already
-                record = self.names.as_then(record)
+                record = self.names.record_as_then(record)
             text = json.dumps({"event": record["event"], "time": now, **record}, default=to_text)
             record = json.loads(text)
             kept = self.redacted(json.loads(text))
@@ -1243,6 +1329,7 @@ class _Training:
         """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
         self.optimizer.zero_feedback()
         results = self.workers.run(batch, self.place("forward"), traced=True)
+        self.keep_texts(batch, results)
         found = self.scored(_evaluation(results))
         if self.held_out:
             del found["examples"]
@@ -1265,6 +1352,12 @@ class _Training:
             best=self.best_as_dict(),
             graph=self.graph_as_dict(self.optimizer.graph()),
         )
+
+    def keep_texts(self, batch: _Examples, results: Sequence[_Result]) -> None:
+        """Tell the journal which texts in the prompts are values."""
+        seen = [[each.response, each.feedback] for each in results if not each.failed]
+        values = list(self.values().values())
+        self.journal.names.keep([pair for _, pair in batch], seen, to_data(values))
 
     def proposals(self, results: Sequence[_Result]) -> list[Proposal]:
         """Send back what was said, and ask for proposals; a refusal is one that changes nothing."""
