@@ -392,6 +392,45 @@ def test_a_judgement_that_cannot_be_used_is_no_score_and_no_end():
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_judge_that_never_judges_is_told_once_and_makes_no_step(tmp_path, size, workers):
+    shift, asked = Shift(), []
+    judge = Judge(llm=lambda messages: "bad", retries=0)
+
+    def llm(messages):
+        asked.append(messages)
+        return '{"suggestion": {"offset0": 1}}'
+
+    with pytest.warns(UserWarning, match="the guide judged none of.*no usable judgement") as told:
+        run = train(
+            shift, DATASET, judge, OptoPrime(shift, llm=llm), batch_size=size, workers=workers,
+            epochs=2, journal=tmp_path / "j",
+        )  # fmt: skip
+    assert len(told) == 1 and f"none of {size} example{'s' * (size > 1)}," in str(told[0].message)
+    assert told[0].filename == __file__
+    assert run.unjudged == 8 and "unjudged=8" in repr(run)
+    assert not asked and shift.offset.data == 0 and run.score is None
+    reasons = {r["reason"] for r in records(tmp_path / "j") if r["event"] == "step"}
+    assert reasons == {"no feedback"}
+
+
+def test_what_a_judge_leaves_out_is_counted_without_a_warning():
+    replies = iter(["bad", '{"score": 0.5, "feedback": "more"}'] * 20)
+    judge = Judge(llm=lambda messages: next(replies), retries=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shift = Shift()
+        run = train(shift, DATASET, judge, Steps(shift, [None] * 4), batch_size=4)
+    assert run.unjudged == 2 and run.examples == 2
+
+
+def test_an_evaluation_without_a_judgement_says_so():
+    with pytest.warns(UserWarning, match="judged none of 4 examples"):
+        found = evaluate(Shift(), DATASET, Judge(llm=lambda messages: "bad", retries=0))
+    assert found.mean is None
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -208,6 +208,7 @@ class _Result:
     score: float | None
     feedback: Any
     failed: bool = False
+    unjudged: str = ""  # why a judge gave no judgement
 
 
 class _Job(NamedTuple):
@@ -234,7 +235,8 @@ class _Job(NamedTuple):
             said = _awaited(self.guide(self.query, output.data, self.info))
         except (ReplyError, LLMError) as error:  # of a judge that asks a language model
             _raise_unless_unspoken(error)
-            said = f"(not judged: {error})"
+            words = f"(not judged: {error})"
+            return _Result(output, output.data, None, words, unjudged=str(error))
         return _Result(output, output.data, *_score_and_feedback(to_data(said)))
 
     def output(self) -> Node[Any]:
@@ -456,6 +458,8 @@ class _Workers:
     failed_score: float
     journal: _Journal
     watch: _Watch
+    unjudged: int = 0  # examples, so far
+    warned: bool = False  # that all of some examples were unjudged
 
     @property
     def here(self) -> bool:
@@ -488,7 +492,18 @@ class _Workers:
             if result.failed:
                 result.score = self.failed_score
             self.journal.write(job.record(result))
+        self.count_unjudged([result.unjudged for result in results if result.unjudged], results)
         return results
+
+    def count_unjudged(self, reasons: Sequence[str], results: Sequence[_Result]) -> None:
+        """Count the examples without a judgement; warn at the first time that none has one."""
+        if reasons and len(reasons) == len(results) and not self.warned:
+            self.warned = True
+            _warn(
+                f"the guide judged none of {_several(len(results), 'example')}, and an example "
+                f"without a judgement has no score and teaches nothing: {reasons[-1]}"
+            )
+        self.unjudged += len(reasons)
 
     def run_here(self, jobs: Sequence[_Job]) -> list[_Result]:
         """Run jobs in this process."""
@@ -573,6 +588,10 @@ def _run_packed(packed: bytes) -> bytes:
     except Exception as caught:
         error = caught
     return _packed((result, records, error), parameters)
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _restore(values: _Values) -> None:
@@ -1102,6 +1121,9 @@ class Run(NamedTuple):
         examples: how many examples `score` is the mean of.
         scored_on: `"validation"`; without that `"dataset"`, the whole of it; or `"batch"`, that of
             the step which found the values, if the dataset was not measured at the end.
+        unjudged: how many times an example got no judgement, because no reply to the guide's
+            language model could be used. A step in which that holds for all of them asks for
+            nothing and changes nothing.
 
     >>> from minitrace import OptoPrime, StubLLM, node
     >>> size = node(1, name="size", trainable=True)
@@ -1123,16 +1145,17 @@ class Run(NamedTuple):
     refused: int = 0
     examples: int = 0
     scored_on: str = ""
+    unjudged: int = 0
 
     def __repr__(self) -> str:
         score = "None"
         if self.score is not None:
-            several = "s" * (self.examples != 1)
-            of = f"{self.examples:,} example{several} of the {self.scored_on}"
+            of = f"{_several(self.examples, 'example')} of the {self.scored_on}"
             score = f"{self.score:g} (the mean of {of})"
+        unjudged = f"unjudged={self.unjudged}, " if self.unjudged else ""
         return (
             f"Run(reason={self.reason!r}, steps={self.steps}, score={score}, "
-            f"refused={self.refused}, values={self.values!r}, scores={self.scores!r}, "
+            f"refused={self.refused}, {unjudged}values={self.values!r}, scores={self.scores!r}, "
             f"spent={dict(self.spent)!r})"
         )
 
@@ -1376,6 +1399,8 @@ class _Training:
 
     def send_back(self, results: Sequence[_Result]) -> bool:
         """Send each example's feedback back in one backward. Has the optimizer heard of it?"""
+        if all(result.unjudged for result in results):
+            return False
         optimizer, outputs = self.optimizer, [result.output for result in results]
         feedback = [result.feedback for result in results]
         scores = [result.score for result in results]
@@ -1662,6 +1687,7 @@ def train(
     spent = watch.spent if budget is None else budget.spent
     steps, values = training.number, _by_name(training.best_values)
     told = training.told()
+    told["unjudged"] = runner.unjudged
     return Run(reason, steps, told.pop("score"), values, training.scores, spent, **told)
 
 
@@ -1699,8 +1725,7 @@ def _digest(examples: Iterable[tuple[int, Any]]) -> str:
     """How many examples there are, and what tells them from others."""
     pairs = [list(pair) for _, pair in examples]
     text = json.dumps(encode(pairs, as_text=True))
-    several = "example" if len(pairs) == 1 else "examples"
-    return f"{len(pairs):,} {several}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{_several(len(pairs), 'example')}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _made_of(model: Any, guide: Any, optimizer: Optimizer) -> dict[str, str]:
