@@ -551,6 +551,59 @@ def test_words_without_scores_are_always_believed():
     assert shift.offset.data == 3 and run.score is None and run.reason == "epochs"
 
 
+def marked(table):
+    """A guide that looks the score up by the value and the number of the example; - is none."""
+
+    def guide(query, response, info):
+        score = table[response - query][info]
+        return None if score == "-" else int(score) / 9, "words"
+
+    return guide
+
+
+MARKED = [(10, 0), (20, 1), (30, 2), (40, 3)]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize(
+    "table, kept, reason",
+    [
+        (["5565", "---9"], 1, "better"),  # on the example that both have
+        (["5569", "---8"], 0, "worse"),  # although 8 is more than the mean of the four
+        (["9--1", "888-"], 0, "worse"),
+        (["1--9", "333-"], 1, "better"),  # although the mean is lower
+        (["55--", "--99"], 0, "worse"),  # none that both have
+        (["5555", "----"], 0, "worse"),
+        (["----", "1---"], 1, "better"),
+        (["-5--", "95--"], 1, "as good"),
+        (["5555", "---9", "6666"], 1, "better"),
+        (["5555", "---4", "6666"], 2, "better"),
+        (["55--", "--99", "66--", "77--"], 3, "better"),
+    ],
+)
+def test_the_gate_compares_over_the_examples_that_both_have_a_score_of(
+    tmp_path, table, kept, reason, held_out
+):
+    shift, values = Shift(), list(range(1, len(table)))
+    options = {"validation": MARKED} if held_out else {}
+    train(
+        shift, MARKED, marked(table), Steps(shift, values), batch_size=4,
+        candidates=len(values), measure=False, journal=tmp_path / "j", **options,
+    )  # fmt: skip
+    step = next(record for record in records(tmp_path / "j") if record["event"] == "step")
+    assert (shift.offset.data, step["reason"]) == (kept, reason)
+
+
+@pytest.mark.parametrize("table, kept", [(["5565", "---6", "4444"], 1), (["5565", "---4"], 0)])
+def test_without_a_gate_the_best_is_found_over_the_same_examples_too(table, kept):
+    shift, values = Shift(), range(1, len(table))
+    train(
+        shift, MARKED, marked(table), Steps(shift, values), batch_size=4, epochs=len(values),
+        gate=False, validation=MARKED,
+    )  # fmt: skip
+    assert shift.offset.data == kept
+
+
 def test_patience_counts_steps_without_a_better_score():
     shift = Shift(5)
     run = train(
@@ -1191,7 +1244,8 @@ def gives_up(query, response, info):
 
 
 def test_exceptions_come_back_from_another_process_as_they_were(processes):
-    found = evaluate(Shift(), DATASET, scolds, executor=processes)
+    with pytest.warns(UserWarning, match="judged none of 4 examples"):
+        found = evaluate(Shift(), DATASET, scolds, executor=processes)
     assert found.mean is None and found.feedback == ["(not judged: no)"] * 4
     with pytest.raises(LLMError, match="down") as caught:
         evaluate(Shift(), DATASET, gives_up, executor=processes)

@@ -84,6 +84,7 @@ __all__ = ["Evaluation", "Guide", "Judge", "Run", "evaluate", "train"]
 _Examples = Sequence[tuple[int, Any]]  # index and (input, info)
 _Values = Mapping[ParameterNode[Any], Any]
 _Record = dict[str, Any]
+_Scores = Mapping[int, float]  # by the number of the example
 
 
 # ---- Guides: how good is a response? -------------------------------------------------------------
@@ -1174,15 +1175,45 @@ class _Candidate:
     feedback: Sequence[Any] = ()
     examples: int = 0  # that have a part in the score which counts
     whole: bool = False  # Was the batch the whole dataset?
+    parts: tuple[_Scores, _Scores] = field(default=({}, {}))  # of validation and score
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What candidates are compared by."""
-        validation = -math.inf if self.validation is None else self.validation
-        return validation, -math.inf if self.score is None else self.score
+    def compared(self, other: _Candidate, same: bool = True) -> list[tuple[float, float]]:
+        """The means of both by validation, and then on the batch, over the same examples.
+
+        Args:
+            same: whether both were measured on the same batch.
+        """
+        own, others = self.parts, other.parts
+        return [_means(own[0], others[0]), _means(own[1], others[1], same)]
+
+    def against(self, other: _Candidate, same: bool = True) -> int:
+        """Is it better (1), as good (0) or worse (-1)?"""
+        for own, others in self.compared(other, same):
+            if own != others:
+                return 1 if own > others else -1
+        return 0
+
+    def gain(self, other: _Candidate) -> list[float]:
+        """By how much it is better: what candidates are compared by."""
+        return [
+            own if others == -math.inf else own - others for own, others in self.compared(other)
+        ]
 
 
-_UNSCORED = -math.inf, -math.inf
+def _means(one: _Scores, other: _Scores, same: bool = True) -> tuple[float, float]:
+    """Two means over the examples that have both scores; the lowest of all if there are none.
+
+    Where nothing says that they are of the same examples, each is the mean of its own.
+    """
+    common = [index for index in one if index in other]
+    if common:
+        return _mean([one[i] for i in common]), _mean([other[i] for i in common])
+    mine = -math.inf if same and other else _mean(list(one.values()))
+    return mine, _mean(list(other.values()))
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores) if scores else -math.inf
 
 
 @dataclass
@@ -1284,16 +1315,22 @@ class _Training:
         known = self.best.whole and self.best.score is not None
         scored = any(score is not None for score in self.scores)
         if self.options.measure and scored and not (self.held_out or known):
-            found = _evaluation(self.workers.run(self.examples, self.place("measure")))
-            self.best = replace(self.best, **self.scored(found))
+            results = self.workers.run(self.examples, self.place("measure"))
+            self.best = replace(self.best, **self.scored(self.examples, results))
 
-    def scored(self, found: Evaluation, validation: Evaluation | None = None) -> _Record:
+    def scored(
+        self, batch: _Examples, results: Sequence[_Result], others: Sequence[_Result] | None = None
+    ) -> _Record:
         """What a candidate keeps of its measurements, on a batch and on what was held out."""
-        counts = validation if validation is not None and self.held_out else found
-        known: _Record = {"score": found.mean, "whole": len(found.scores) == len(self.examples)}
-        if validation is not None:
-            known["validation"] = validation.mean
-        return {**known, "examples": sum(score is not None for score in counts.scores)}
+        counts = others if others is not None and self.held_out else results
+        known: _Record = {"score": _evaluation(results).mean}
+        known["whole"] = len(results) == len(self.examples)
+        validation = self.now.parts[0]
+        if others is not None:
+            known["validation"] = _evaluation(others).mean
+            validation = _by_example(self.held_out, others)
+        known["parts"] = validation, _by_example(batch, results)
+        return {**known, "examples": sum(result.score is not None for result in counts)}
 
     def told(self) -> _Record:
         """The score of the best values, and what it is the mean of."""
@@ -1328,8 +1365,8 @@ class _Training:
     def take_steps(self) -> str:
         """Take all steps; say why there are no more."""
         if self.held_out:
-            found = _evaluation(self.workers.run(self.held_out, self.place("validate")))
-            self.now = replace(self.now, **self.scored(_evaluation([]), found))
+            found = self.workers.run(self.held_out, self.place("validate"))
+            self.now = replace(self.now, **self.scored([], [], found))
         for epoch, batch in self.batches():
             self.number += 1
             self.step(epoch, batch)
@@ -1353,7 +1390,7 @@ class _Training:
         self.optimizer.zero_feedback()
         results = self.workers.run(batch, self.place("forward"), traced=True)
         self.keep_texts(batch, results)
-        found = self.scored(_evaluation(results))
+        found = self.scored(batch, results)
         if self.held_out:
             del found["examples"]
         now = replace(self.now, **found)
@@ -1502,23 +1539,23 @@ class _Training:
             others = self.workers.run(self.held_out, self.place("validate", number))
         finally:
             _restore(before)
-        found = _evaluation(results)
-        known = self.scored(found, _evaluation(others))
-        return replace(candidate, **known, feedback=found.feedback)
+        known = self.scored(batch, results, others)
+        return replace(candidate, **known, feedback=[result.feedback for result in results])
 
     def choose(self, now: _Candidate, candidates: Sequence[_Candidate]) -> tuple[_Candidate, str]:
         """The candidate to keep, which may be the values in force, and why."""
         changing = [each for each in candidates if each.proposal]
         if not changing:
             return now, self.why_unchanged([each.proposal for each in candidates])
-        best = max(changing, key=lambda each: each.rank)  # the first of equals
+        best = max(changing, key=lambda each: each.gain(now))  # the first of equals
         if not self.compares:
             return best, "not compared"
-        if best.rank == now.rank == _UNSCORED:
+        if not any([*best.parts, *now.parts]):
             return best, "no scores"
-        if best.rank < now.rank:
+        sign = best.against(now)
+        if sign < 0:
             return now if self.options.gate else best, "worse"
-        return best, "better" if best.rank > now.rank else "as good"
+        return best, "better" if sign else "as good"
 
     def why_unchanged(self, proposals: Sequence[Proposal]) -> str:
         """Why no proposal has a value; the first refusal of a run is told."""
@@ -1537,7 +1574,7 @@ class _Training:
     ) -> None:
         """Set the chosen values, and let the optimizer remember what was not chosen."""
         gate = self.options.gate
-        if self.compares and not gate and now.rank > self.best.rank:
+        if self.compares and not gate and now.against(self.best, same=False) > 0:
             self.note_best(now)
         for candidate in candidates:
             if candidate.proposal and candidate is not chosen:
@@ -1549,7 +1586,7 @@ class _Training:
             self.kept_step = self.number
         self.now = replace(chosen, number=0, proposal=Proposal())
         latest_is_best = gate or not self.compares or reason == "no scores"
-        if latest_is_best or chosen.rank >= self.best.rank:
+        if latest_is_best or chosen.against(self.best, same=False) >= 0:
             self.note_best(chosen)
 
     def remember(self, candidate: _Candidate, now: _Candidate) -> None:
@@ -1829,6 +1866,12 @@ def evaluate(
         except KeyboardInterrupt:
             watch.settle()
             raise
+
+
+def _by_example(examples: _Examples, results: Sequence[_Result]) -> _Scores:
+    """The scores that there are, by the number of the example."""
+    pairs = zip(examples, results, strict=True)
+    return {index: each.score for (index, _), each in pairs if each.score is not None}
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
