@@ -1,6 +1,7 @@
 """Training: batches side by side, the gate, the journal, and what a stopped run comes to."""
 
 import asyncio
+import builtins
 import contextlib
 import gc
 import hashlib
@@ -476,6 +477,114 @@ def test_what_a_network_would_not_carry_ends_the_run(kind):
 
     with pytest.raises(LLMError, match="no"):
         evaluate(lambda x: operators.call_llm(llm, "Answer.", "x"), DATASET[:1], near)
+
+
+class Several(Exception):
+    """A group of errors, which Python 3.10 has not."""
+
+    def __init__(self, words, exceptions):
+        super().__init__(words)
+        self.exceptions = tuple(exceptions)
+
+
+GROUP = getattr(builtins, "ExceptionGroup", Several)
+
+
+def chained(error):
+    try:
+        raise error
+    except Exception as cause:
+        raise ValueError("the tool failed") from cause
+
+
+def within(error):
+    try:
+        raise error
+    except Exception:
+        raise ValueError("the tool failed")  # noqa: B904
+
+
+def grouped(error):
+    raise GROUP("tasks", [KeyError("a"), GROUP("more", [error])])
+
+
+def in_a_bundle(error):
+    @bundle()
+    def inner(x):
+        raise error
+
+    inner(node(1)).data  # noqa: B018
+
+
+def both(error):
+    try:
+        grouped(error)
+    except Exception as cause:
+        raise ValueError("the tool failed") from cause
+
+
+HIDING = pytest.mark.parametrize("hide", [chained, within, grouped, in_a_bundle, both])
+
+
+def hidden(hide, make_error, where):
+    """A model and a guide, one of which fails at its third call with an error inside another."""
+    turn = iter(range(99))
+
+    def fail(x):
+        if next(turn) == 2:
+            hide(make_error())
+        return x
+
+    @bundle()
+    def operation(x):
+        return fail(x)
+
+    parameter = node(0, name="offset", trainable=True)
+    body = {"operation": operation, "program": fail, "guide": lambda x: x}[where]
+
+    def guide(query, response, info):
+        return near(query, fail(response) if where == "guide" else response, info)
+
+    return lambda x: parameter + body(x), guide, parameter
+
+
+@HIDING
+@pytest.mark.parametrize("where", ["operation", "program", "guide"])
+@pytest.mark.parametrize("kind", ["setup", "network", "timeout", "status", "budget"])
+def test_what_ends_a_run_ends_it_inside_other_errors_too(hide, where, kind):
+    def make_error():
+        return BudgetError("no") if kind == "budget" else LLMError("no", kind=kind)
+
+    model, guide, parameter = hidden(hide, make_error, where)
+    with pytest.raises((LLMError, BudgetError), match="^no$"):
+        evaluate(model, DATASET, guide)
+    model, guide, parameter = hidden(hide, make_error, where)
+    if kind == "budget":
+        run = train(model, DATASET, guide, Steps([parameter], [3] * 9))
+        assert run.reason == "budget: no" and run.steps == 2 and parameter.data == 3
+    else:
+        with pytest.raises(LLMError, match="^no$"):
+            train(model, DATASET, guide, Steps([parameter], [3] * 9))
+        assert parameter.data == 3
+
+
+@HIDING
+@pytest.mark.parametrize("kind", ["refused", "filtered", "empty", "cut off"])
+def test_what_other_values_may_avoid_is_feedback_inside_other_errors_too(hide, kind):
+    model, guide, _ = hidden(hide, lambda: LLMError("I would rather not", kind=kind), "operation")
+    found = evaluate(model, DATASET, guide, failed_score=-9.0)
+    assert found.scores[2] == -9 and len(found.failures) == 1
+
+
+def test_an_error_that_is_said_to_have_no_cause_has_none():
+    @bundle()
+    def fall_back(x):
+        try:
+            raise LLMError("no", kind="network")
+        except LLMError:
+            raise ValueError("x must be known without asking") from None
+
+    assert "x must be known" in evaluate(fall_back, [(1, 1)], near).failures[0]
 
 
 def test_what_limits_stop_is_feedback():

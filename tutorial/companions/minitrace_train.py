@@ -225,6 +225,16 @@ class _Job(NamedTuple):
     def run(self) -> _Result:
         """Run the program and let the guide judge. A failure of the program is a result too."""
         try:
+            return self.judged()
+        except Exception as error:
+            ends = _what_ends_a_run(error)
+            if ends is None or ends is error:
+                raise
+        raise ends
+
+    def judged(self) -> _Result:
+        """What `run` returns."""
+        try:
             output = self.output()
         except ExecutionError as error:
             _raise_unless_about_values(error)
@@ -276,8 +286,29 @@ def _raise_unless_about_values(error: ExecutionError) -> None:
     """Raise what no other values would avoid."""
     cause = error.__cause__
     of_program = isinstance(cause, TraceMissingInputsError) or hasattr(cause, "failure")
+    of_program = of_program or isinstance(cause, ExecutionError)  # the cause of that one counts
     if isinstance(cause, MinitraceError) and not of_program:
         _raise_unless_unspoken(cause)
+    ends = _what_ends_a_run(error)
+    if ends is not None:
+        raise ends
+
+
+def _what_ends_a_run(error: BaseException) -> MinitraceError | None:
+    """The error of a network or a budget that is this one, or in its group, or led to it."""
+    seen, left = set[int](), [error]
+    while left:
+        each = left.pop(0)
+        if id(each) not in seen:
+            seen.add(id(each))
+            kind = getattr(each, "kind", "")
+            if isinstance(each, LLMError) and kind not in _UNSPOKEN:
+                return each
+            if isinstance(each, MinitraceError) and kind == "budget":
+                return each
+            context = None if each.__suppress_context__ else each.__context__
+            left += [*getattr(each, "exceptions", ()), *filter(None, (each.__cause__, context))]
+    return None
 
 
 # ---- Async code: one event loop for all that is awaited, so that clients and locks serve every run
@@ -1305,10 +1336,11 @@ class _Training:
         stop = SimpleNamespace(reason="")
         try:
             yield stop
-        except MinitraceError as error:
-            if getattr(error, "kind", "") != "budget":
+        except Exception as error:
+            ends = _what_ends_a_run(error)
+            if getattr(ends, "kind", "") != "budget":
                 raise
-            stop.reason = f"budget: {error}"
+            stop.reason = f"budget: {ends}"
 
     def measure(self) -> None:
         """Measure the best values on the whole dataset, where that tells something new."""
