@@ -556,14 +556,14 @@ def test_what_ends_a_run_ends_it_inside_other_errors_too(hide, where, kind):
         return BudgetError("no") if kind == "budget" else LLMError("no", kind=kind)
 
     model, guide, parameter = hidden(hide, make_error, where)
-    with pytest.raises((LLMError, BudgetError), match="^no$"):
+    with pytest.raises((LLMError, BudgetError), match=r"^no$"):
         evaluate(model, DATASET, guide)
     model, guide, parameter = hidden(hide, make_error, where)
     if kind == "budget":
         run = train(model, DATASET, guide, Steps([parameter], [3] * 9))
         assert run.reason == "budget: no" and run.steps == 2 and parameter.data == 3
     else:
-        with pytest.raises(LLMError, match="^no$"):
+        with pytest.raises(LLMError, match=r"^no$"):
             train(model, DATASET, guide, Steps([parameter], [3] * 9))
         assert parameter.data == 3
 
