@@ -2470,6 +2470,31 @@ def test_async_guides_and_reruns_of_async_bundles_share_the_loop():
     assert len(loops) == 1
 
 
+@pytest.mark.parametrize("first", ["minitrace", "minitrace_train"])
+def test_run_coroutine_shares_the_loop_in_whatever_order_things_are_imported(first):
+    program = """
+import sys
+sys.path[:0] = sys.argv[1].split()
+if sys.argv[2] == "minitrace_train":
+    import minitrace_train
+from minitrace import run_coroutine
+import asyncio, minitrace, minitrace_train
+
+async def loop():
+    return asyncio.get_running_loop()
+
+async def model(x):
+    return await loop() is shared
+
+shared = run_coroutine(loop())
+assert run_coroutine is minitrace.run_coroutine and run_coroutine(loop()) is shared
+print(minitrace_train.evaluate(model, [1, 2]).responses)
+"""
+    command = [sys.executable, "-c", program, f"{ROOT} {COMPANIONS}", first]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "[True, True]\n", done.stderr
+
+
 def test_a_notebook_s_running_loop_is_no_obstacle():
     model = Loop()
 

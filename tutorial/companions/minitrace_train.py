@@ -363,7 +363,7 @@ def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
     return loop, thread.is_alive()
 
 
-setattr(minitrace, "run_coroutine", _awaited)  # for `rerun`
+setattr(minitrace, "_on_shared_loop", _awaited)  # for `run_coroutine`
 
 
 # ---- Side by side: examples in threads, or in other processes ------------------------------------
