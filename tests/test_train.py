@@ -3373,6 +3373,43 @@ def test_calls_from_plain_threads_are_counted_recorded_and_not_paid_again(tmp_pa
 
 
 @BARE
+@pytest.mark.parametrize("redact", [None, lambda record: record])
+def test_a_call_from_a_plain_thread_outlives_another_run(tmp_path, bare, redact):
+    """While it is in flight, the other run ends and closes its journal."""
+    begun, other_is_over = threading.Event(), threading.Event()
+
+    def slow(messages):
+        begun.set()
+        assert other_is_over.wait(60)
+        return "slow"
+
+    def run(name, model):
+        parameter = node("a", name="word", trainable=True)
+        guide, steps = (lambda q, r, i: len(r)), Steps([parameter], [None])
+        return train(
+            lambda x: parameter + model(x), [("b", 1)], guide, steps,
+            journal=tmp_path / name, redact=redact,
+        )  # fmt: skip
+
+    def answer(x):
+        return bare(lambda: str(minitrace.operators.call_llm(slow, "Answer.", x).data))
+
+    def other(x):
+        thread.start()
+        assert begun.wait(60)
+        return x
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run("first", answer)))
+    assert run("other", other).reason == "epochs"
+    other_is_over.set()
+    thread.join(60)
+    assert [each.reason for each in found] == ["epochs"] and found[0].score == 5
+    assert [call["reply"] for call in calls(tmp_path / "first")] == ["slow"]
+    assert records(tmp_path / "other")[-1]["event"] == "end"
+
+
+@BARE
 def test_a_budget_stops_calls_from_plain_threads(bare):
     live = Live()
     parameter = node("a", name="word", trainable=True)

@@ -932,6 +932,7 @@ class _Journal:
         self.lock = threading.Lock()
         self.agrees = True
         self.grown = False
+        self.closed = False  # A plain thread of another run may still be in a call.
 
     @contextmanager
     def opened(self) -> Iterator[_Journal]:
@@ -943,8 +944,12 @@ class _Journal:
             _lock(self.file, self.path)
             _open_journals.add(self.file)
             self.read()
-            with around_calls(self.around):
-                yield self
+            try:
+                with around_calls(self.around):
+                    yield self
+            finally:
+                with self.lock:
+                    self.closed = True
 
     def around(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
         """The hook of a run: a call is answered by the spot that it comes from."""
@@ -1008,7 +1013,7 @@ class _Journal:
 
     def write(self, record: _Record) -> None:
         """Add a record, in one write, unless it is there."""
-        if not self.path:
+        if not self.path or self.closed:
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         try:
@@ -1045,6 +1050,8 @@ class _Journal:
         """Add a line, all of it or nothing."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self.lock:
+            if self.closed:
+                return
             self.grown = True
             end = os.fstat(self.file.fileno()).st_size
             try:
