@@ -2975,6 +2975,53 @@ def test_a_judge_that_gets_no_word_leaves_its_example_without_a_score(tmp_path, 
     assert judge.llm.asked == 0
 
 
+@UNSPOKEN
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("fails", [1, 2, 4, 5, 8, 9, 12])
+@pytest.mark.parametrize("bare", [lambda work: work(), lambda work: by_thread(work)])
+def test_a_silent_reply_that_ended_a_run_is_asked_for_again(tmp_path, kind, workers, fails, bare):
+    llm = Moody(["x"] * 99, {fails, fails + 1}, kind)  # twice: resuming may fail as well
+    word = node("a", name="word", trainable=True)
+    if workers > 1:
+        llm.fails = {fails}
+
+    def run():
+        word.set("a")
+        return train(
+            lambda x: word + bare(lambda: llm(f"{x} {word.data}?")), DATASET, lambda *_: 1,
+            Steps([word], ["b"]), batch_size=4, workers=workers, journal=tmp_path / "j",
+            validation=DATASET,
+        )  # fmt: skip
+
+    for _ in llm.fails:
+        with pytest.raises(LLMError, match="I would rather not"):
+            run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = run()
+    assert first.reason == "epochs" and word.data == "b"
+    assert llm.asked == 16 + len(llm.fails)
+    assert run()[:5] == first[:5] and llm.asked == 16 + len(llm.fails)
+
+
+@UNSPOKEN
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_refusal_that_ended_a_run_is_asked_for_again(tmp_path, kind, candidates):
+    shift, llm = Shift(), Moody([SEVEN] * 9, {1}, kind)
+
+    def run():
+        optimizer = OptoPrime(shift, llm=llm, on_refusal="raise")
+        return train(
+            shift, DATASET, near, optimizer, batch_size=4, candidates=candidates,
+            journal=tmp_path / "j",
+        )  # fmt: skip
+
+    with pytest.raises(LLMError, match="I would rather not"):
+        run()
+    asked = llm.asked
+    assert run().score == 0 and shift.offset.data == 7 and llm.asked > asked
+
+
 def test_a_guide_that_is_a_function_may_ask_as_well():
     llm = Moody(["1", "1", "1"], {2}, "filtered")
     found = evaluate(Shift(), DATASET, lambda *_: float(llm("Good?")))

@@ -967,9 +967,25 @@ class _Journal:
             except (ValueError, LookupError, TypeError, AttributeError):
                 words = "not a record of a journal; name another file"
                 raise MinitraceError(f"{self.path}, line {number}: {words}") from None
+        self.forget_what_ended_it(lines)
         whole = b"".join(line + b"\n" for line in lines)
         self.file.truncate(min(len(whole), len(data)))
         self.file.write(whole[len(data) :])
+
+    def forget_what_ended_it(self, lines: Sequence[bytes]) -> None:
+        """Forget replies that never came, where no run got past them: they are asked for again."""
+        past, errors = set[Any](), dict[Any, _Record]()
+        for record in map(json.loads, lines):
+            if record["event"] == "call":
+                errors[_mark(record)] = record
+            elif record["event"] == "step":
+                past.add(record["step"])
+            elif record["event"] == "example":  # all of its batch
+                past |= {_place(record), _place({**record, "example": None})}
+        for mark, record in errors.items():
+            passed = record.get("step") in past and record.get("part") != "measure"
+            if isinstance(_given(record), LLMError) and not (passed or _place(record) in past):
+                del self.known[mark], self.replies[_place(record)][record["turn"], record["key"]]
 
     def read_record(self, record: _Record, first: bool) -> None:
         """Take in a record of an earlier run."""
