@@ -5067,8 +5067,8 @@ def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
 def run_coroutine(coroutine: Any) -> Any:
     """What a coroutine gives, for plain code such as `rerun`: by an event loop in another thread.
 
-    Here each has a loop of its own. `minitrace_train` puts a function in the place of this one that
-    keeps one loop for all, so that clients and locks, which belong to a loop, serve every call.
+    Here each has a loop of its own. `minitrace_train` sets `_on_shared_loop`, which keeps one loop
+    for all, so that clients and locks, which belong to a loop, serve every call.
 
     >>> async def double(x):
     ...     return 2 * x
@@ -5077,7 +5077,12 @@ def run_coroutine(coroutine: Any) -> Any:
     """
     import asyncio
 
+    if _on_shared_loop:
+        return _on_shared_loop(coroutine)
     return _in_thread(lambda: asyncio.run(coroutine)).result()
+
+
+_on_shared_loop: Function | None = None
 
 
 # ---- JSON: values, saved modules, and trace graphs that any language can write.

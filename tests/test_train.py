@@ -1,6 +1,7 @@
 """Training: batches side by side, the gate, the journal, and what a stopped run comes to."""
 
 import asyncio
+import builtins
 import contextlib
 import gc
 import hashlib
@@ -392,6 +393,45 @@ def test_a_judgement_that_cannot_be_used_is_no_score_and_no_end():
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_judge_that_never_judges_is_told_once_and_makes_no_step(tmp_path, size, workers):
+    shift, asked = Shift(), []
+    judge = Judge(llm=lambda messages: "bad", retries=0)
+
+    def llm(messages):
+        asked.append(messages)
+        return '{"suggestion": {"offset0": 1}}'
+
+    with pytest.warns(UserWarning, match="the guide judged none of.*no usable judgement") as told:
+        run = train(
+            shift, DATASET, judge, OptoPrime(shift, llm=llm), batch_size=size, workers=workers,
+            epochs=2, journal=tmp_path / "j",
+        )  # fmt: skip
+    assert len(told) == 1 and f"none of {size} example{'s' * (size > 1)}," in str(told[0].message)
+    assert told[0].filename == __file__
+    assert run.unjudged == 8 and "unjudged=8" in repr(run)
+    assert not asked and shift.offset.data == 0 and run.score is None
+    reasons = {r["reason"] for r in records(tmp_path / "j") if r["event"] == "step"}
+    assert reasons == {"no feedback"}
+
+
+def test_what_a_judge_leaves_out_is_counted_without_a_warning():
+    replies = iter(["bad", '{"score": 0.5, "feedback": "more"}'] * 20)
+    judge = Judge(llm=lambda messages: next(replies), retries=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shift = Shift()
+        run = train(shift, DATASET, judge, Steps(shift, [None] * 4), batch_size=4)
+    assert run.unjudged == 2 and run.examples == 2
+
+
+def test_an_evaluation_without_a_judgement_says_so():
+    with pytest.warns(UserWarning, match="judged none of 4 examples"):
+        found = evaluate(Shift(), DATASET, Judge(llm=lambda messages: "bad", retries=0))
+    assert found.mean is None
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -437,6 +477,114 @@ def test_what_a_network_would_not_carry_ends_the_run(kind):
 
     with pytest.raises(LLMError, match="no"):
         evaluate(lambda x: operators.call_llm(llm, "Answer.", "x"), DATASET[:1], near)
+
+
+class Several(Exception):
+    """A group of errors, which Python 3.10 has not."""
+
+    def __init__(self, words, exceptions):
+        super().__init__(words)
+        self.exceptions = tuple(exceptions)
+
+
+GROUP = getattr(builtins, "ExceptionGroup", Several)
+
+
+def chained(error):
+    try:
+        raise error
+    except Exception as cause:
+        raise ValueError("the tool failed") from cause
+
+
+def within(error):
+    try:
+        raise error
+    except Exception:
+        raise ValueError("the tool failed")  # noqa: B904
+
+
+def grouped(error):
+    raise GROUP("tasks", [KeyError("a"), GROUP("more", [error])])
+
+
+def in_a_bundle(error):
+    @bundle()
+    def inner(x):
+        raise error
+
+    inner(node(1)).data  # noqa: B018
+
+
+def both(error):
+    try:
+        grouped(error)
+    except Exception as cause:
+        raise ValueError("the tool failed") from cause
+
+
+HIDING = pytest.mark.parametrize("hide", [chained, within, grouped, in_a_bundle, both])
+
+
+def hidden(hide, make_error, where):
+    """A model and a guide, one of which fails at its third call with an error inside another."""
+    turn = iter(range(99))
+
+    def fail(x):
+        if next(turn) == 2:
+            hide(make_error())
+        return x
+
+    @bundle()
+    def operation(x):
+        return fail(x)
+
+    parameter = node(0, name="offset", trainable=True)
+    body = {"operation": operation, "program": fail, "guide": lambda x: x}[where]
+
+    def guide(query, response, info):
+        return near(query, fail(response) if where == "guide" else response, info)
+
+    return lambda x: parameter + body(x), guide, parameter
+
+
+@HIDING
+@pytest.mark.parametrize("where", ["operation", "program", "guide"])
+@pytest.mark.parametrize("kind", ["setup", "network", "timeout", "status", "budget"])
+def test_what_ends_a_run_ends_it_inside_other_errors_too(hide, where, kind):
+    def make_error():
+        return BudgetError("no") if kind == "budget" else LLMError("no", kind=kind)
+
+    model, guide, parameter = hidden(hide, make_error, where)
+    with pytest.raises((LLMError, BudgetError), match=r"^no$"):
+        evaluate(model, DATASET, guide)
+    model, guide, parameter = hidden(hide, make_error, where)
+    if kind == "budget":
+        run = train(model, DATASET, guide, Steps([parameter], [3] * 9))
+        assert run.reason == "budget: no" and run.steps == 2 and parameter.data == 3
+    else:
+        with pytest.raises(LLMError, match=r"^no$"):
+            train(model, DATASET, guide, Steps([parameter], [3] * 9))
+        assert parameter.data == 3
+
+
+@HIDING
+@pytest.mark.parametrize("kind", ["refused", "filtered", "empty", "cut off"])
+def test_what_other_values_may_avoid_is_feedback_inside_other_errors_too(hide, kind):
+    model, guide, _ = hidden(hide, lambda: LLMError("I would rather not", kind=kind), "operation")
+    found = evaluate(model, DATASET, guide, failed_score=-9.0)
+    assert found.scores[2] == -9 and len(found.failures) == 1
+
+
+def test_an_error_that_is_said_to_have_no_cause_has_none():
+    @bundle()
+    def fall_back(x):
+        try:
+            raise LLMError("no", kind="network")
+        except LLMError:
+            raise ValueError("x must be known without asking") from None
+
+    assert "x must be known" in evaluate(fall_back, [(1, 1)], near).failures[0]
 
 
 def test_what_limits_stop_is_feedback():
@@ -510,6 +658,59 @@ def test_words_without_scores_are_always_believed():
     shift = Shift()
     run = train(shift, [(1, 2)], lambda *_: "more", Steps(shift, [1, 2, 3]), epochs=3, patience=2)
     assert shift.offset.data == 3 and run.score is None and run.reason == "epochs"
+
+
+def marked(table):
+    """A guide that looks the score up by the value and the number of the example; - is none."""
+
+    def guide(query, response, info):
+        score = table[response - query][info]
+        return None if score == "-" else int(score) / 9, "words"
+
+    return guide
+
+
+MARKED = [(10, 0), (20, 1), (30, 2), (40, 3)]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize(
+    "table, kept, reason",
+    [
+        (["5565", "---9"], 1, "better"),  # on the example that both have
+        (["5569", "---8"], 0, "worse"),  # although 8 is more than the mean of the four
+        (["9--1", "888-"], 0, "worse"),
+        (["1--9", "333-"], 1, "better"),  # although the mean is lower
+        (["55--", "--99"], 0, "worse"),  # none that both have
+        (["5555", "----"], 0, "worse"),
+        (["----", "1---"], 1, "better"),
+        (["-5--", "95--"], 1, "as good"),
+        (["5555", "---9", "6666"], 1, "better"),
+        (["5555", "---4", "6666"], 2, "better"),
+        (["55--", "--99", "66--", "77--"], 3, "better"),
+    ],
+)
+def test_the_gate_compares_over_the_examples_that_both_have_a_score_of(
+    tmp_path, table, kept, reason, held_out
+):
+    shift, values = Shift(), list(range(1, len(table)))
+    options = {"validation": MARKED} if held_out else {}
+    train(
+        shift, MARKED, marked(table), Steps(shift, values), batch_size=4,
+        candidates=len(values), measure=False, journal=tmp_path / "j", **options,
+    )  # fmt: skip
+    step = next(record for record in records(tmp_path / "j") if record["event"] == "step")
+    assert (shift.offset.data, step["reason"]) == (kept, reason)
+
+
+@pytest.mark.parametrize("table, kept", [(["5565", "---6", "4444"], 1), (["5565", "---4"], 0)])
+def test_without_a_gate_the_best_is_found_over_the_same_examples_too(table, kept):
+    shift, values = Shift(), range(1, len(table))
+    train(
+        shift, MARKED, marked(table), Steps(shift, values), batch_size=4, epochs=len(values),
+        gate=False, validation=MARKED,
+    )  # fmt: skip
+    assert shift.offset.data == kept
 
 
 def test_patience_counts_steps_without_a_better_score():
@@ -1152,7 +1353,8 @@ def gives_up(query, response, info):
 
 
 def test_exceptions_come_back_from_another_process_as_they_were(processes):
-    found = evaluate(Shift(), DATASET, scolds, executor=processes)
+    with pytest.warns(UserWarning, match="judged none of 4 examples"):
+        found = evaluate(Shift(), DATASET, scolds, executor=processes)
     assert found.mean is None and found.feedback == ["(not judged: no)"] * 4
     with pytest.raises(LLMError, match="down") as caught:
         evaluate(Shift(), DATASET, gives_up, executor=processes)
@@ -2268,6 +2470,31 @@ def test_async_guides_and_reruns_of_async_bundles_share_the_loop():
     assert len(loops) == 1
 
 
+@pytest.mark.parametrize("first", ["minitrace", "minitrace_train"])
+def test_run_coroutine_shares_the_loop_in_whatever_order_things_are_imported(first):
+    program = """
+import sys
+sys.path[:0] = sys.argv[1].split()
+if sys.argv[2] == "minitrace_train":
+    import minitrace_train
+from minitrace import run_coroutine
+import asyncio, minitrace, minitrace_train
+
+async def loop():
+    return asyncio.get_running_loop()
+
+async def model(x):
+    return await loop() is shared
+
+shared = run_coroutine(loop())
+assert run_coroutine is minitrace.run_coroutine and run_coroutine(loop()) is shared
+print(minitrace_train.evaluate(model, [1, 2]).responses)
+"""
+    command = [sys.executable, "-c", program, f"{ROOT} {COMPANIONS}", first]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "[True, True]\n", done.stderr
+
+
 def test_a_notebook_s_running_loop_is_no_obstacle():
     model = Loop()
 
@@ -2748,6 +2975,53 @@ def test_a_judge_that_gets_no_word_leaves_its_example_without_a_score(tmp_path, 
     assert judge.llm.asked == 0
 
 
+@UNSPOKEN
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("fails", [1, 2, 4, 5, 8, 9, 12])
+@pytest.mark.parametrize("bare", [lambda work: work(), lambda work: by_thread(work)])
+def test_a_silent_reply_that_ended_a_run_is_asked_for_again(tmp_path, kind, workers, fails, bare):
+    llm = Moody(["x"] * 99, {fails, fails + 1}, kind)  # twice: resuming may fail as well
+    word = node("a", name="word", trainable=True)
+    if workers > 1:
+        llm.fails = {fails}
+
+    def run():
+        word.set("a")
+        return train(
+            lambda x: word + bare(lambda: llm(f"{x} {word.data}?")), DATASET, lambda *_: 1,
+            Steps([word], ["b"]), batch_size=4, workers=workers, journal=tmp_path / "j",
+            validation=DATASET,
+        )  # fmt: skip
+
+    for _ in llm.fails:
+        with pytest.raises(LLMError, match="I would rather not"):
+            run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = run()
+    assert first.reason == "epochs" and word.data == "b"
+    assert llm.asked == 16 + len(llm.fails)
+    assert run()[:5] == first[:5] and llm.asked == 16 + len(llm.fails)
+
+
+@UNSPOKEN
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_refusal_that_ended_a_run_is_asked_for_again(tmp_path, kind, candidates):
+    shift, llm = Shift(), Moody([SEVEN] * 9, {1}, kind)
+
+    def run():
+        optimizer = OptoPrime(shift, llm=llm, on_refusal="raise")
+        return train(
+            shift, DATASET, near, optimizer, batch_size=4, candidates=candidates,
+            journal=tmp_path / "j",
+        )  # fmt: skip
+
+    with pytest.raises(LLMError, match="I would rather not"):
+        run()
+    asked = llm.asked
+    assert run().score == 0 and shift.offset.data == 7 and llm.asked > asked
+
+
 def test_a_guide_that_is_a_function_may_ask_as_well():
     llm = Moody(["1", "1", "1"], {2}, "filtered")
     found = evaluate(Shift(), DATASET, lambda *_: float(llm("Good?")))
@@ -2891,6 +3165,95 @@ def test_names_that_have_changed_places_are_told_apart(tmp_path):
     assert run(False) == (2, 6, 1)
     with pytest.warns(UserWarning, match="holds the whole"):
         assert run(True) == (2, 6, 0)
+
+
+def overlapping(tmp_path, names, order, epochs, text=""):
+    """A run whose parameters get their names in this order; what they are and what was asked."""
+    minitrace.GRAPH.clear()
+    for _ in range(names):
+        node("", name="w")
+    made = {}
+    for attribute in order:
+        start = f"{text}{attribute}" if text else {"a": 0, "b": 10, "c": 20}[attribute]
+        made[attribute] = node(start, name="w", trainable=True)
+    model = Module()
+    for attribute in sorted(made):
+        setattr(model, attribute, made[attribute])
+    asked = []
+
+    def forward(x):
+        return operators.identity([made[name] for name in sorted(made)])
+
+    def llm(messages):
+        asked.append(messages)
+        after = {name: each.data + ("!" if text else 1) for name, each in made.items()}
+        values = {made[name].py_name: value for name, value in after.items()}
+        return json.dumps({"reasoning": f"{made['a'].py_name} first", "suggestion": values})
+
+    model.forward = forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(
+            model, [(0, 1)], lambda *_: (0, "more"), OptoPrime(model, llm=llm), epochs=epochs,
+            gate=False, measure=False, journal=tmp_path / "j",
+        )  # fmt: skip
+    return [made[name].data for name in sorted(made)], len(asked)
+
+
+@pytest.mark.parametrize("names", [0, 1, 2])
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+def test_replies_reach_their_parameters_whatever_their_names_were(tmp_path, names, order):
+    assert overlapping(tmp_path, 0, "abc", 1) == ([1, 11, 21], 1)
+    values, asked = overlapping(tmp_path, names, order, 3)
+    assert values == [3, 13, 23] and asked <= 3
+    if order == "abc":  # the words are the same, but for the names
+        assert asked == 2
+    values, _ = overlapping(tmp_path, 1 - min(names, 1), "abc", 4)
+    assert values == [4, 14, 24]
+
+
+@pytest.mark.parametrize("text", ["w0, w1 and w:2 ", '"w0": 3 \\ é w2\n', "<w0> w1 w3 "])
+@pytest.mark.parametrize("names", [0, 1, 2, 7])
+def test_texts_in_values_keep_the_names_that_they_mention(tmp_path, text, names):
+    def run(names, epochs):
+        return overlapping(tmp_path, names, "abc", epochs, text)
+
+    def values(marks):
+        return [text + name + "!" * marks for name in "abc"]
+
+    assert run(0, 1) == (values(1), 1)
+    assert run(names, 1) == (values(1), 0)
+    assert run(names, 3) == (values(3), 2)
+    assert run(3, 3) == (values(3), 0)
+    kept = [record["values"] for record in records(tmp_path / "j") if record["event"] == "step"]
+    assert [list(each.values()) for each in kept] == [values(1), values(2), values(3)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{{"reasoning": "{a} is it", "suggestion": {{"{a}": "w1", "{b}": {{"w0": ["w1"]}}}}}}',
+        '<variable name="{a}">w1</variable><variable name="{b}">{{"w0": ["w1"]}}</variable>',
+    ],
+)
+@pytest.mark.parametrize("names", [1, 2])
+def test_values_that_are_names_are_values(tmp_path, form, names):
+    def run(names):
+        minitrace.GRAPH.clear()
+        for _ in range(names):
+            node("", name="w")
+        model = Module()
+        model.a, model.b = (node(v, name="w", trainable=True) for v in ("x", {"y": [""]}))
+        model.forward = lambda x: operators.identity([model.a, model.b])
+        llm = Script([form.format(a=model.a.py_name, b=model.b.py_name)])
+        train(
+            model, [(0, 1)], lambda *_: (0, "more"), OptoPrime(model, llm=llm), gate=False,
+            measure=False, journal=tmp_path / "j",
+        )  # fmt: skip
+        return model.a.data, model.b.data, len(llm.asked)
+
+    assert run(0) == ("w1", {"w0": ["w1"]}, 1)
+    assert run(names) == ("w1", {"w0": ["w1"]}, 0)
 
 
 def two_models(kind):
@@ -3054,6 +3417,43 @@ def test_calls_from_plain_threads_are_counted_recorded_and_not_paid_again(tmp_pa
     with pytest.warns(UserWarning, match="holds the whole"):
         again = run("long")
     assert len(live.asked) == 8 and again.spent["calls"] == 8
+
+
+@BARE
+@pytest.mark.parametrize("redact", [None, lambda record: record])
+def test_a_call_from_a_plain_thread_outlives_another_run(tmp_path, bare, redact):
+    """While it is in flight, the other run ends and closes its journal."""
+    begun, other_is_over = threading.Event(), threading.Event()
+
+    def slow(messages):
+        begun.set()
+        assert other_is_over.wait(60)
+        return "slow"
+
+    def run(name, model):
+        parameter = node("a", name="word", trainable=True)
+        guide, steps = (lambda q, r, i: len(r)), Steps([parameter], [None])
+        return train(
+            lambda x: parameter + model(x), [("b", 1)], guide, steps,
+            journal=tmp_path / name, redact=redact,
+        )  # fmt: skip
+
+    def answer(x):
+        return bare(lambda: str(minitrace.operators.call_llm(slow, "Answer.", x).data))
+
+    def other(x):
+        thread.start()
+        assert begun.wait(60)
+        return x
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run("first", answer)))
+    assert run("other", other).reason == "epochs"
+    other_is_over.set()
+    thread.join(60)
+    assert [each.reason for each in found] == ["epochs"] and found[0].score == 5
+    assert [call["reply"] for call in calls(tmp_path / "first")] == ["slow"]
+    assert records(tmp_path / "other")[-1]["event"] == "end"
 
 
 @BARE

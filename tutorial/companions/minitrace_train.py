@@ -84,6 +84,7 @@ __all__ = ["Evaluation", "Guide", "Judge", "Run", "evaluate", "train"]
 _Examples = Sequence[tuple[int, Any]]  # index and (input, info)
 _Values = Mapping[ParameterNode[Any], Any]
 _Record = dict[str, Any]
+_Scores = Mapping[int, float]  # by the number of the example
 
 
 # ---- Guides: how good is a response? -------------------------------------------------------------
@@ -208,6 +209,7 @@ class _Result:
     score: float | None
     feedback: Any
     failed: bool = False
+    unjudged: str = ""  # why a judge gave no judgement
 
 
 class _Job(NamedTuple):
@@ -223,6 +225,16 @@ class _Job(NamedTuple):
     def run(self) -> _Result:
         """Run the program and let the guide judge. A failure of the program is a result too."""
         try:
+            return self.judged()
+        except Exception as error:
+            ends = _what_ends_a_run(error)
+            if ends is None or ends is error:
+                raise
+        raise ends
+
+    def judged(self) -> _Result:
+        """What `run` returns."""
+        try:
             output = self.output()
         except ExecutionError as error:
             _raise_unless_about_values(error)
@@ -234,7 +246,8 @@ class _Job(NamedTuple):
             said = _awaited(self.guide(self.query, output.data, self.info))
         except (ReplyError, LLMError) as error:  # of a judge that asks a language model
             _raise_unless_unspoken(error)
-            said = f"(not judged: {error})"
+            words = f"(not judged: {error})"
+            return _Result(output, output.data, None, words, unjudged=str(error))
         return _Result(output, output.data, *_score_and_feedback(to_data(said)))
 
     def output(self) -> Node[Any]:
@@ -273,8 +286,29 @@ def _raise_unless_about_values(error: ExecutionError) -> None:
     """Raise what no other values would avoid."""
     cause = error.__cause__
     of_program = isinstance(cause, TraceMissingInputsError) or hasattr(cause, "failure")
+    of_program = of_program or isinstance(cause, ExecutionError)  # the cause of that one counts
     if isinstance(cause, MinitraceError) and not of_program:
         _raise_unless_unspoken(cause)
+    ends = _what_ends_a_run(error)
+    if ends is not None:
+        raise ends
+
+
+def _what_ends_a_run(error: BaseException) -> MinitraceError | None:
+    """The error of a network or a budget that is this one, or in its group, or led to it."""
+    seen, left = set[int](), [error]
+    while left:
+        each = left.pop(0)
+        if id(each) not in seen:
+            seen.add(id(each))
+            kind = getattr(each, "kind", "")
+            if isinstance(each, LLMError) and kind not in _UNSPOKEN:
+                return each
+            if isinstance(each, MinitraceError) and kind == "budget":
+                return each
+            context = None if each.__suppress_context__ else each.__context__
+            left += [*getattr(each, "exceptions", ()), *filter(None, (each.__cause__, context))]
+    return None
 
 
 # ---- Async code: one event loop for all that is awaited, so that clients and locks serve every run
@@ -329,7 +363,7 @@ def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
     return loop, thread.is_alive()
 
 
-setattr(minitrace, "run_coroutine", _awaited)  # for `rerun`
+setattr(minitrace, "_on_shared_loop", _awaited)  # for `run_coroutine`
 
 
 # ---- Side by side: examples in threads, or in other processes ------------------------------------
@@ -456,6 +490,8 @@ class _Workers:
     failed_score: float
     journal: _Journal
     watch: _Watch
+    unjudged: int = 0  # examples, so far
+    warned: bool = False  # that all of some examples were unjudged
 
     @property
     def here(self) -> bool:
@@ -488,7 +524,18 @@ class _Workers:
             if result.failed:
                 result.score = self.failed_score
             self.journal.write(job.record(result))
+        self.count_unjudged([result.unjudged for result in results if result.unjudged], results)
         return results
+
+    def count_unjudged(self, reasons: Sequence[str], results: Sequence[_Result]) -> None:
+        """Count the examples without a judgement; warn at the first time that none has one."""
+        if reasons and len(reasons) == len(results) and not self.warned:
+            self.warned = True
+            _warn(
+                f"the guide judged none of {_several(len(results), 'example')}, and an example "
+                f"without a judgement has no score and teaches nothing: {reasons[-1]}"
+            )
+        self.unjudged += len(reasons)
 
     def run_here(self, jobs: Sequence[_Job]) -> list[_Result]:
         """Run jobs in this process."""
@@ -575,6 +622,10 @@ def _run_packed(packed: bytes) -> bytes:
     return _packed((result, records, error), parameters)
 
 
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def _restore(values: _Values) -> None:
     """Put back values that the parameters accepted before."""
     for parameter, value in values.items():
@@ -623,37 +674,121 @@ class _Names:
     """What parameters are called now, and what the journal calls them: `x:3` may be its `x:0`.
 
     A name counts how often it was given in a process. The journal keeps those of its first run, so
-    that any other run asks and answers in the same words.
+    that any other run asks and answers in the same words. All names change at once, each into
+    another one, so that two that change places stay two. Texts that are values keep theirs.
     """
 
     def __init__(self, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
         pairs: list[tuple[str, str]] = []
         for path, names in now.items():
             pairs += zip(names, then.get(path, names), strict=False)
-        self.then = {new: old for new, old in pairs if new != old}
+        whole = _permutation(dict(pairs))
+        self.then = {new: old for new, old in whole.items() if new != old}
         self.now = {old: new for new, old in self.then.items()}
+        self.kept: set[str] = set()
+
+    def keep(self, *values: Any) -> None:
+        """Leave the texts in these values as they are, wherever they are seen."""
+        if self.then:
+            name = re.compile(_any_of(self.then))
+            whole = list(_texts_in(values))
+            lines = [line for text in whole for line in text.splitlines()]  # may be indented
+            texts = {text for text in whole + lines if name.search(text)}
+            for text in texts.difference(self.then):
+                self.kept |= {text, repr(text)[1:-1], json.dumps(text)[1:-1]}
+                self.kept.add(json.dumps(text, ensure_ascii=False)[1:-1])
 
     def as_then(self, value: Any) -> Any:
         """A value with the names that the journal uses."""
-        return _renamed(value, self.then)
+        if not self.then:
+            return value
+        if isinstance(value, Mapping):
+            said = value.get("content") if value.get("role") == "assistant" else None
+            if isinstance(said, str):
+                return {**value, "content": self.reply_as_then(said)}
+            return {self.as_then(key): self.as_then(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.as_then(item) for item in value]
+        return _renamed(value, self.then, self.kept) if isinstance(value, str) else value
 
-    def as_now(self, value: Any) -> Any:
-        """A value with the names of this run."""
-        return _renamed(value, self.now)
+    def record_as_then(self, record: _Record) -> _Record:
+        """A record with the names that the journal uses; what the program saw keeps its own."""
+        plain = {"values", "query"}
+        if not record.get("failed"):  # then these are words of minitrace
+            plain |= {"response", "feedback"}
+        return {key: each if key in plain else self.as_then(each) for key, each in record.items()}
+
+    def reply_as_then(self, reply: str) -> str:
+        """A reply with the names that the journal uses."""
+        return self.reply(reply, self.then)
+
+    def reply_as_now(self, reply: str) -> str:
+        """A reply on record with the names of this run."""
+        return self.reply(reply, self.now)
+
+    def reply(self, text: str, names: Mapping[str, str]) -> str:
+        """A reply with other names, but for those in the values that it proposes."""
+        if not names:
+            return text
+        self.keep(read_reply(text, list(names)).values)
+        return _renamed(text, names, self.kept, is_reply=True)
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A value as JSON has it, with other names in its texts."""
-    if not names:
-        return value
+def _permutation(names: Mapping[str, str]) -> dict[str, str]:
+    """A renaming, with that of the names which are taken: each new name is an old one, too."""
+    back = {old: new for new, old in names.items()}
+    whole = dict(names)
+    for taken in back.keys() - names.keys():
+        start = taken
+        while start in back:
+            start = back[start]
+        whole[taken] = start
+    return whole
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern of names that stand alone."""
+    found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return rf"(?<!\w)(?:{found})(?!\w)"
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The texts in a value."""
     if isinstance(value, str):
-        found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: names[match[0]], value)
-    if isinstance(value, Mapping):
-        return {_renamed(key, names): _renamed(item, names) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_renamed(item, names) for item in value]
-    return value
+        yield value
+    elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for each in value:
+            yield from _texts_in(each)
+        if isinstance(value, Mapping):
+            yield from _texts_in(list(value.values()))
+
+
+def _renamed(
+    text: str, names: Mapping[str, str], kept: Iterable[str] = (), is_reply: bool = False
+) -> str:
+    """A text with other names in it, but not in what is kept nor, in a reply, in its values."""
+    longest_first = sorted(kept, key=len, reverse=True)
+    pattern = re.compile("|".join([*map(re.escape, longest_first), _any_of(names)]))
+    parts, done = list[str](), 0
+    while match := pattern.search(text, done):
+        end = match.end()
+        parts += [text[done : match.start()], names.get(match[0], match[0])]
+        done = _end_of_value(text, end) if is_reply and match[0] in names else end
+        parts.append(text[end:done])
+    return "".join([*parts, text[done:]])
+
+
+_COLON = re.compile(r"[\"']?\s*:\s*")
+_TAGGED = re.compile(r"[\"']?\s*(?:</name>\s*<value>|>).*?</(?:value|variable)>", re.DOTALL)
+
+
+def _end_of_value(text: str, start: int) -> int:
+    """Where the value ends that follows a name in a reply, as JSON or in a tag, if one does."""
+    colon, tagged = _COLON.match(text, start), _TAGGED.match(text, start)
+    with suppress(ValueError, RecursionError):  # it is no JSON
+        if colon:
+            return json.JSONDecoder(strict=False).raw_decode(text, colon.end())[1]
+    return tagged.end() if tagged else start
 
 
 _SAME_NAMES = _Names({}, {})
@@ -688,9 +823,11 @@ class _Spot:
         if given is None:
             record = {"event": "call", **self.place, "turn": turn, "key": key}
             given = self.new({**record, "messages": asked, "options": options}, ask)
+        elif self.names.now and isinstance(given, Reply):  # a new one has the names of this run
+            given = Reply(self.names.reply_as_now(given), **vars(given))
         if isinstance(given, LLMError):
             raise given
-        return Reply(self.names.as_now(given), **vars(given)) if self.names.now else given
+        return given
 
     def new(self, record: _Record, ask: Callable[[], Reply]) -> Reply | LLMError:
         """Ask, and record what comes: a reply, or the error that says there is none."""
@@ -699,7 +836,7 @@ class _Spot:
         try:
             given = ask()
             told = {
-                "reply": self.names.as_then(given),
+                "reply": self.names.reply_as_then(given),
                 "tokens": _tokens(record["messages"], given),
             }
             told |= {name: getattr(given, name) for name in _FACTS}
@@ -795,6 +932,7 @@ class _Journal:
         self.lock = threading.Lock()
         self.agrees = True
         self.grown = False
+        self.closed = False  # A plain thread of another run may still be in a call.
 
     @contextmanager
     def opened(self) -> Iterator[_Journal]:
@@ -806,8 +944,12 @@ class _Journal:
             _lock(self.file, self.path)
             _open_journals.add(self.file)
             self.read()
-            with around_calls(self.around):
-                yield self
+            try:
+                with around_calls(self.around):
+                    yield self
+            finally:
+                with self.lock:
+                    self.closed = True
 
     def around(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
         """The hook of a run: a call is answered by the spot that it comes from."""
@@ -825,9 +967,25 @@ class _Journal:
             except (ValueError, LookupError, TypeError, AttributeError):
                 words = "not a record of a journal; name another file"
                 raise MinitraceError(f"{self.path}, line {number}: {words}") from None
+        self.forget_what_ended_it(lines)
         whole = b"".join(line + b"\n" for line in lines)
         self.file.truncate(min(len(whole), len(data)))
         self.file.write(whole[len(data) :])
+
+    def forget_what_ended_it(self, lines: Sequence[bytes]) -> None:
+        """Forget replies that never came, where no run got past them: they are asked for again."""
+        past, errors = set[Any](), dict[Any, _Record]()
+        for record in map(json.loads, lines):
+            if record["event"] == "call":
+                errors[_mark(record)] = record
+            elif record["event"] == "step":
+                past.add(record["step"])
+            elif record["event"] == "example":  # all of its batch
+                past |= {_place(record), _place({**record, "example": None})}
+        for mark, record in errors.items():
+            passed = record.get("step") in past and record.get("part") != "measure"
+            if isinstance(_given(record), LLMError) and not (passed or _place(record) in past):
+                del self.known[mark], self.replies[_place(record)][record["turn"], record["key"]]
 
     def read_record(self, record: _Record, first: bool) -> None:
         """Take in a record of an earlier run."""
@@ -871,13 +1029,13 @@ class _Journal:
 
     def write(self, record: _Record) -> None:
         """Add a record, in one write, unless it is there."""
-        if not self.path:
+        if not self.path or self.closed:
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         try:
             # A copy as it can be read again, for `redact` may change what it is shown.
             if record["event"] != "call":  # which is written in those names already
-                record = self.names.as_then(record)
+                record = self.names.record_as_then(record)
             text = json.dumps({"event": record["event"], "time": now, **record}, default=to_text)
             record = json.loads(text)
             kept = self.redacted(json.loads(text))
@@ -908,6 +1066,8 @@ class _Journal:
         """Add a line, all of it or nothing."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self.lock:
+            if self.closed:
+                return
             self.grown = True
             end = os.fstat(self.file.fileno()).st_size
             try:
@@ -1016,6 +1176,9 @@ class Run(NamedTuple):
         examples: how many examples `score` is the mean of.
         scored_on: `"validation"`; without that `"dataset"`, the whole of it; or `"batch"`, that of
             the step which found the values, if the dataset was not measured at the end.
+        unjudged: how many times an example got no judgement, because no reply to the guide's
+            language model could be used. A step in which that holds for all of them asks for
+            nothing and changes nothing.
 
     >>> from minitrace import OptoPrime, StubLLM, node
     >>> size = node(1, name="size", trainable=True)
@@ -1037,16 +1200,17 @@ class Run(NamedTuple):
     refused: int = 0
     examples: int = 0
     scored_on: str = ""
+    unjudged: int = 0
 
     def __repr__(self) -> str:
         score = "None"
         if self.score is not None:
-            several = "s" * (self.examples != 1)
-            of = f"{self.examples:,} example{several} of the {self.scored_on}"
+            of = f"{_several(self.examples, 'example')} of the {self.scored_on}"
             score = f"{self.score:g} (the mean of {of})"
+        unjudged = f"unjudged={self.unjudged}, " if self.unjudged else ""
         return (
             f"Run(reason={self.reason!r}, steps={self.steps}, score={score}, "
-            f"refused={self.refused}, values={self.values!r}, scores={self.scores!r}, "
+            f"refused={self.refused}, {unjudged}values={self.values!r}, scores={self.scores!r}, "
             f"spent={dict(self.spent)!r})"
         )
 
@@ -1065,15 +1229,45 @@ class _Candidate:
     feedback: Sequence[Any] = ()
     examples: int = 0  # that have a part in the score which counts
     whole: bool = False  # Was the batch the whole dataset?
+    parts: tuple[_Scores, _Scores] = field(default=({}, {}))  # of validation and score
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What candidates are compared by."""
-        validation = -math.inf if self.validation is None else self.validation
-        return validation, -math.inf if self.score is None else self.score
+    def compared(self, other: _Candidate, same: bool = True) -> list[tuple[float, float]]:
+        """The means of both by validation, and then on the batch, over the same examples.
+
+        Args:
+            same: whether both were measured on the same batch.
+        """
+        own, others = self.parts, other.parts
+        return [_means(own[0], others[0]), _means(own[1], others[1], same)]
+
+    def against(self, other: _Candidate, same: bool = True) -> int:
+        """Is it better (1), as good (0) or worse (-1)?"""
+        for own, others in self.compared(other, same):
+            if own != others:
+                return 1 if own > others else -1
+        return 0
+
+    def gain(self, other: _Candidate) -> list[float]:
+        """By how much it is better: what candidates are compared by."""
+        return [
+            own if others == -math.inf else own - others for own, others in self.compared(other)
+        ]
 
 
-_UNSCORED = -math.inf, -math.inf
+def _means(one: _Scores, other: _Scores, same: bool = True) -> tuple[float, float]:
+    """Two means over the examples that have both scores; the lowest of all if there are none.
+
+    Where nothing says that they are of the same examples, each is the mean of its own.
+    """
+    common = [index for index in one if index in other]
+    if common:
+        return _mean([one[i] for i in common]), _mean([other[i] for i in common])
+    mine = -math.inf if same and other else _mean(list(one.values()))
+    return mine, _mean(list(other.values()))
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores) if scores else -math.inf
 
 
 @dataclass
@@ -1165,26 +1359,33 @@ class _Training:
         stop = SimpleNamespace(reason="")
         try:
             yield stop
-        except MinitraceError as error:
-            if getattr(error, "kind", "") != "budget":
+        except Exception as error:
+            ends = _what_ends_a_run(error)
+            if getattr(ends, "kind", "") != "budget":
                 raise
-            stop.reason = f"budget: {error}"
+            stop.reason = f"budget: {ends}"
 
     def measure(self) -> None:
         """Measure the best values on the whole dataset, where that tells something new."""
         known = self.best.whole and self.best.score is not None
         scored = any(score is not None for score in self.scores)
         if self.options.measure and scored and not (self.held_out or known):
-            found = _evaluation(self.workers.run(self.examples, self.place("measure")))
-            self.best = replace(self.best, **self.scored(found))
+            results = self.workers.run(self.examples, self.place("measure"))
+            self.best = replace(self.best, **self.scored(self.examples, results))
 
-    def scored(self, found: Evaluation, validation: Evaluation | None = None) -> _Record:
+    def scored(
+        self, batch: _Examples, results: Sequence[_Result], others: Sequence[_Result] | None = None
+    ) -> _Record:
         """What a candidate keeps of its measurements, on a batch and on what was held out."""
-        counts = validation if validation is not None and self.held_out else found
-        known: _Record = {"score": found.mean, "whole": len(found.scores) == len(self.examples)}
-        if validation is not None:
-            known["validation"] = validation.mean
-        return {**known, "examples": sum(score is not None for score in counts.scores)}
+        counts = others if others is not None and self.held_out else results
+        known: _Record = {"score": _evaluation(results).mean}
+        known["whole"] = len(results) == len(self.examples)
+        validation = self.now.parts[0]
+        if others is not None:
+            known["validation"] = _evaluation(others).mean
+            validation = _by_example(self.held_out, others)
+        known["parts"] = validation, _by_example(batch, results)
+        return {**known, "examples": sum(result.score is not None for result in counts)}
 
     def told(self) -> _Record:
         """The score of the best values, and what it is the mean of."""
@@ -1219,8 +1420,8 @@ class _Training:
     def take_steps(self) -> str:
         """Take all steps; say why there are no more."""
         if self.held_out:
-            found = _evaluation(self.workers.run(self.held_out, self.place("validate")))
-            self.now = replace(self.now, **self.scored(_evaluation([]), found))
+            found = self.workers.run(self.held_out, self.place("validate"))
+            self.now = replace(self.now, **self.scored([], [], found))
         for epoch, batch in self.batches():
             self.number += 1
             self.step(epoch, batch)
@@ -1243,7 +1444,8 @@ class _Training:
         """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
         self.optimizer.zero_feedback()
         results = self.workers.run(batch, self.place("forward"), traced=True)
-        found = self.scored(_evaluation(results))
+        self.keep_texts(batch, results)
+        found = self.scored(batch, results)
         if self.held_out:
             del found["examples"]
         now = replace(self.now, **found)
@@ -1266,6 +1468,12 @@ class _Training:
             graph=self.graph_as_dict(self.optimizer.graph()),
         )
 
+    def keep_texts(self, batch: _Examples, results: Sequence[_Result]) -> None:
+        """Tell the journal which texts in the prompts are values."""
+        seen = [[each.response, each.feedback] for each in results if not each.failed]
+        values = list(self.values().values())
+        self.journal.names.keep([pair for _, pair in batch], seen, to_data(values))
+
     def proposals(self, results: Sequence[_Result]) -> list[Proposal]:
         """Send back what was said, and ask for proposals; a refusal is one that changes nothing."""
         try:
@@ -1283,6 +1491,8 @@ class _Training:
 
     def send_back(self, results: Sequence[_Result]) -> bool:
         """Send each example's feedback back in one backward. Has the optimizer heard of it?"""
+        if all(result.unjudged for result in results):
+            return False
         optimizer, outputs = self.optimizer, [result.output for result in results]
         feedback = [result.feedback for result in results]
         scores = [result.score for result in results]
@@ -1384,23 +1594,23 @@ class _Training:
             others = self.workers.run(self.held_out, self.place("validate", number))
         finally:
             _restore(before)
-        found = _evaluation(results)
-        known = self.scored(found, _evaluation(others))
-        return replace(candidate, **known, feedback=found.feedback)
+        known = self.scored(batch, results, others)
+        return replace(candidate, **known, feedback=[result.feedback for result in results])
 
     def choose(self, now: _Candidate, candidates: Sequence[_Candidate]) -> tuple[_Candidate, str]:
         """The candidate to keep, which may be the values in force, and why."""
         changing = [each for each in candidates if each.proposal]
         if not changing:
             return now, self.why_unchanged([each.proposal for each in candidates])
-        best = max(changing, key=lambda each: each.rank)  # the first of equals
+        best = max(changing, key=lambda each: each.gain(now))  # the first of equals
         if not self.compares:
             return best, "not compared"
-        if best.rank == now.rank == _UNSCORED:
+        if not any([*best.parts, *now.parts]):
             return best, "no scores"
-        if best.rank < now.rank:
+        sign = best.against(now)
+        if sign < 0:
             return now if self.options.gate else best, "worse"
-        return best, "better" if best.rank > now.rank else "as good"
+        return best, "better" if sign else "as good"
 
     def why_unchanged(self, proposals: Sequence[Proposal]) -> str:
         """Why no proposal has a value; the first refusal of a run is told."""
@@ -1419,7 +1629,7 @@ class _Training:
     ) -> None:
         """Set the chosen values, and let the optimizer remember what was not chosen."""
         gate = self.options.gate
-        if self.compares and not gate and now.rank > self.best.rank:
+        if self.compares and not gate and now.against(self.best, same=False) > 0:
             self.note_best(now)
         for candidate in candidates:
             if candidate.proposal and candidate is not chosen:
@@ -1431,7 +1641,7 @@ class _Training:
             self.kept_step = self.number
         self.now = replace(chosen, number=0, proposal=Proposal())
         latest_is_best = gate or not self.compares or reason == "no scores"
-        if latest_is_best or chosen.rank >= self.best.rank:
+        if latest_is_best or chosen.against(self.best, same=False) >= 0:
             self.note_best(chosen)
 
     def remember(self, candidate: _Candidate, now: _Candidate) -> None:
@@ -1569,6 +1779,7 @@ def train(
     spent = watch.spent if budget is None else budget.spent
     steps, values = training.number, _by_name(training.best_values)
     told = training.told()
+    told["unjudged"] = runner.unjudged
     return Run(reason, steps, told.pop("score"), values, training.scores, spent, **told)
 
 
@@ -1606,8 +1817,7 @@ def _digest(examples: Iterable[tuple[int, Any]]) -> str:
     """How many examples there are, and what tells them from others."""
     pairs = [list(pair) for _, pair in examples]
     text = json.dumps(encode(pairs, as_text=True))
-    several = "example" if len(pairs) == 1 else "examples"
-    return f"{len(pairs):,} {several}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{_several(len(pairs), 'example')}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _made_of(model: Any, guide: Any, optimizer: Optimizer) -> dict[str, str]:
@@ -1711,6 +1921,12 @@ def evaluate(
         except KeyboardInterrupt:
             watch.settle()
             raise
+
+
+def _by_example(examples: _Examples, results: Sequence[_Result]) -> _Scores:
+    """The scores that there are, by the number of the example."""
+    pairs = zip(examples, results, strict=True)
+    return {index: each.score for (index, _), each in pairs if each.score is not None}
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
