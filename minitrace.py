@@ -1119,11 +1119,10 @@ class _Body(_Scope):
                 held = _held_by(each._data)
                 if len(held) > 1 or isinstance(each._data, (*_CONTAINERS, bytearray)):
                     self.held.append((name, each._data, held))
-        if not self.bundle.is_async:
-            alone = len(sys._current_frames()) == 1
-            self.threads = () if alone else {*sys._current_frames()}  # none of its own runs yet
-            self.thread, self.hooks = get_ident(), _hooks.get()
-            _bodies.add(self)
+        several = len(sys._current_frames()) > 1
+        self.threads = {*sys._current_frames()} if several else ()  # none of its own runs yet
+        self.thread, self.hooks = get_ident(), _hooks.get()
+        _bodies.add(self)
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
@@ -3910,13 +3909,17 @@ _MAIN = main_thread()
 
 def _read_elsewhere(node: AnyNode) -> Any:
     """The data of a node outside all scopes; noted by a body that started this thread and waits."""
+    import traceback
+
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
-        known = body.hooks is not None or body.thread == _MAIN.ident  # no sibling of this thread
-        frame = frames.get(body.thread) if known else None
-        waits = frame and frame.f_globals.get("__name__") in ("threading", "selectors")
-        if waits and get_ident() not in body.threads:
-            value = body.read(node)
+        alone = body.hooks is None and body.outer is None  # in a thread like this one
+        sibling = alone and body.thread != _MAIN.ident
+        frame = None if sibling or get_ident() in body.threads else frames.get(body.thread)
+        if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
+            calls = [each.f_locals.get("body") for each, _ in traceback.walk_stack(frame)]
+            if any(each is body for each in calls):
+                value = body.read(node)
     return value
 
 
