@@ -3022,6 +3022,37 @@ def test_a_refusal_that_ended_a_run_is_asked_for_again(tmp_path, kind, candidate
     assert run().score == 0 and shift.offset.data == 7 and llm.asked > asked
 
 
+@UNSPOKEN
+@pytest.mark.parametrize("candidates", [1, 2])
+@pytest.mark.parametrize("unusable", [0, 1, 2])
+def test_unusable_replies_before_a_silent_one_are_counted(tmp_path, kind, candidates, unusable):
+    def llm(messages):
+        if len(messages) > 2 * unusable + 1:
+            raise LLMError("I would rather not", kind=kind)
+        return '{"suggestion": {"wrong": 1}}'
+
+    for _ in range(2):  # the second time it is resumed
+        minitrace.GRAPH.clear()
+        shift = Shift()
+        with pytest.warns(UserWarning, match=r"could be used.*: I would rather not \(step 1"):
+            run = train(
+                shift, DATASET, near, OptoPrime(shift, llm=llm, retries=3), batch_size=4,
+                candidates=candidates, journal=tmp_path / "j",
+            )  # fmt: skip
+        assert run.refused == candidates * (unusable + 1) and run.values == {"offset0": 0}
+        assert run.reason == "epochs" and len(calls(tmp_path / "j")) == run.refused
+    refused = [r["refused"] for r in records(tmp_path / "j") if r["event"] == "proposal"]
+    assert all(each[-1] == "I would rather not" for each in refused)
+
+
+@pytest.mark.parametrize("data", [[], (), iter([]), {"inputs": [], "infos": []}])
+def test_a_dataset_without_examples_is_an_error(data, tmp_path):
+    with pytest.raises(ValueError, match="dataset has no examples: there is nothing to learn"):
+        train(Shift(), data, near, journal=tmp_path / "j")
+    assert not (tmp_path / "j").exists()
+    assert evaluate(Shift(), [], near).mean is None
+
+
 def test_a_guide_that_is_a_function_may_ask_as_well():
     llm = Moody(["1", "1", "1"], {2}, "filtered")
     found = evaluate(Shift(), DATASET, lambda *_: float(llm("Good?")))

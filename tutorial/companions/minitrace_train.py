@@ -1530,19 +1530,21 @@ class _Training:
         try:
             with self.journal.recording(self.place("propose"), shared=True):
                 if count == 1:
-                    found = optimizer.propose()
+                    # One that is not ours may not understand the words of no change.
+                    ours = type(optimizer).propose is Optimizer.propose
+                    found = self.candidates(None) if ours else optimizer.propose()
                 else:  # in a thread, since Ctrl-C stops this one
                     (found,) = _side_by_side(self.candidates, [count], 1)
         finally:
             optimizer.on_refusal = on_refusal
         return list(map(self.checked, [found] if isinstance(found, Mapping) else found or []))
 
-    def candidates(self, count: int) -> Any:
-        """Several proposals; where the language model says nothing, one that changes nothing."""
+    def candidates(self, count: int | None) -> Any:
+        """Proposals; where the language model says nothing, one that changes nothing."""
         self.watch.unspoken = None if self.optimizer.on_refusal == "raise" else []
         try:
             found = self.optimizer.propose(count)
-            several = [] if isinstance(found, Mapping) else found or []
+            several = [found] if isinstance(found, Mapping) else found or []
             empty = [each for each in several if isinstance(each, Proposal) and not each]
             for proposal, words in zip(empty, self.watch.unspoken or (), strict=False):
                 proposal.refused = [*proposal.refused, words]
@@ -1759,7 +1761,7 @@ def train(
     (7, [-6.0, -5.0, -3.0, -1.0, -1.0, 0.0])
     """
     optimizer = optimizer or OptoPrime(model)
-    examples = _pairs(dataset, "dataset")
+    examples = _some(_pairs(dataset, "dataset"))
     held_out = _pairs(() if validation is None else validation, "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
     _check_counts(**counts, workers=workers, patience=1 if patience is None else patience)
@@ -1794,6 +1796,12 @@ def _check_counts(**counts: Any) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
+
+
+def _some(examples: _Examples) -> _Examples:
+    if not examples:
+        raise ValueError("dataset has no examples: there is nothing to learn from")
+    return examples
 
 
 def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
