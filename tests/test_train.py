@@ -3578,10 +3578,25 @@ try:
         evaluate(model, data, lambda *_: 1, workers=3)
     else:
         train(model, data, lambda *_: 1, OptoPrime([word], llm=llm), journal=sys.argv[2] or None,
-              workers=3, batch_size=9, candidates=candidates)
+              workers=1 if sys.argv[4] == "alone" else 3, batch_size=9, candidates=candidates)
 except KeyboardInterrupt as stop:
     print(len(begun), len(ended), stop, flush=True)
 """
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are of Unix")
+def test_ctrl_c_cuts_off_a_call_in_the_main_thread_which_is_made_again(tmp_path):
+    path = tmp_path / "j"
+    for _ in range(2):  # the second run is answered twice from the journal
+        command = [sys.executable, "-c", CTRL_C, f"{ROOT} {COMPANIONS}", str(path), "0.7", "alone"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as process:
+            assert process.stdout.readline() == "flying\n"
+            process.send_signal(signal.SIGINT)
+            out, error = process.communicate(timeout=60)
+        assert out.split()[:2] == ["3", "2"], out + error
+        assert "stopping: waiting" not in error and "the same call resumes it" in out
+    assert len(calls(path)) == 4
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are of Unix")

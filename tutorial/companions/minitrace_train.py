@@ -1744,7 +1744,9 @@ def train(
             reply is missing when the run is resumed; a reply that is gone is asked for again.
         measure: False leaves out the measurement at the end; the score is that of a batch then.
 
-    Ctrl-C ends the run when the calls in flight have ended, and a second one at once.
+    Ctrl-C ends the run when the calls in flight in other threads have ended, and a second one at
+    once. A call in the main thread (of plain code with one worker, or of the optimizer for a single
+    candidate) is cut off by the first: its reply is lost, and asked for again on resuming.
 
     Returns: a `Run`.
 
