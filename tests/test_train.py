@@ -3487,6 +3487,47 @@ def test_a_call_from_a_plain_thread_outlives_another_run(tmp_path, bare, redact)
     assert records(tmp_path / "other")[-1]["event"] == "end"
 
 
+def test_a_call_from_a_plain_thread_is_not_stopped_with_another_run(monkeypatch):
+    class Told(io.StringIO):
+        def write(self, words):
+            stopping.set()
+            return len(words)
+
+    begun, stopping, done = threading.Event(), threading.Event(), threading.Event()
+
+    def llm(messages):
+        if "hold" in messages[-1]["content"]:
+            begun.set()
+            assert done.wait(60)
+        return "fine"
+
+    def ask(words):
+        return str(operators.call_llm(llm, "Answer.", words).data)
+
+    def goes_on(x):
+        with ThreadPoolExecutor(2) as pool:
+            held = pool.submit(ask, "hold")
+            assert stopping.wait(60)
+            try:
+                return pool.submit(ask, "go").result()
+            finally:
+                done.set()
+                held.result()
+
+    def interrupted(x):
+        thread.start()
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(evaluate(goes_on, [1])))
+    monkeypatch.setattr(sys, "stderr", Told())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(interrupted, [1])
+    thread.join(60)
+    assert [each.responses for each in found] == [["fine"]]
+
+
 @BARE
 def test_a_budget_stops_calls_from_plain_threads(bare):
     live = Live()

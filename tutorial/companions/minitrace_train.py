@@ -379,7 +379,22 @@ class _Watch:
         self.unspoken: list[str] | None = None  # why no reply came, where that is no error
         self.changed = threading.Condition()
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """A block in which it is the hook."""
+        token = _in_run.set(True)
+        _open_watches.append(self)
+        try:
+            with around_calls(self):
+                yield
+        finally:
+            _open_watches.remove(self)
+            _in_run.reset(token)
+
     def __call__(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
+        running = [each for each in _open_watches if not each.stopped]
+        if self.stopped and running and not _in_run.get():
+            return ask()  # of a plain thread, that of a run which goes on
         with self.flight("calls"):
             with self.changed:
                 self.spent["calls"] += 1
@@ -425,6 +440,8 @@ class _Watch:
             self.changed.wait_for(lambda: not others())
 
 
+_in_run: ContextVar[bool] = ContextVar("minitrace_train_in_run", default=False)
+_open_watches: list[_Watch] = []
 _STOPPING = "stopping: waiting for {} {} in flight; Ctrl-C again does not wait"
 
 
@@ -1774,7 +1791,7 @@ def train(
     facts |= {"validation": _digest(held_out), **vars(options)}
     options.measure = measure
     watch, limit = _Watch(), budget or nullcontext()
-    with limit, around_calls(watch), _Journal(journal, redact).opened() as opened:
+    with limit, watch.opened(), _Journal(journal, redact).opened() as opened:
         runner = _Workers(model, guide, workers, executor, failed_score, opened, watch)
         runner.check_carries(optimizer.parameters)
         training = _Training(optimizer, runner, examples, held_out, options, progress)
@@ -1925,7 +1942,7 @@ def evaluate(
     _check_counts(workers=workers)
     watch = _Watch()
     runner = _Workers(model, guide, workers, executor, failed_score, _Journal(None), watch)
-    with around_calls(watch):
+    with watch.opened():
         try:
             return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
         except KeyboardInterrupt:
