@@ -56,6 +56,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import sys
 from abc import ABC
 from dataclasses import dataclass
@@ -527,17 +528,16 @@ def _batchify(*items: Any) -> str:
 batchify = bundle("[batchify] The items as one text, numbered.")(_batchify)
 
 
-def evaluate(
-    agent: Any, guide: Any, inputs: Any, infos: Any, min_score: Any = None, **options: Any
-) -> Any:
+def evaluate(agent: Any, guide: Any, inputs: Any, infos: Any, **options: Any) -> Any:
     """The score of an agent on each input; `min_score`, if given, where there is an error."""
     import minitrace_train
 
-    _warn_unknown("evaluate()", options, "num_threads description")
+    _warn_unknown("evaluate()", options, "min_score num_threads description")
+    least = options.get("min_score")
     data, workers = {"inputs": inputs, "infos": infos}, options.get("num_threads") or 1
     found = minitrace_train.evaluate(agent, data, guide, workers=workers)
-    failed = () if min_score is None else found.failures
-    return [min_score if number in failed else score for number, score in enumerate(found.scores)]
+    failed = () if least is None else found.failures
+    return [least if number in failed else score for number, score in enumerate(found.scores)]
 
 
 class ConsoleLogger:
@@ -556,7 +556,7 @@ BaseLogger = DefaultLogger = TensorboardLogger = WandbLogger = ConsoleLogger
 # What Trace calls the options of `minitrace_train.train`.
 _RENAMED = """num_epochs=epochs batch_size=batch_size num_proposals=candidates num_threads=workers
     validate_dataset=validation ensure_improvement=gate min_score=failed_score"""
-_NAMES = dict(pair.split("=") for pair in _RENAMED.split())
+_NAMES = dict(re.findall(r"(\w+)=(\w+)", _RENAMED))
 _NO_MATTER = " test_dataset test_frequency eval_frequency log_frequency num_eval_samples verbose"
 _EXTENSIONS = "forward update optimizer_step has_improvement evaluate validate save_agent"
 
