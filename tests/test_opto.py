@@ -299,6 +299,29 @@ case(
     """,
 )
 case(
+    "an f-string reads a node and says nothing, as in Trace",
+    """
+    from opto.trace import node
+    x = node(2.5, name="x", trainable=True)
+    print(f"{x}", f"{x * 2:.2f}", "{:>5}".format(x), "%s" % x)
+    """,
+    """
+    2.5 5.00   2.5 2.5
+    """,
+)
+case(
+    "modules by the names of other versions",
+    """
+    from opto.optimizers.function_optimizer import FunctionOptimizer, FunctionOptimizerV2Memory
+    from opto.optimizers import OptoPrime
+    print(FunctionOptimizer is FunctionOptimizerV2Memory is OptoPrime)
+    import opto.trainer.algorithms.algorithm, opto.trainer.algorithms.basic_algorithm
+    """,
+    """
+    True
+    """,
+)
+case(
     "children are those that live",
     """
     import weakref
@@ -696,7 +719,7 @@ TRAINING = {
                             batch_size=2, num_threads=None, test_frequency=-1, verbose="output",
                             logger=TensorboardLogger(log_dir="logs")), shift.offset.data)
         """,
-        "[Step 4] Average test score: 0.0\n([-3.0, -2.0, -1.0, 0.0], 0.0) 3\n",
+        "[Step 4] Average test score: -1.0\n([-3.0, -2.0, -1.0, 0.0], -1.0) 4\n",
     ),
     "by objects, several proposals and a held-out dataset": (
         """
@@ -730,6 +753,88 @@ TRAINING = {
         """,
         "[Step 2] Average test score: 1.0\n([0.0, 1.0], 1.0) Hi\n['You teach.', 'Q Hello=Hi']\n"
         "(1.0, 'Correct [TERMINATE]')\n",
+    ),
+    "what gets worse is kept unless a program says otherwise, and nothing is measured twice": (
+        """
+        for options in {}, {"ensure_improvement": True}:
+            shift, seen = Shift(), []
+            class Counted(Near):
+                def get_feedback(self, query, response, reference=None, **kwargs):
+                    seen.append(query)
+                    return super().get_feedback(query, response, reference)
+            trainer.train(model=shift, train_dataset=dict(inputs=[1, 2], infos=[1, 2]), guide=Counted(), num_epochs=2,
+                          batch_size=2, optimizer_kwargs={"llm": DummyLLM(up)}, **options)
+            print(shift.offset.data, len(seen))
+        """,
+        "[Step 2] Average test score: -2.0\n2 6\n[Step 2] Average test score: 0.0\n0 10\n",
+    ),
+    "an option that nobody knows is told": (
+        """
+        near, fixed = Near(), trace.node(3, name="n", trainable=True)
+        def same(messages, **options):
+            return '{"suggestion": {}}'
+        optimizer = OptoPrime([fixed], llm=DummyLLM(same))
+        algorithm = MinibatchAlgorithm(fixed, optimizer, batchsize=2)
+        data = dict(inputs=[1], infos=[3])
+        print(algorithm.train(near, data, num_epoch=5, save_path="a.pkl", min_score=-9, eval_frequency=1, verbose=True))
+        print(trainer.train(model=fixed, train_dataset=data, guide=near, optimizer=optimizer, num_epoch=2))
+        print(evaluate(fixed, near, [1], [3], num_samples=2, description="test"))
+        """,
+        "UserWarning: MinibatchAlgorithm.train() does not know batchsize=, num_epoch=, save_path=, and ignores it\n"
+        "[Step 1] Average test score: 0.0\n([0.0], 0.0)\n"
+        "UserWarning: MinibatchAlgorithm.train() does not know num_epoch=, and ignores it\n"
+        "[Step 1] Average test score: 0.0\n([0.0], 0.0)\n"
+        "UserWarning: evaluate() does not know num_samples=, and ignores it\n[0.0]\n",
+    ),
+    "methods that only Trace's loop calls are named, before anything is asked": (
+        """
+        class Mine(MinibatchAlgorithm):
+            def forward(self, agent, x, guide, info):
+                return agent(x), 0, ""
+            def update(self, outputs, **kwargs):
+                pass
+            def train(self, guide, train_dataset, **kwargs):
+                return super().train(guide, train_dataset, **kwargs)
+        class Search(BasicSearchAlgorithm):
+            def optimizer_step(self, bypassing=False, **kwargs):
+                pass
+        class Own(Mine):
+            def train(self, guide, train_dataset, **kwargs):
+                return [self.forward(self.agent, x, guide, None)[0].data for x in train_dataset["inputs"]]
+        for kind in Mine, Search, Own:
+            try:
+                print(trainer.train(model=Shift(), train_dataset=dataset, guide=Near(), algorithm=kind,
+                                    optimizer_kwargs={"llm": DummyLLM(None)}))
+            except NotImplementedError as error:
+                print(error)
+        """,
+        "training here never calls forward(), update(): write train()\n"
+        "training here never calls optimizer_step(): write train()\n[1, 2, 3, 4]\n",
+    ),
+    "an example that fails has the score that the program says": (
+        """
+        class Half(Shift):
+            def forward(self, x):
+                return 6 / (x + self.offset)
+        print(evaluate(Half(), Near(), [0, 2], [9, 9], min_score=-1), evaluate(Half(), Near(), [0, 2], [9, 9], min_score=0))
+        print(evaluate(Half(), Near(), [0, 2], [9, 9]))
+        """,
+        "[-1, -6.0] [0, -6.0]\n[-6.0, -6.0]\n",
+    ),
+    "a guide is called by keywords, and gives the score alone": (
+        """
+        near, judge = Near(), LLMJudge(llm=DummyLLM(lambda messages: "Correct [TERMINATE]"))
+        print(near(task=1, response=2, info=5), near.metric(1, 2, 5), near.metric(task=1, response=2, info=5))
+        print(judge(task="Q", response="A", info="A"), judge.metric("Q", "A", "A"), isinstance(judge, Guide))
+        print(judge.get_feedback("Q", "A", reference="A", other=1))
+        class Strict(LLMJudge):
+            def get_feedback(self, query, response, reference=None, **kwargs):
+                score, words = super().get_feedback(query, response, reference)
+                return score / 2, words
+        print(Strict(llm=judge.llm)("Q", "A", "A"))
+        """,
+        "(-3, 'too low') -3 -3\n(1.0, 'Correct [TERMINATE]') 1.0 True\n(1.0, 'Correct [TERMINATE]')\n"
+        "(0.5, 'Correct [TERMINATE]')\n",
     ),
     "the parts": (
         """

@@ -40,6 +40,10 @@ carries it. Chapter 17 of the tutorial explains. What a program may notice:
 - `LLM()` asks the language model named in TRACE_LITELLM_MODEL or MINITRACE_MODEL. An optimizer
   without one has a `StubLLM`. A key alone in the environment never makes anything spend.
 - Files are JSON. Those that Trace saved are pickles, and cannot be read.
+- `MinibatchAlgorithm` keeps a proposal even if it is worse, as Trace's does, unless a program says
+  `ensure_improvement=True`; the dataset is not measured again at the end. It calls no `forward`,
+  `update` or `optimizer_step` of a subclass, and an error says so.
+- An f-string reads a node without a warning that the trace ends there.
 - Importing this file gives minitrace's own classes a few of Trace's names (see `_GIVEN`).
 
 Left out, and said so when a program imports it: the searches `PrioritySearch`, `UCBSearch`, beams
@@ -52,9 +56,12 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import sys
 from abc import ABC
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from warnings import warn
@@ -72,15 +79,16 @@ except ModuleNotFoundError as error:
 class Node(ABC):  # noqa: B024
     """Trace's `Node(value, name=...)`: makes a node of minitrace, and knows one by isinstance."""
 
+    trainable = False
+
     def __new__(cls, value: Any, **options: Any) -> Any:
-        return node(value, **options)
+        return node(value, **{"trainable": cls.trainable, **options})
 
 
 class ParameterNode(Node):
     """Trace's `ParameterNode(value, name=...)`."""
 
-    def __new__(cls, value: Any, **options: Any) -> Any:
-        return node(value, **{"trainable": True, **options})
+    trainable = True
 
 
 class MessageNode(Node):
@@ -98,17 +106,14 @@ class MessageNode(Node):
         inputs = options["inputs"]
         name = options.get("name") or (op[1:] if bracket else cls.__name__)
         named = inputs if isinstance(inputs, dict) else {each.name: each for each in inputs}
-        return bundle(f"[{name}] {words if bracket else op}")(give)(**named)
+        try:
+            return bundle(f"[{name}] {words if bracket else op}")(give)(**named)
+        except ExecutionError as error:
+            return error.exception_node
 
 
 class ExceptionNode(MessageNode):
     """Trace's `ExceptionNode(error, inputs={...})`, to `raise ExecutionError(node)` with."""
-
-    def __new__(cls, value: Any, **options: Any) -> Any:
-        try:
-            return super().__new__(cls, value, **options)
-        except ExecutionError as error:
-            return error.exception_node
 
 
 class _Told(Exception):
@@ -132,7 +137,7 @@ class _Heard(list[Any]):
 class Feedback(list[Any]):
     """What a parameter heard, an entry for each backward; Trace reads it as a dict of lists."""
 
-    def values(self) -> list[list[Any]]:
+    def values(self) -> Any:
         """A list for each feedback."""
         heard = (entry if isinstance(entry, _Heard) else [entry] for entry in self)
         return [[each] for entry in heard for each in entry]
@@ -146,7 +151,7 @@ class TraceGraph(minitrace.TraceGraph):
     """A trace graph that can be read as one of Trace's."""
 
     @property
-    def graph(self) -> list[tuple[int, Any]]:
+    def graph(self) -> Any:
         """The nodes, numbered, parents first."""
         return [*enumerate(self)]
 
@@ -157,17 +162,16 @@ class TraceGraph(minitrace.TraceGraph):
 
     def render(self, filename: str = "trace_graph", **ignored: Any) -> str:
         """Write the graph as a tree of text, and give the path."""
-        path = f"{filename}.txt"
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.tree())
-        return path
+        path = Path(f"{filename}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.tree(), encoding="utf-8")
+        return str(path)
 
 
 class GraphPropagator(minitrace.GraphPropagator):
     """`minitrace.GraphPropagator`, whose graphs can be read as Trace's."""
 
-    def start(self, outputs: Any) -> list[Any]:
+    def start(self, outputs: Any) -> Any:
         """One new graph for all the outputs."""
         graph = TraceGraph()
         graph.outputs = [*outputs]
@@ -203,13 +207,10 @@ class Propagator(minitrace.Propagator):
 _plain_backward = minitrace.Node.backward
 
 
-def _backward(
-    self: Any, feedback: Any = "", propagator: Any = None, *ignored: Any, **options: Any
-) -> Any:
+def _backward(self: Any, feedback: Any = "", propagator: Any = None, *_: Any, **kw: Any) -> Any:
     """`Node.backward`, with Trace's options; if it should be visualized, the graph above."""
-    score = options.get("score")
-    _plain_backward(self, feedback, propagator or GraphPropagator(), score=score)
-    if not options.get("visualize"):
+    _plain_backward(self, feedback, propagator or GraphPropagator(), score=kw.get("score"))
+    if not kw.get("visualize"):
         return None
     graph = TraceGraph.of(*(self if isinstance(self, (list, tuple)) else [self]))
     graph.outputs = [type(each)(each.node, feedback) for each in graph.outputs]
@@ -221,7 +222,7 @@ def contain(container: Any, node: Any) -> bool:
     return any(each is node for each in container)
 
 
-def _children(self: Any) -> list[Any]:
+def _children(self: Any) -> Any:
     """The living nodes that were made of this one, the oldest first."""
     nodes = (each for each in gc.get_objects() if issubclass(type(each), minitrace.Node))
     made = [each for each in nodes if contain(each.parents, self)]
@@ -229,9 +230,10 @@ def _children(self: Any) -> list[Any]:
 
 
 # What minitrace's own classes get, so that every node has it.
-_GIVEN: dict[Any, dict[str, Any]] = {
+_GIVEN: Any = {
     minitrace.Node: {
         "backward": _backward,
+        "__format__": lambda self, spec: format(self.data, spec),
         "children": property(_children),
         "is_leaf": property(lambda self: not self.children),
         "parameter_dependencies": property(lambda self: set(TraceGraph.of(self).parameters)),
@@ -245,7 +247,7 @@ for _owner, _names in _GIVEN.items():
 
 def sum_feedback(nodes: Any) -> Any:
     """The trace graphs that some parameters received, as one."""
-    heard = [each for node in nodes for each in node.feedback]
+    heard = (each for node in nodes for each in node.feedback)
     return TraceGraph.merged(each for each in heard if isinstance(each, TraceGraph))
 
 
@@ -268,17 +270,15 @@ class LLM(minitrace.LLM):
     def complete(self, messages: Any, options: Any) -> Reply:
         """Ask the language model."""
         name = self.model or os.environ.get("TRACE_LITELLM_MODEL")
-        if name and "/" not in name:  # as LiteLLM does
-            name = f"openai/{name}"
-        self.model = name
+        self.model = f"openai/{name}" if name and "/" not in name else name  # as LiteLLM does
         return _completion(super().complete(messages, options))
 
 
+@dataclass(eq=False)
 class DummyLLM(LanguageModel):
     """A function of `messages=` as a language model."""
 
-    def __init__(self, callable: Any) -> None:
-        self.callable = callable
+    callable: Any
 
     def complete(self, messages: Any, options: Any) -> Reply:
         """Call the function."""
@@ -299,9 +299,15 @@ def _as_llm(llm: Any) -> Any:
 # ---- Optimizers ----------------------------------------------------------------------------------
 
 _KNOWN = "propagator objective memory_size max_tokens max_chars retries on_refusal"
-_SWALLOWED = """config_list filter_dict prompt_symbols include_example json_keys log
+_SWALLOWED = """ config_list filter_dict prompt_symbols include_example json_keys log
     use_json_object_format optimizer_prompt_symbol_set truncate_expression initial_var_char_limit
-    temperature_range wandb_enabled synthesize ignore_extraction_error"""
+    temperature_range wandb_enabled synthesize num_responses selector ignore_extraction_error"""
+
+
+def _warn_unknown(who: str, options: Any, known: str) -> None:
+    unknown = sorted(options.keys() - set(known.split()))
+    if unknown:
+        warn(f"{who} does not know {'=, '.join(unknown)}=, and ignores it", stacklevel=3)
 
 
 class Optimizer(minitrace.Optimizer):
@@ -311,16 +317,16 @@ class Optimizer(minitrace.Optimizer):
     memory = 0
 
     def __init__(self, parameters: Any, llm: Any = None, *ignored: Any, **options: Any) -> None:
+        vars(self).update(options)
         refusal = "keep" if options.get("ignore_extraction_error", True) else "raise"
-        for name in options.keys() - set(_KNOWN.split()):
-            options.pop(name)
-            if name not in _SWALLOWED.split():
-                warn(f"{type(self).__name__}() does not know {name}=, and ignores it", stacklevel=2)
-        options["propagator"] = options.get("propagator") or self.default_propagator()
-        options["objective"] = options.get("objective") or self.default_objective
-        lenient = {"memory_size": self.memory, "retries": 0, "on_refusal": refusal}
-        super().__init__(parameters, _as_llm(llm), **{**lenient, **options})
-        self.log: list[Any] = []
+        _warn_unknown(f"{type(self).__name__}()", options, _KNOWN + _SWALLOWED)
+        given = {"propagator": self.default_propagator(), "objective": self.default_objective}
+        given |= {"memory_size": self.memory, "retries": 0, "on_refusal": refusal}
+        for name in _KNOWN.split():
+            if options.get(name) not in (None, ""):
+                given[name] = options[name]
+        super().__init__(parameters, _as_llm(llm), **given)
+        self.log: Any = []
         for each in self.parameters:
             each.feedback = Feedback(each.feedback)
 
@@ -335,18 +341,19 @@ class Optimizer(minitrace.Optimizer):
 
     def backward(self, output: Any, feedback: Any = "", score: Any = None, **options: Any) -> Any:
         """Send feedback from an output to every parameter, also those of other optimizers."""
-        return _backward(output, feedback, self.propagator, score=score, **options)
+        propagator = None if isinstance(self, TextGrad) else self.propagator
+        return _backward(output, feedback, propagator, score=score, **options)
 
     def step(self, bypassing: bool = False, *args: Any, **options: Any) -> Any:
         """Propose new values and set them; without feedback, nothing."""
         values = self.propose(None, *args, **options)
         return values if bypassing else self.update(values)
 
-    def propose(self, n: int | None = None, *args: Any, **options: Any) -> Any:
+    def propose(self, n: Any = None, *args: Any, **options: Any) -> Any:
         """New values by parameter; with `n` a list of so many."""
         return self._step(*args, **({**options, "n": n} if n else options))
 
-    def _step(self, verbose: Any = False, n: int | None = None, **ignored: Any) -> Any:
+    def _step(self, verbose: Any = False, n: Any = None, **ignored: Any) -> Any:
         if not any(each.feedback for each in self.parameters):
             return [Proposal()] if n else Proposal()
         found = super().propose(n)
@@ -356,11 +363,9 @@ class Optimizer(minitrace.Optimizer):
 
     def _tell(self, proposal: Proposal, verbose: Any) -> None:
         """Note how a proposal came about, and print it if asked."""
-        asked = [each["content"] for each in proposal.prompt]
-        system = asked[0]
-        user = "\n".join(asked[1:])
-        reply = "\n".join(proposal.replies)
-        self.log.append({"system_prompt": system, "user_prompt": user, "response": reply})
+        system, *user = asked = [each["content"] for each in proposal.prompt]
+        page, reply = "\n".join(user), "\n".join(proposal.replies)
+        self.log.append({"system_prompt": system, "user_prompt": page, "response": reply})
         if verbose:
             print(*([] if verbose == "output" else asked), "LLM response:", reply, sep="\n")
         if proposal.refused and not proposal:
@@ -400,39 +405,26 @@ class TextGrad(Optimizer, minitrace.TextGrad):
         """None: minitrace's own, which asks for criticism."""
         return None
 
-    def backward(self, output: Any, feedback: Any = "", score: Any = None, **options: Any) -> Any:
-        """Send the trace graph, and ask nothing yet."""
-        return _backward(output, feedback, score=score, **options)
-
     def _step(self, *args: Any, **options: Any) -> Any:
         graph = self.trace_graph
         if graph:
-            nodes = [each.node for each in graph.outputs]
-            found = minitrace.backward(nodes, graph.feedback, self.propagator)
-            for each in self.parameters:
-                each.feedback = Feedback([found[each]] if each in found else [])
+            self.zero_feedback()
+            minitrace.TextGrad.backward(self, [each.node for each in graph.outputs], graph.feedback)
         return super()._step(*args, **options)
 
 
 class OptoPrimeMulti(OptoPrime):
     """`OptoPrime` that asks `num_responses` times; `selector` chooses, or else the last counts."""
 
-    def __init__(
-        self, *args: Any, num_responses: int = 5, selector: Any = None, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self.num_responses = num_responses
-        self.selector = selector
+    num_responses = 5
+    selector: Any = None
 
     def _step(self, *args: Any, **options: Any) -> Any:
-        options["n"] = self.num_responses
-        self.candidates = super()._step(*args, **options)
-        if self.selector:
-            return self.selector(self.candidates)
-        return self.candidates[-1]
+        self.candidates = super()._step(*args, **{**options, "n": self.num_responses})
+        return self.selector(self.candidates) if self.selector else self.candidates[-1]
 
 
-OptoPrimeV1 = OptoPrimeV2 = OptoPrime
+OptoPrimeV1 = OptoPrimeV2 = FunctionOptimizer = FunctionOptimizerV2Memory = OptoPrime
 OPROv2 = OPRO
 
 
@@ -463,7 +455,20 @@ BlackCodeFormatter = Projection
 # ---- Training, by minitrace_train ----------------------------------------------------------------
 
 
-class LLMJudge:
+class Guide:
+    """Says how good a response is: a subclass defines `get_feedback`."""
+
+    get_feedback: Any
+
+    def __call__(self, task: Any, response: Any, info: Any, **options: Any) -> Any:
+        return self.get_feedback(task, response, info, **options)
+
+    def metric(self, *args: Any, **options: Any) -> Any:
+        """The score alone."""
+        return self(*args, **options)[0]
+
+
+class LLMJudge(Guide):
     """A guide that asks a language model: its words are the feedback, 1 or 0 is the score."""
 
     system_prompt = "You are a teacher who says clearly what to do better."
@@ -474,11 +479,12 @@ Is the response right? Then say {correctness_template}; if not, {incorrectness_t
         self.llm = _as_llm(llm) or LLM(model)
         vars(self).update(options)
 
-    def __call__(self, query: Any, response: Any, reference: Any) -> Any:
+    def get_feedback(self, query: Any, response: Any, reference: Any = None, **options: Any) -> Any:
+        """Ask."""
         right = "Correct [TERMINATE]"
-        facts = {"incorrectness_template": "Incorrect"}
-        facts |= {"query": query, "response": response, "reference": reference}
-        asked = self.prompt_template.format(correctness_template=right, **facts)
+        facts = {"query": query, "response": response, "reference": reference}
+        facts |= {"correctness_template": right, "incorrectness_template": "Incorrect"}
+        asked = self.prompt_template.format(**facts)
         said = operators.call_llm(self.llm, self.system_prompt, asked).data
         return float(right in said), said
 
@@ -498,18 +504,21 @@ class BasicLearner:
         return operators.call_llm(self.llm, self.system_prompt, question)
 
 
+@dataclass
 class DataLoader:
     """The batches of a dataset, as lists of inputs and of infos."""
 
-    def __init__(self, dataset: Any, batch_size: int = 1, shuffle: bool = True) -> None:
-        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+    dataset: Any
+    batch_size: int = 1
+    shuffle: bool = True
 
     def __iter__(self) -> Any:
         pairs = [*zip(self.dataset["inputs"], self.dataset["infos"], strict=True)]
         if self.shuffle:
             random.shuffle(pairs)
-        for start in range(0, len(pairs), self.batch_size):
-            yield tuple(map(list, zip(*pairs[start : start + self.batch_size], strict=True)))
+        while pairs:
+            yield tuple(map(list, zip(*pairs[: self.batch_size], strict=True)))
+            del pairs[: self.batch_size]
 
 
 def _batchify(*items: Any) -> str:
@@ -520,12 +529,15 @@ batchify = bundle("[batchify] The items as one text, numbered.")(_batchify)
 
 
 def evaluate(agent: Any, guide: Any, inputs: Any, infos: Any, **options: Any) -> Any:
-    """The score of an agent on each input."""
+    """The score of an agent on each input; `min_score`, if given, where there is an error."""
     import minitrace_train
 
-    workers = options.get("num_threads") or 1
-    pairs = [*zip(inputs, infos, strict=True)]
-    return minitrace_train.evaluate(agent, pairs, guide, workers=workers).scores
+    _warn_unknown("evaluate()", options, "min_score num_threads description")
+    least = options.get("min_score")
+    data, workers = {"inputs": inputs, "infos": infos}, options.get("num_threads") or 1
+    found = minitrace_train.evaluate(agent, data, guide, workers=workers)
+    failed = () if least is None else found.failures
+    return [least if number in failed else score for number, score in enumerate(found.scores)]
 
 
 class ConsoleLogger:
@@ -539,22 +551,23 @@ class ConsoleLogger:
         print(f"[Step {step}] {name}: {data}")
 
 
-BaseLogger = DefaultLogger = ConsoleLogger
-TensorboardLogger = WandbLogger = ConsoleLogger
+BaseLogger = DefaultLogger = TensorboardLogger = WandbLogger = ConsoleLogger
 
 # What Trace calls the options of `minitrace_train.train`.
-_NAMES = {
-    "num_epochs": "epochs",
-    "batch_size": "batch_size",
-    "num_proposals": "candidates",
-    "validate_dataset": "validation",
-    "ensure_improvement": "gate",
-    "num_threads": "workers",
-}
+_RENAMED = """num_epochs=epochs batch_size=batch_size num_proposals=candidates num_threads=workers
+    validate_dataset=validation ensure_improvement=gate min_score=failed_score"""
+_NAMES = dict(re.findall(r"(\w+)=(\w+)", _RENAMED))
+_NO_MATTER = " test_dataset test_frequency eval_frequency log_frequency num_eval_samples verbose"
+_EXTENSIONS = "forward update optimizer_step has_improvement evaluate validate save_agent"
 
 
 class MinibatchAlgorithm:
-    """Trains an agent by `minitrace_train.train`, in batches."""
+    """Trains an agent by `minitrace_train.train`, in batches.
+
+    A proposal is kept even if it is worse, unless `ensure_improvement=True`, and the dataset is not
+    measured again at the end. A subclass may redefine `train`; none of its `forward`, `update`,
+    `optimizer_step` and the like is called, and an error says so.
+    """
 
     candidates = 1
 
@@ -566,9 +579,16 @@ class MinibatchAlgorithm:
         """Train; the scores of the batches, and the mean score on `test_dataset`."""
         import minitrace_train
 
-        options = {"num_proposals": self.candidates, **self.options, **options}
+        own = [f"{name}()" for name in _EXTENSIONS.split() if hasattr(self, name)]
+        if own:
+            raise NotImplementedError(f"training here never calls {', '.join(own)}: write train()")
+        defaults = {"num_proposals": self.candidates, "ensure_improvement": self.candidates > 1}
+        options = {**defaults, **self.options, **options}
+        _warn_unknown(f"{type(self).__name__}.train()", options, " ".join(_NAMES) + _NO_MATTER)
         known = {new: options[old] for old, new in _NAMES.items() if options.get(old) is not None}
-        run = minitrace_train.train(self.agent, train_dataset, guide, self.optimizer, **known)
+        run = minitrace_train.train(
+            self.agent, train_dataset, guide, self.optimizer, measure=False, **known
+        )
         data = options.get("test_dataset") or train_dataset
         score = minitrace_train.evaluate(self.agent, data, guide).mean
         self.logger.log("Average test score", score, run.steps)
@@ -576,7 +596,7 @@ class MinibatchAlgorithm:
 
 
 class BasicSearchAlgorithm(MinibatchAlgorithm):
-    """Tries four proposals in each step, and keeps the best."""
+    """Tries four proposals in a step, and keeps the best, or the old values if all are worse."""
 
     candidates = 4
 
@@ -590,43 +610,40 @@ def train(*, model: Any, train_dataset: Any, **options: Any) -> Any:
         thing = _find("trainer", thing) if isinstance(thing, str) else thing
         return thing(*args, **kwargs) if isinstance(thing, type) else thing
 
-    parameters = [model] if isinstance(model, ParameterNode) else model.parameters()
     guide, logger = made("guide", LLMJudge), made("logger", ConsoleLogger)
-    optimizer = made("optimizer", OptoPrime, parameters)
+    optimizer = made("optimizer", OptoPrime, model)
     trainer = made("algorithm", MinibatchAlgorithm, model, optimizer, logger)
     return trainer.train(guide, train_dataset, **options)
 
 
 # ---- The modules that programs import ------------------------------------------------------------
 
-_MODULES = """trace trace.nodes trace.bundle trace.errors trace.modules trace.containers
-    trace.broadcast trace.operators trace.utils trace.projections trace.propagators
-    trace.propagators.propagators trace.propagators.graph_propagator optimizers optimizers.optimizer
-    optimizers.optoprime optimizers.optoprime_v2 optimizers.optoprimemulti optimizers.opro
-    optimizers.textgrad optimizers.utils utils utils.llm features features.predefined_agents
-    features.priority_search trainer trainer.train trainer.guide trainer.loader trainer.loggers
-    trainer.evaluators trainer.utils trainer.examples trainer.examples.basic_algorithms
-    trainer.algorithms trainer.algorithms.basic_algorithms trainer.algorithms.priority_search"""
+_MODULES = """trace .nodes .bundle .errors .modules .containers .broadcast .operators .utils
+    .projections .propagators .propagators.propagators .propagators.graph_propagator optimizers
+    .optimizer .optoprime .optoprime_v2 .optoprimemulti .opro .textgrad .function_optimizer .utils
+    utils .llm features .predefined_agents .priority_search trainer .train .guide .loader .loggers
+    .evaluators .utils .examples .examples.basic_algorithms .algorithms .algorithms.algorithm
+    .algorithms.basic_algorithm .algorithms.basic_algorithms .algorithms.priority_search"""
 
 
 def _find(module: str, name: str) -> Any:
     """What Trace has by this name in one of its modules; it is here or in minitrace."""
     if name.startswith("_"):
         raise AttributeError(name)
-    found = globals().get(name)
+    found = globals().get(name) or getattr(minitrace, name, None)
     if module.startswith("trainer"):
         try:
-            import minitrace_train
+            import minitrace_train  # noqa: F401
         except ModuleNotFoundError:
             raise ImportError("training needs minitrace_train.py: copy it beside opto.py") from None
-        found = found or getattr(minitrace_train, name, None)
-    found = found or getattr(minitrace, name, None)
-    if getattr(found, "__module__", None) in (__name__, "minitrace", "minitrace_train"):
+    if getattr(found, "__module__", None) in (__name__, "minitrace"):
         return found
     raise ImportError(f"opto.py leaves out {name} of opto.{module}: its docstring says what it has")
 
 
+_top = ""
 for _path in _MODULES.split():
+    _path, _top = (_top + _path, _top) if _path[0] == "." else (_path, _path)
     _made = ModuleType(f"{__name__}.{_path}")
     _look = partial(getattr, operators) if _path == "trace.operators" else partial(_find, _path)
     vars(_made).update(__path__=[], __getattr__=_look)
