@@ -329,16 +329,6 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
         remedy = "call its set(value)" if self.trainable else "make a new node"
         raise AttributeError(f"the data of {self.name} cannot be assigned: {remedy}")
 
-    if not TYPE_CHECKING:  # a type checker knows that other attributes are not there
-
-        def __getattr__(self, name: str) -> Any:
-            words = f"a node has no attribute {name!r}"
-            if name[0] != "_" and hasattr(self.type, name):
-                words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
-            elif hasattr(ParameterNode, name):
-                words += "; a parameter has one: write node(..., trainable=True)"
-            raise AttributeError(words)
-
     @property
     def name(self) -> str:
         """`base:index`, such as `x:0`: unique in this process until `GRAPH.clear()`."""
@@ -711,7 +701,7 @@ def node(
 
 
 _DICTS = dict, getattr(builtins, "frozendict", dict)
-_CONTAINERS = (list, tuple, set, frozenset, deque, slice, *_DICTS)
+_CONTAINERS = (*{list, tuple, set, frozenset, deque, slice, *_DICTS},)
 
 
 def _items(container: Any) -> Iterable[Any]:
@@ -792,12 +782,17 @@ def _wrap(value: Any, name: str | None = None) -> Any:
     return _replace(value, _wrap) if _holds_nodes(value) else Node(value, name)
 
 
+_SIMPLE = {int, float, str, bool, bytes, complex, type(None)}  # they hold no nodes
+
+
 def to_data(value: Any) -> Any:
     """The plain value: every node, inside containers too, is replaced by its data.
 
     >>> to_data({"a": [node(1), (node("two"), 3)]})
     {'a': [1, ('two', 3)]}
     """
+    if type(value) in _SIMPLE:
+        return value
     if isinstance(value, Node):
         return value.data
     return _replace(value, to_data) if _holds_nodes(value) else value
@@ -1102,9 +1097,6 @@ def _is_code(node: AnyNode) -> bool:
     return getattr(getattr(node, "check", None), "func", None) is check_code
 
 
-_SIMPLE = {int, float, str, bool, bytes, complex, type(None)}
-
-
 class _Body(_Scope):
     """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
@@ -1129,7 +1121,8 @@ class _Body(_Scope):
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
         _bodies.discard(self)
-        super().__exit__(kind, error, _)
+        if _scope.get() is self:
+            _scope.set(self.outer)
         if error is not None and not isinstance(error, Exception):
             return
         for name, data, before in self.held:
@@ -5455,6 +5448,32 @@ def _find_op(module: str, path: str, known: Any) -> _Op:
         if isinstance(found, _Op) and found.description == known[1]:
             return found
     return _Op(*known)
+
+
+# ---- What to type instead of an attribute that a node does not have.
+
+
+class _Advice:
+    """Stands for an attribute that a node lacks, and its value or a parameter may have."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, node: AnyNode | None, owner: Any) -> NoReturn:
+        words = f"a node has no attribute {self.name!r}"
+        if node is not None and hasattr(node.type, self.name):
+            name = self.name
+            words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
+        elif hasattr(ParameterNode, self.name):
+            words += "; a parameter has one: write node(..., trainable=True)"
+        raise AttributeError(words)
+
+
+# A `__getattr__` would do for all names, and make every use of every attribute slower.
+for _kind in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
+    for _name in {*dir(_kind)}.difference(dir(Node)):
+        if _name[0] != "_":
+            setattr(Node, _name, _Advice(_name))
 
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
