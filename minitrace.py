@@ -5470,8 +5470,8 @@ class _Advice:
 
 
 # A `__getattr__` would do for all names, and make every use of every attribute slower.
-for _kind in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
-    for _name in {*dir(_kind)}.difference(dir(Node)):
+for _type in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
+    for _name in {*dir(_type)}.difference(dir(Node)):
         if _name[0] != "_":
             setattr(Node, _name, _Advice(_name))
 
