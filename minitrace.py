@@ -1914,7 +1914,7 @@ class TraceGraph:
 #
 # So the source has to be found, new source has to be checked, and what was accepted compiled where
 # the old function stood: with its globals, its closure and its defaults. Code from a language model
-# is text that Python runs, and a check is no wall: see `check_code`. Left out: who writes new code.
+# is text that Python runs, and a check is not a sandbox: see `check_code`. Left out: who writes it.
 
 
 _files = count()
@@ -2272,12 +2272,12 @@ _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
 
 
 def check_code(source: str, name: str, signature: str | None = None, limits: Any = None) -> None:
-    """Say why some code cannot be the new source of a function, or return in silence.
+    """Say why some code cannot be the new source of a function, or return None.
 
     Cheap, and always done before code that a language model wrote is accepted. The code is at most
     20,000 characters, parses and compiles, and holds one function called `name` beside imports,
-    helper functions and constants. Nothing else may run when it is loaded, and no class stand
-    there: one can stand inside a function. The size and nesting are bounded before the parser sees
+    helper functions and constants. Nothing else may run when it is loaded, and a class
+    may only be inside a function. The size and nesting are bounded before the parser sees
     the text, since deep input crashes the interpreter's own parser.
 
     Args:
@@ -2887,7 +2887,7 @@ def ask_until_usable(
     retries: int = 2,
     **options: Any,
 ) -> tuple[T, list[Reply], list[list[str]]]:
-    """Ask until a reply can be used or `retries` are over, each time telling what was wrong.
+    """Ask until a reply can be used or `retries` are used up, each time telling what was wrong.
 
     Args:
         llm: any callable from messages to text; None for the one that the environment names.
@@ -3050,7 +3050,7 @@ class Optimizer:
             objective: the instruction, in words.
             memory_size: how many past attempts a prompt shows.
             max_tokens: passed on to the language model if given.
-            max_chars: what a prompt may take at most, in characters.
+            max_chars: the most characters in a prompt.
             retries: how often it is asked again after a reply that cannot be used.
             on_refusal: then "raise" a `ReplyError`, which is the default, or "keep" the values as
                 they are, which is that of `train`.
@@ -3147,7 +3147,7 @@ class Optimizer:
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
 
-        With `n`, a list of so many, asked for side by side; each prompt says which of them it is.
+        With `n`, a list of `n`, asked for side by side; each prompt says which of them it is.
         """
         count, note = n or 1, ""
         if count > 1:
@@ -3918,7 +3918,7 @@ def _read_elsewhere(node: AnyNode) -> Any:
 
 @contextmanager
 def around_calls(hook: Function) -> Iterator[None]:
-    """Stand around every call of a language model in this block: a budget, a journal, telemetry.
+    """Wrap every call of a language model in this block: a budget, a journal, telemetry.
 
     Instead of the call, `hook(llm, messages, options, ask)` runs: `ask()` makes the call and gives
     its `Reply`, and what the hook returns is what the caller gets. Blocks nest, the outer hook
