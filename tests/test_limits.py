@@ -354,11 +354,12 @@ def test_calls_that_reach_their_limit_leak_nothing():
     outcome(limits, "def f():\n while True: pass")
     gc.collect()
     files, processes = len(os.listdir("/proc/self/fd")), descendants(os.getpid())
+    threads = threading.active_count()  # one may be the loop of another test's coroutines
     for _ in range(10):
         assert outcome(limits, "def f():\n while True: pass").startswith("time")
     assert len(os.listdir("/proc/self/fd")) <= files  # closed at once, not by the collector
     assert eventually(lambda: len(descendants(os.getpid())) <= len(processes))
-    assert eventually(lambda: threading.active_count() == 1)
+    assert eventually(lambda: threading.active_count() <= threads)
 
 
 @pytest.mark.slow
