@@ -173,7 +173,7 @@ class GRAPH:
 
 # The `_Scope` (see section 2) that the running code is in, or None.
 _scope: ContextVar[_Scope | None] = ContextVar("minitrace_scope", default=None)
-_bodies: set[_Body] = set()  # of the bundles that are running in the main thread
+_bodies: set[_Body] = set()  # of the bundles that are running, in any thread
 
 
 # How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
@@ -1114,8 +1114,9 @@ class _Body(_Scope):
         several = len(sys._current_frames()) > 1
         self.threads = {*sys._current_frames()} if several else ()  # none of its own runs yet
         self.thread, self.hooks = get_ident(), _hooks.get()
-        _bodies.add(self)
-        return super().__enter__()
+        super().__enter__()
+        _bodies.add(self)  # whole, since other threads look at it
+        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
@@ -1667,8 +1668,8 @@ def _doubt(reached: Collection[Any]) -> str:
             " reaches no parameter: a trace ends where a value is read plainly, by ==, "
             "bool, int(), an f-string or .data, and in stop_tracing"
         )
-    parameters = [each for each in reached if each.trainable]
-    newest = max([each._changes[-1][0] for each in parameters if each._changes], default=0)
+    changes = (each._changes for each in reached if each.trainable)
+    newest = max([each[-1][0] for each in changes if each], default=0)
     pairs = ((p, each) for each in reached if each._number < newest for p in each.parents)
     changed = (p.name for p, each in pairs if p.trainable and _changed_since(p, each._number))
     names = ", ".join(dict.fromkeys(changed))
@@ -2132,12 +2133,12 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
         return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
     codes = []
-    words: Fields = {}  # of each method that may run
+    words, getters = Fields(), {property: "fget", cached_property: "func"}  # of what may run
     for kind in type(value).__mro__:
         for name, item in vars(kind).items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
-            item = getattr(item, "fget", None) or getattr(item, "func", item)  # of a property
+            item = getattr(item, getters.get(type(item), ""), item)
             while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
                 item = getattr(item, "__wrapped__")
             # The next one counts if this one calls it: by super(), or by the name of its class.
@@ -3906,12 +3907,10 @@ def _read_elsewhere(node: AnyNode) -> Any:
 
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
-        alone = body.hooks is None and body.outer is None  # in a thread like this one
-        sibling = alone and body.thread != _MAIN.ident
+        sibling = body.hooks is None and body.outer is None and body.thread != _MAIN.ident
         frame = None if sibling or get_ident() in body.threads else frames.get(body.thread)
         if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
-            calls = [each.f_locals.get("body") for each, _ in traceback.walk_stack(frame)]
-            if any(each is body for each in calls):
+            if any(f.f_locals.get("body") is body for f, _ in traceback.walk_stack(frame)):
                 value = body.read(node)
     return value
 
@@ -5460,11 +5459,11 @@ class _Advice:
         self.name = name
 
     def __get__(self, node: AnyNode | None, owner: Any) -> NoReturn:
-        words = f"a node has no attribute {self.name!r}"
-        if node is not None and hasattr(node.type, self.name):
-            name = self.name
+        name = self.name
+        words = f"a node has no attribute {name!r}"
+        if node is not None and hasattr(node.type, name):
             words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
-        elif hasattr(ParameterNode, self.name):
+        elif hasattr(ParameterNode, name):
             words += "; a parameter has one: write node(..., trainable=True)"
         raise AttributeError(words)
 

@@ -1637,3 +1637,14 @@ def test_code_of_a_property_is_among_the_parameters():
     named = Named()
     assert (named.first.data, named.second.data) == (1, 2)
     assert sorted(named.parameters_dict()) == ["first", "second"]
+
+
+def test_a_module_in_a_class_keeps_its_parameters_whatever_it_calls_its_attributes():
+    class Part(Module):
+        def __init__(self):
+            self.rate, self.func, self.fget = node(1, trainable=True), len, max
+
+    class Whole(Module):
+        part = Part()
+
+    assert list(Whole().parameters_dict()) == ["part.rate"]
