@@ -3,9 +3,12 @@
 `python3 -m pytest -q` leaves out what is marked `slow`, which `--slow` runs too.
 """
 
+import asyncio
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,34 @@ def offline(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def by_thread(work):
+    """What some work gives, done in a thread that has no context of its own."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return future.result()
+
+
+def by_pool(work):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def by_loop(work):
+    async def main():
+        return await asyncio.get_running_loop().run_in_executor(None, work)
+
+    return asyncio.run(main())
+
+
+BARE = pytest.mark.parametrize("bare", [by_thread, by_pool, by_loop])

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
-from conftest import COMPANIONS, ROOT
+from conftest import BARE, COMPANIONS, ROOT
 from llm_server import KEY, Server
 from minitrace_record import Budget, BudgetError, Replay
 
@@ -461,37 +461,6 @@ def test_tasks_inherit_a_budget_and_siblings_do_not():
         return [each.spent["calls"] for each in (one, two, whole)]
 
     assert asyncio.run(story()) == [4, 6, 10]
-
-
-def by_thread(work):
-    """What some work gives, done in a thread that has no context of its own."""
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return future.result()
-
-
-def by_pool(work):
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
-
-
-def by_loop(work):
-    async def main():
-        return await asyncio.get_running_loop().run_in_executor(None, work)
-
-    return asyncio.run(main())
-
-
-BARE = pytest.mark.parametrize("bare", [by_thread, by_pool, by_loop])
 
 
 @BARE

@@ -26,7 +26,7 @@ from types import SimpleNamespace
 import minitrace_train
 import pytest
 import train_program
-from conftest import COMPANIONS, ROOT
+from conftest import BARE, COMPANIONS, ROOT, by_thread
 from minitrace_limits import CodeError, LimitError
 from minitrace_record import Budget, BudgetError, Replay
 from minitrace_train import Guide, Judge, evaluate, train
@@ -59,7 +59,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:no reply to the optimizer could be used"),
     pytest.mark.filterwarnings("ignore:.*the run differs from the one on record"),
 ]
-
 
 
 class Shift(Module):
@@ -3393,36 +3392,6 @@ def test_a_guide_with_other_criteria_is_a_changed_one(tmp_path):
 
 
 # ---- Threads that have no context of their own
-
-
-def by_thread(work):
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return future.result()
-
-
-def by_pool(work):
-    with ThreadPoolExecutor(2) as pool:
-        return pool.submit(work).result()
-
-
-def by_loop(work):
-    async def main():
-        return await asyncio.get_running_loop().run_in_executor(None, work)
-
-    return asyncio.run(main())
-
-
-BARE = pytest.mark.parametrize("bare", [by_thread, by_pool, by_loop])
 
 
 @BARE
