@@ -3909,9 +3909,9 @@ def _read_elsewhere(node: AnyNode) -> Any:
     for body in [*_bodies]:
         sibling = body.hooks is None and body.outer is None and body.thread != _MAIN.ident
         frame = None if sibling or get_ident() in body.threads else frames.get(body.thread)
-        if frame and frame.f_globals.get("__name__") in ("threading", "selectors"):
-            if any(f.f_locals.get("body") is body for f, _ in traceback.walk_stack(frame)):
-                value = body.read(node)
+        waits = frame and frame.f_globals.get("__name__") in ("threading", "selectors")
+        if waits and any(f.f_locals.get("body") is body for f, _ in traceback.walk_stack(frame)):
+            value = body.read(node)
     return value
 
 
