@@ -1206,6 +1206,7 @@ def test_code_that_an_inner_bundle_meets_first_is_an_input_of_the_outer_one():
 # ---- The source is the one that runs, whatever the decorator is called
 
 
+@functools.cache
 def kinds_of_marks():
     """Methods and a function whose bundle is reached in many ways, all of them local."""
     tools = types.SimpleNamespace(bundle=bundle, table={"b": bundle})

@@ -32,7 +32,14 @@ def test_docstring(test, offline):
     run(test)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def each_page():
+    """The pages; those that train for long are slow tests."""
+    for path in PAGES:
+        long = path.stem in ("case_5_battleship", "case_8_moons")
+        yield pytest.param(path, id=path.name, marks=[pytest.mark.slow] if long else [])
+
+
+@pytest.mark.parametrize("path", each_page())
 def test_page(path, offline, monkeypatch):
     """As the standard tool reads it: what stands in a page is a doctest as it is."""
     monkeypatch.chdir(ROOT)

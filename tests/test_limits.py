@@ -74,8 +74,14 @@ def python(program, *options, **more):
 # ---- how code ends
 
 
+def each_hostile_function():
+    """The rows of the table; of every three that end in the same way, two are slow tests."""
+    for number, row in enumerate(sorted(HOSTILE, key=lambda row: row[3])):
+        yield pytest.param(*row, id=row[0], marks=[pytest.mark.slow] if number % 3 else [])
+
+
 @pytest.mark.skipif(not LINUX, reason="the table is written for Linux")
-@pytest.mark.parametrize("what, modules, body, word", HOSTILE, ids=[row[0] for row in HOSTILE])
+@pytest.mark.parametrize("what, modules, body, word", each_hostile_function())
 def test_hostile_code_ends_within_its_limit_and_the_next_call_works(what, modules, body, word):
     seconds = 0.3 if word in ("time", "") else 3  # what ends by itself may do so on a busy machine
     limits = Limits(seconds, 64) if modules == "_" else Limits(seconds, 64, modules.split())
@@ -463,6 +469,7 @@ def test_a_child_killed_while_idle_is_replaced():
     assert limits.run("def f(): return 2", "f") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True], ids=["free", "busy"])
 def test_a_killed_child_leaves_no_resource_warning(busy):
     """Whoever waits on its pipes may still be at it when it is killed, on a busy machine."""

@@ -138,6 +138,7 @@ def with_crlf(home):
     return home
 
 
+@pytest.mark.slow
 def test_files_with_crlf_are_the_same_program(tmp_path):
     home = with_crlf(beside(tmp_path / "home"))
     assert b"\r\n" in (home / "minitrace.py").read_bytes()
@@ -218,6 +219,7 @@ def read_only(home):
     return before
 
 
+@pytest.mark.slow
 def test_a_folder_may_be_read_only(tmp_path):
     home = beside(tmp_path / "home")
     before = read_only(home)

@@ -473,6 +473,7 @@ def test_what_cannot_be_plain_is_said_with_its_line():
 # ---- the bench
 
 
+@pytest.mark.slow
 def test_the_bench_prints_a_table():
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "bench.py"), "operator", "peers", "--quick"],
