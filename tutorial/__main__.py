@@ -1,7 +1,7 @@
 """The tutorial in a terminal: it shows a chapter, stops at each block of code, and runs it.
 
     python3 tutorial             the chapters and the exercises
-    python3 tutorial 6           a chapter, block by block; also case_4, and a for the appendix
+    python3 tutorial 6           a chapter, block by block; also case_4, and a, b, c for the appendices
     python3 tutorial check 6     grade tutorial/exercises/ex06.py
     python3 tutorial check       grade them all
     python3 tutorial notebooks FOLDER    write them all as Jupyter notebooks
