@@ -6,7 +6,7 @@
     python3 tutorial check       grade them all
     python3 tutorial notebooks FOLDER    write them all as Jupyter notebooks
 
-A chapter is a doctest, and this a test runner that waits: what it prints was computed just then.
+A chapter is a doctest, and this is a test runner that waits: what it prints was computed just then.
 """
 
 import doctest
@@ -226,7 +226,7 @@ def write_notebooks(folder):
 
 
 def main(words):
-    """The command line; gives the exit code."""
+    """The command line; returns the exit code."""
     first, *rest = words or [""]
     if first == "notebooks":
         if len(rest) == 1:
