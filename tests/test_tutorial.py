@@ -318,6 +318,13 @@ def test_without_a_terminal_a_block_is_shown_once_and_as_it_is_on_the_page(path)
             assert escaped(block.replace("<BLANKLINE>", "")) in escaped(shown)
 
 
+def test_indented_lines_are_shown_as_they_are(course):
+    page = course / "tutorial" / "01_one.md"
+    lines = "    python3 one.py  ->  two\n    three\n"
+    page.write_text(f"# 1 One\n\n*What is it?*\n\nSay\n\n{lines}\nand no more.\n", encoding="utf-8")
+    assert f"\nSay\n\n{lines}\nand no more.\n" in run_course(course, "1").stdout
+
+
 def escaped(text):
     """Text as doctest compares it."""
     return text.encode("ascii", "backslashreplace")

@@ -142,7 +142,8 @@ class Reader(doctest.DocTestRunner):
         text = "\n".join(self.lines[self.shown : end])
         for part in re.split(r"(?ms)(^```.*?^```$)|\n\n+", text):
             if part and part.strip():
-                out(f"\n{laid_out(part.strip(), self.path.parent)}\n")
+                told = laid_out(part.strip("\n").rstrip(), self.path.parent)
+                out(f"\n{told}\n")
 
 
 def laid_out(part, folder):
