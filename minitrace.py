@@ -2563,8 +2563,8 @@ def coerce_value(value: Any, like: Any) -> Any:
 def _from_reply(raw: Any, parameter: Parameter) -> Any:
     """A reply's raw value for a parameter: the choice that it names, or else a value of its type.
 
-    A choice is named by its value, as the prompt shows it or as plain text, or by its name in an
-    Enum.
+    A choice is named by what it amounts to, in the prompt's form or as plain text, or by its name
+    in an Enum.
     """
     for choice in parameter.choices or ():
         plain = _as_builtin(choice)
@@ -2797,7 +2797,7 @@ class _ReplyReader:
     def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
-        A value may itself contain closing tags: the last one before the next such tag counts.
+        A value may hold ends of tags itself: the last one before the next such tag counts.
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
         tag = tag.strip()
@@ -2840,7 +2840,7 @@ class _ReplyReader:
 
 
 def _stem(name: str) -> str:
-    """A name without what is easily mistaken in it: `_code`, digits, backslashes, case."""
+    """What a name and those that may be meant for it share."""
     return re.sub(r"\\|_code|[\d_]+$", "", name).casefold()
 
 
@@ -5166,7 +5166,7 @@ def decode(tree: Any) -> Any:
     if tag[:1] != "$":
         return {key: decode(item) for key, item in tree.items()}
     if tag not in _TAGS:
-        raise ValueError(f"{tag!r} is not a tag of this encoding")
+        raise ValueError(f"{tag!r} is no tag of this encoding")
     return _TAGS[tag](decode(tree[tag]))
 
 
@@ -5295,7 +5295,7 @@ def _reading(place: str, spec: Any, needed: str) -> Iterator[None]:
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON: write it as a tagged float, as chapter 9 says")
+    raise ValueError(f"{name} is no JSON: write it as a tagged float, as chapter 9 says")
 
 
 def _read_graph(text: str) -> TraceGraph:
@@ -5338,7 +5338,7 @@ def _node_from(spec: Fields, known: Fields, words: Texts) -> AnyNode:
     value, inputs = decode(get("value")), get("inputs") or {}
     for parent in map(str, inputs.values()):
         if parent not in known:
-            raise ValueError(f"its input {to_text(parent, 60)} is not a node before it")
+            raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
         parents.append(known[parent])
     name = get("operator") or get("name") or own
     description = get("description", words.get(name) if inputs else None)
@@ -5362,7 +5362,7 @@ def _rules_from(get: Function) -> Fields:
     if header is not None:
         name = re.search(r"def\s+(\w+)", header)
         if not name:
-            raise ValueError(f"not a header of a function: {to_text(header, 80)}")
+            raise ValueError(f"no header of a function: {to_text(header, 80)}")
         check = partial(check_code, name=name[1], signature=header)
     return {
         "choices": decode(get("choices")),
@@ -5377,7 +5377,7 @@ def _output_from(spec: Fields, known: Fields) -> Output:
     extra = dict(spec)
     own, score, feedback = extra.pop("id"), extra.pop("score", None), extra.pop("feedback", None)
     if str(own) not in known:
-        raise ValueError(f"{to_text(own, 60)} is not the id of a node")
+        raise ValueError(f"{to_text(own, 60)} is the id of no node")
     float(score or 0)  # OverflowError if it is too large for one
     return Output(known[str(own)], decode(feedback), score, extra)
 

@@ -198,10 +198,10 @@ NODES = '{"format": "minitrace-graph", "version": "1.0", "outputs": [{"id": "a"}
         ('{"nodes": 3}', "not a trace graph"),
         ("[" * 100_000, "not JSON"),
         ('{"format": "minitrace-graph", "version": "2.0", "nodes": []}', "newer"),
-        (NODES % '{"id": "a", "inputs": {"x": "b"}}', "nodes[0] (a): its input 'b' is not a node"),
+        (NODES % '{"id": "a", "inputs": {"x": "b"}}', "nodes[0] (a): its input 'b' is no node"),
         (
             NODES % '{"id": "a", "inputs": {"x": "b"}}, {"id": "b"}',
-            "nodes[0] (a): its input 'b' is not a node before it",
+            "nodes[0] (a): its input 'b' is no node before it",
         ),
         (NODES % '{"id": "a"}, {"id": "a"}', "nodes[1] (a): the id is used twice"),
         (NODES % '{"id": "a"}', "nothing to suggest"),

@@ -700,7 +700,7 @@ def test_parents_come_before_their_children():
     form = spec()
     form["nodes"].reverse()
     with pytest.raises(
-        GraphError, match=r"nodes\[0\] \(way\): its input 'speed' is not a node before it"
+        GraphError, match=r"nodes\[0\] \(way\): its input 'speed' is no node before it"
     ):
         read(form)
 
@@ -762,16 +762,16 @@ A = {"id": "a", "value": 1}
         (nodes({"id": None}), r"nodes\[0\]"),
         (nodes(A, A), r"nodes\[1\].*the id.* is used twice"),
         (nodes({"id": 1}, {"id": "1"}), r"nodes\[1\].*the id.* is used twice"),
-        (nodes({**A, "inputs": {"x": "b"}}), r"nodes\[0\] \(a\): its input 'b' is not a node"),
+        (nodes({**A, "inputs": {"x": "b"}}), r"nodes\[0\] \(a\): its input 'b' is no node"),
         (nodes({**A, "inputs": {"x": None}}), r"nodes\[0\] \(a\): its input"),
         (nodes({**A, "inputs": ["b"]}), r"nodes\[0\].*: its inputs cannot be"),
         (
             nodes({**A, "inputs": {"x": "a"}}),
-            r"nodes\[0\] \(a\): its input 'a' is not a node before it",
+            r"nodes\[0\] \(a\): its input 'a' is no node before it",
         ),
         (
             nodes({**A, "inputs": {"x": "b"}}, {"id": "b", "inputs": {"x": "a"}}),
-            r"nodes\[0\] \(a\): its input 'b' is not a node before it",
+            r"nodes\[0\] \(a\): its input 'b' is no node before it",
         ),
         (
             nodes(A, {"id": "b", "trainable": True, "inputs": {"x": "a"}}),
@@ -813,7 +813,7 @@ def test_a_rule_that_is_null_is_none(field):
 
 
 def test_a_header_that_names_no_function_is_refused():
-    with pytest.raises(GraphError, match=r"nodes\[0\] \(a\): not a header of a function: 'f\(x\)'"):
+    with pytest.raises(GraphError, match=r"nodes\[0\] \(a\): no header of a function: 'f\(x\)'"):
         read(nodes({**A, "trainable": True, "code": "f(x)"}))
 
 
@@ -830,7 +830,7 @@ def test_deep_values_are_read_or_refused(depth):
 @pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN"])
 def test_numbers_that_json_does_not_have_are_refused_in_a_graph(value):
     with pytest.raises(
-        GraphError, match=f"not JSON: {value} is not JSON: write it as a tagged float"
+        GraphError, match=f"not JSON: {value} is no JSON: write it as a tagged float"
     ):
         TraceGraph.from_json('{"nodes": [{"id": "a", "value": %s}]}' % value)  # noqa: UP031
 
