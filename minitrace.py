@@ -3042,7 +3042,7 @@ class Optimizer:
         retries: int = 2,
         on_refusal: str | None = None,
     ) -> None:
-        """Take what every optimizer takes.
+        """Set up what every optimizer has.
 
         Args:
             parameters: parameters, or a module or bundle that has some.
