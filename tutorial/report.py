@@ -50,7 +50,7 @@ def read(data):
         except (ValueError, AttributeError, LookupError, RecursionError):
             notes.append(f"Line {place} is {'cut off' if place == len(lines) else 'not a record'}.")
         if place == 1 and not (records and "configuration" in records[0]):
-            raise NotAJournal("this is not the journal of a run: its first line does not describe one")
+            raise NotAJournal("its first line is not that of the journal of a run")
     if all(record["event"] != "end" for record in records):
         notes.append("The run has not ended: it was stopped, or is still going.")
     return records, notes
