@@ -4235,10 +4235,10 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^status 404|model.{0,80}not (found|exist)|invalid model|no endpoints \
 => check the language model's name, and base_url=
 ^status 3 => redirects are not followed, to keep the key: set base_url= to the new address
-^status => see its words, and the options and extra= of the call
+^status => see the server's words, and check the options and extra= of the call
 ^timeout => raise timeout=, or ask for less with max_tokens=
-^network -> see that the server runs and that its address is right
-^unreadable => see that base_url= points at the API of a language model
+^network -> check that the server runs and that its address is right
+^unreadable => check that base_url= points to the API of a language model
 ^cut off|in its reasoning => raise max_tokens=
  => change the prompt, or ask again
 """
