@@ -3390,7 +3390,7 @@ def _by_name(parameters: Any) -> Named:
     named: dict[str, Parameter] = {}
     for each in chain(*groups):
         if not isinstance(each, ParameterNode):
-            raise TypeError(f"an optimizer works on parameters, and {to_text(each, 60)} is not one")
+            raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         if any(each is other for other in named.values()):
             continue
         name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())

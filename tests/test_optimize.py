@@ -683,7 +683,7 @@ def test_names_must_differ_and_parameters_must_be_parameters():
     c = node(1, name="x", trainable=True)
     with pytest.raises(ValueError, match="two parameters are called x0"):
         OptoPrime([a, c])
-    with pytest.raises(TypeError, match="7 is not one"):
+    with pytest.raises(TypeError, match="7 is none"):
         OptoPrime([b, 7])
     with pytest.raises(ValueError, match="at least one parameter"):
         OptoPrime([])
@@ -1278,7 +1278,7 @@ def test_parameters_in_many_forms():
                   {"first": a, "second": b}, [a, b, a]):  # fmt: skip
         assert OptoPrime(given).parameters == every
     assert OptoPrime(a.parameters_dict()).parameters == OptoPrime(a.value).parameters == every[:1]
-    with pytest.raises(TypeError, match="works on parameters, and 5 is not one"):
+    with pytest.raises(TypeError, match="works on parameters; 5 is none"):
         OptoPrime([a, 5])
     with pytest.raises(TypeError, match="5 has no parameters"):
         OptoPrime(5)
