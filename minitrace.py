@@ -1935,7 +1935,7 @@ class CodeBundle(Bundle[..., Any]):
             raise TypeError("a lambda cannot be trainable: its source has no name; use def")
         self.source = textwrap.dedent(options["source"] or "").strip("\n")
         self._locals: Fields = {}
-        with catch_warnings():  # Python gave those of the compiler when it loaded the file
+        with catch_warnings():  # Python showed the compiler's when it loaded the file
             simplefilter("ignore")
             if not self.source:
                 self.source, self._locals = _source_of(self._inner)
@@ -2014,15 +2014,15 @@ class CodeBundle(Bundle[..., Any]):
     def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
         """The code of a function that, called, defines what the text defines and returns ours.
 
-        It lies inside another that holds the free names, so that it can be given the living cells
-        of a closure, and inside a class, so that private names work. Its globals are those of its
+        It is nested in a function that holds the free names, so that it can be given the living
+        cells of a closure, and in a class, so that private names work. Its globals are those of its
         caller, and nothing is written there.
         """
         import ast
         import linecache
 
-        # The names of files are used again after so many: entries are replaced, and never taken
-        # away while somebody else walks through the cache.
+        # The names of files are reused, so that entries of the cache are replaced, and none is
+        # removed while another thread iterates over it.
         filename, name = f"<code {next(_files) % 1024}>", self.__name__
         linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
         owner = getattr(self._owner[0], "__name__", "_")
@@ -2154,7 +2154,7 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
     return [*own.items(), *codes]
 
 
-# Where is the source of a function, and what of it is its author's?
+# Where is the source of a function, and which part of it did its author write?
 
 
 def _source_of(function: Any) -> tuple[str, Fields]:
@@ -2193,7 +2193,7 @@ def _definition_of(code: CodeType, text: str) -> Any:
         tree, codes = ast.parse(text), [compile(text, "", "exec", flags, True)]
     except (SyntaxError, AttributeError):  # a function written in C has no code
         return None
-    for each in codes:  # which grows meanwhile
+    for each in codes:  # it grows on the way
         codes += [part for part in each.co_consts if isinstance(part, CodeType)]
     place = code.co_name, code.co_firstlineno, True
     more = [(c.co_name, c.co_firstlineno, {*c.co_names} < {*code.co_names}) for c in codes]
@@ -2206,8 +2206,8 @@ def _definition_of(code: CodeType, text: str) -> Any:
 
 
 def _drop_bundle(found: Any, code: CodeType) -> Fields:
-    """Take the decorator that is running now, and those above, from a definition. The result holds
-    the local names that the others need."""
+    """Remove the decorator that is running now, and those above it, from a definition. The result
+    holds the local names that the others need."""
     import ast
     import traceback
 
@@ -2275,8 +2275,8 @@ _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
 def check_code(source: str, name: str, signature: str | None = None, limits: Any = None) -> None:
     """Say why some code cannot be the new source of a function, or return None.
 
-    Cheap, and always done before code that a language model wrote is accepted. The code is at most
-    20,000 characters, parses and compiles, and holds one function called `name` beside imports,
+    Cheap, and always done before code that a language model wrote is accepted. The code has at most
+    20,000 characters, parses and compiles, and defines one function called `name`, besides imports,
     helper functions and constants. Nothing else may run when it is loaded, and a class
     may only be inside a function. The size and nesting are bounded before the parser sees
     the text, since deep input crashes the interpreter's own parser.
@@ -2285,7 +2285,7 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
         source: Python code.
         name: the function that must be there.
         signature: its header, `"def f(x, k=2)"` or `"(x, k=2)"`. Names, kinds and defaults of the
-            arguments must be the same; annotations may differ. None: any.
+            arguments must be the same; annotations may differ. None allows any.
         limits: an object whose `check(source)` raises `ValueError` for what it does not allow.
 
     Raises:
@@ -2343,7 +2343,7 @@ def _parse(source: str) -> ast.Module:
 
 
 def _nesting(source: str) -> int:
-    """At most how deep the expressions of some code nest: operators in one without a comma."""
+    """An upper bound for how deep expressions nest in some code: the operators up to a comma."""
     import tokenize
 
     deepest = depth = 0
@@ -2400,14 +2400,14 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
 #
 # What should the parameters become?  Four steps, each with its own name:
 #
-#       describe ──── the trace graph as a text of at most so many characters   prompt()
+#       describe ──── the trace graph as text, within a limit on its length     prompt()
 #       ask ───────── any callable from messages to text                        propose()
 #       check ─────── the reply is untrusted: type, choices, bounds, code
 #       apply ─────── all of it or none of it                                   update()
 #
 # A reply that is refused changes nothing, and the reason goes back to the language model. First
 # come replies and how they are read, then the optimizers, then what a prompt shows.
-# Left out: keys and wires (section 6). A language model is here any callable.
+# Left out: keys and wires (section 6). Here a language model is any callable.
 
 
 class ReplyError(MinitraceError):
@@ -2429,7 +2429,7 @@ as JSON nor in tags.
         self.replies, self.problems = list(replies), list(problems)
 
 
-# What a reply may weigh: characters, and brackets inside brackets. More is refused, not tried.
+# The limits of a reply: its characters, and brackets inside brackets. More is refused, not tried.
 MAX_REPLY, MAX_DEPTH = 200_000, 64
 
 
@@ -2451,8 +2451,9 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
 
     Whatever can mean only one thing is read: JSON or a Python dict, in prose or a fence, with
     comments, trailing commas and raw newlines; or tags, so that code needs no escaping. The last
-    complete answer counts. Whatever is cut short, said twice or addressed to nobody is a problem,
-    and then there are no values at all: a refusal costs a question more, a misreading a parameter.
+    complete answer counts. A reply that is cut short, contradicts itself or names no variable is a
+    problem, and then there are no values at all: a refusal costs one more question, and a
+    misreading costs a parameter.
 
     Args:
         text: the reply, at most MAX_REPLY characters; read in one pass, in linear time.
@@ -2497,7 +2498,7 @@ def _as_builtin(value: Any) -> Any:
 
 
 def _changed_since(parameter: Parameter, number: int) -> bool:
-    """Had a parameter another value when the node with this number was made?"""
+    """Did a parameter have another value when the node with this number was made?"""
     older = [value for changed, value in parameter._changes if changed > number]
     return bool(older) and not _is_same(older[0], parameter._data)
 
@@ -2534,9 +2535,9 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
 def coerce_value(value: Any, like: Any) -> Any:
     """Read a reply's raw value as the type of `like`, the value that a parameter has now.
 
-    Nothing is guessed: 7, 7.0 and "7" are the integer 7; 7.5, true and "banana" are none. Text is
-    read as a literal where something else than text is wanted ("false" is False, "[1]" a list), and
-    a number as its digits where text is wanted. 1, 0 and "yes" are no bools. Of lists, tuples, sets
+    Nothing is guessed: 7, 7.0 and "7" are the integer 7; 7.5, true and "banana" are not. Text is
+    read as a literal where something else is wanted ("false" is False, "[1]" a list), and a number
+    as its digits where text is wanted. 1, 0 and "yes" are not bools. Of lists, tuples, sets
     and dicts only the outer type must match. `like=None` takes anything.
 
     Raises: ValueError with a sentence that says what was expected and what came.
@@ -2584,8 +2585,8 @@ _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
 def _read_literal(text: str, pos: int = 0) -> tuple[Any, int, str]:
-    """Read one literal at `pos`, in JSON, Python or anything between: its value, where it ends, and
-    what is wrong with it, if so, when it has no value.
+    """Read one literal at `pos`, in JSON, Python or anything between: its value, where it ends,
+    and, if it has no value, what is wrong with it.
 
         literal := string | number | word | "{" items "}" | "[" items "]" | "(" items ")"
         items   := [literal [":" literal] {"," literal [":" literal]} [","]]
@@ -2668,8 +2669,8 @@ class _ReplyReader:
     An object with a suggestion is whole and replaces the one before. It outranks tags, and tags
     outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
     up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
-    nothing inside or after it counts, except another answer that replaces it. What stands in
-    thoughts, or before the end of thoughts whose beginning is missing, is no answer.
+    nothing inside or after it counts, except another answer that replaces it. Nothing in a thought
+    is an answer, nor anything before the end of a thought whose beginning is missing.
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
@@ -2706,7 +2707,7 @@ class _ReplyReader:
         return Reading(**self.words, values=values, problems=self.problems[:8])
 
     def skip_thought(self, mark: Match) -> int:
-        """Skip a thought, with those inside it; at the mere end of one, forget what was before."""
+        """Skip a thought, with those inside it; at the mere end of one, forget what came before."""
         if re.search(_THOUGHT_END, mark[0]):
             self.forget()
             return mark.end()
@@ -2855,11 +2856,11 @@ def _unfence(text: str) -> str:
 
 
 def _untag(body: str, code: bool) -> str:
-    """What stands between two tags, less what stands there for the tags' sake only.
+    """The text between two tags, without what is there only because of the tags.
 
-    That is: a line break at either end, a fence or a CDATA section around all of it, and entities
-    where a `&lt;` and no `<` shows that signs do not stand for themselves, as in code that does not
-    parse otherwise.
+    That is: a line break at either end, a fence or a CDATA section around all of it, and entities,
+    where a `&lt;` and no `<` shows that characters were escaped, as in code that does not parse
+    otherwise.
     """
     import html
 
@@ -2888,12 +2889,12 @@ def ask_until_usable(
     retries: int = 2,
     **options: Any,
 ) -> tuple[T, list[Reply], list[list[str]]]:
-    """Ask until a reply can be used or `retries` are used up, each time telling what was wrong.
+    """Ask until a reply can be used or `retries` are used up, saying each time what was wrong.
 
     Args:
         llm: any callable from messages to text; None for the one that the environment names.
         prompt: the messages.
-        read: a function of a reply's text; it gives a result, and a list of what is wrong with it.
+        read: a function of a reply's text; it returns a result, and a list of what is wrong.
 
     Returns: what `read` made of the last reply; all the replies; for each that was refused, why.
 
@@ -2963,8 +2964,8 @@ Named = Mapping[str, "ParameterNode[Any]"]
 class Proposal(dict[ParameterNode[Any], Any]):
     """New values by parameter, checked but not applied, and how they came about.
 
-    A dict; `prompt`, `replies`, `refused`, `reasoning`, `answer`, `usage` and `seconds` tell its
-    story; `refused` has an entry for each reply that was refused, usage is summed over all replies.
+    A dict; `prompt`, `replies`, `refused`, `reasoning`, `answer`, `usage` and `seconds` say how it
+    was made. `refused` has an entry for each reply that was refused; `usage` is the sum over all.
 
     >>> x = node(1, name="x", trainable=True)
     >>> print(Proposal({x: 2}).diff().splitlines()[-1])
@@ -2997,8 +2998,8 @@ class Attempt(NamedTuple):
     """A step as an optimizer's history keeps it.
 
     The values that were tried, by name, what was said of them, and the proposal that followed;
-    `reason` says why its values did not stay, if they did not. `outputs` holds what the program
-    gave, as texts. `proposal.refused` tells what was wrong with replies that were refused.
+    `reason` says why its values were not kept, if they were not. `outputs` holds what the program
+    returned, as texts. `proposal.refused` says what was wrong with replies that were refused.
 
     >>> Attempt({"x0": 3}, ["too low"], None).reason
     ''
@@ -3041,7 +3042,7 @@ class Optimizer:
         retries: int = 2,
         on_refusal: str | None = None,
     ) -> None:
-        """Take what every optimizer takes.
+        """Set up what every optimizer has.
 
         Args:
             parameters: parameters, or a module or bundle that has some.
@@ -3052,9 +3053,9 @@ class Optimizer:
             memory_size: how many past attempts a prompt shows.
             max_tokens: passed on to the language model if given.
             max_chars: the most characters in a prompt.
-            retries: how often it is asked again after a reply that cannot be used.
-            on_refusal: then "raise" a `ReplyError`, which is the default, or "keep" the values as
-                they are, which is that of `train`.
+            retries: how often to ask again after a reply that cannot be used.
+            on_refusal: what to do then: "raise" a `ReplyError`, the default, or "keep" the values
+                as they are, the default of `train`.
         """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
@@ -3073,7 +3074,7 @@ class Optimizer:
         self._heard: list[TraceGraph] = []  # what was said, where the feedback carries no graph
 
     def _flow(self) -> Propagator:
-        """How feedback flows if nothing else is said."""
+        """How feedback flows by default."""
         return GraphPropagator()
 
     def zero_feedback(self) -> None:
@@ -3173,7 +3174,7 @@ class Optimizer:
     def _questions(self) -> Iterator[tuple[Named, str]]:
         """The variables that each prompt is about, and the feedback: here all in a single one.
 
-        What was said of several outputs stands once.
+        What was said of several outputs appears once.
         """
         graph, about = self.graph(), defaultdict[str, list[str]](list)
         for each, feedback, score, _ in graph.outputs:
@@ -3297,7 +3298,7 @@ class Optimizer:
         self.remember(Attempt(values, graph.feedback, graph.score, *story))
 
     def remember(self, attempt: Attempt) -> None:
-        """Put an attempt into the history; of the hundred before it everything is kept."""
+        """Add an attempt to the history; the hundred before it are kept in full."""
         self.history.append(attempt)
         if len(self.history) > 100:  # of what is older, only values, score and update stay
             old = self.history[-101]
@@ -3306,8 +3307,8 @@ class Optimizer:
 
     @property
     def best(self) -> Attempt | None:
-        """The attempt with the highest score, the latest of equals; of those whose values stayed
-        or were the program's own, not of those tried and "not kept"."""
+        """The attempt with the highest score, the latest if several are equal; attempts whose
+        values were tried and "not kept" do not count."""
         kept = [
             each for each in self.history if each.score is not None and each.reason != "not kept"
         ]
@@ -3318,13 +3319,13 @@ class Optimizer:
         strays = attempt.values.keys() - self._named.keys()
         if strays:
             raise ValueError(
-                f"the attempt has values of {', '.join(strays)}, which this optimizer has not"
+                f"the attempt has values of {', '.join(strays)}, which this optimizer does not have"
             )
         for name, value in attempt.values.items():
             self._named[name].restore(value)
 
     def undo(self) -> None:
-        """Put back the values from before the last update that was not undone yet."""
+        """Put back the values from before the last update that has not been undone."""
         for place, attempt in reversed([*enumerate(self.history)]):
             if attempt.proposal and not attempt.reason:
                 self.restore(attempt)
@@ -3455,8 +3456,8 @@ class OptoPrime(Optimizer):
     """The optimizer that shows the language model the whole trace graph, as code.
 
     The prompt has the calls as lines of code with the values they gave, the documentation of the
-    operators, the variables with their rules, the feedback, and past attempts. It obeys `max_chars`
-    on any graph: what is nearest to the outputs, to the parameters and to a failure stays.
+    operators, the variables with their rules, the feedback, and past attempts. It keeps to
+    `max_chars` with any graph: what is nearest to outputs, parameters and a failure is shown.
 
     >>> GRAPH.clear()
     >>> x = node(3, name="x", trainable=True, bounds=(0, 10))
@@ -3473,7 +3474,7 @@ class OptoPrime(Optimizer):
     {<ParameterNode x:0 = 6>: 6}
 
     Source: Trace, arXiv:2406.16218. Its prompt lists every value in sections of its own; here a
-    value stands beside the call that gave it.
+    value is next to the call that returned it.
     """
 
     def describe(self, room: int) -> str:
@@ -3599,7 +3600,7 @@ def _said(words: Any, limit: int = 0) -> str:
 
 
 def _fitted(text: str, room: int) -> str:
-    """A list in so many characters: each entry cut, and those in the middle left out."""
+    """A list within a number of characters: each entry cut, and those in the middle left out."""
     if len(text) <= room:
         return text
     entries = re.split(r"\n(?=\S)", text)
@@ -3644,10 +3645,10 @@ _FORMULA = r"[-+~]?x(?: [^\w\s]+ y|\[index\])?$"
 
 
 def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
-    """The calls of a trace graph, those first that a reader wants first: failures, outputs, the
-    first use of each parameter, and from there outwards.
+    """The calls of a trace graph, the most interesting first: failures, outputs, the first use of
+    each parameter, and from there outward.
 
-    Of more than twelve calls of one operator in a row only the first and the last four are given.
+    Of more than twelve calls of one operator in a row, only the first four and last four are given.
 
     >>> x = node(1, name="x", trainable=True)
     >>> (x * 2 + 1).backward("too small")
@@ -3676,10 +3677,10 @@ def nearest_calls(graph: TraceGraph) -> Iterator[AnyNode]:
 
 
 class _View:
-    """The part of a trace graph that fits into so many characters, as text.
+    """The part of a trace graph that fits into a number of characters, as text.
 
     Calls enter in the order of their nearness, each with what it needs: its line, what its operator
-    does, inputs too long to stand in the line.
+    does, inputs too long for the line.
     """
 
     def __init__(self, graph: TraceGraph, room: int) -> None:
@@ -3794,7 +3795,7 @@ class LLMError(MinitraceError):
 
 
 def _dig(data: Any, paths: str) -> Any:
-    """What is found first in an object or dict, at one of some paths ("error|choices 0 error")."""
+    """What is found first in an object or dict at one of some paths ("error|choices 0 error")."""
     for path in paths.split("|"):
         found: Any = data
         for step in path.split():
@@ -3822,11 +3823,11 @@ def _content(content: Any) -> str:
 class Reply(str):
     """The text that a language model gave, with what is known about it.
 
-    It is made of a text, or of what an official client returned, as an object or as a dict.
+    It is made from a text, or from what an official client returned, object or dict.
 
     Attributes:
         usage: `{"input_tokens": int, "output_tokens": int}`, or None if the server did not count.
-        finish_reason: `"stop"`, `"length"` for a text cut off by a limit, another word for none.
+        finish_reason: `"stop"`, `"length"` if a limit cut it off, another word if there is none.
         model: the language model that answered, in the server's words.
 
     >>> completion = {
@@ -3919,11 +3920,11 @@ def _read_elsewhere(node: AnyNode) -> Any:
 def around_calls(hook: Function) -> Iterator[None]:
     """Wrap every call of a language model in this block: a budget, a journal, telemetry.
 
-    Instead of the call, `hook(llm, messages, options, ask)` runs: `ask()` makes the call and gives
-    its `Reply`, and what the hook returns is what the caller gets. Blocks nest, the outer hook
-    first. A call that a language model makes in turn is part of the outer call, and not seen.
+    Instead of the call, `hook(llm, messages, options, ask)` runs: `ask()` makes the call and
+    returns its `Reply`, and what the hook returns is what the caller gets. Blocks nest, the outer
+    hook first. A call that a language model makes in turn is part of the outer call, and not seen.
 
-    A block holds in this thread or task, and in all that take its context along. A thread that does
+    A block applies to this thread or task, and to all that copy its context. A thread that does
     not (`Thread`, `ThreadPoolExecutor`, `run_in_executor`) may work for any block: its calls are
     seen by the hooks of all that are open.
 
@@ -3966,7 +3967,7 @@ class LanguageModel:
         raise NotImplementedError(f"{type(self).__name__} has no complete()")
 
     def __call__(self, messages: str | Sequence[Options], **options: Any) -> Reply:
-        """Ask once. Options go over those of the constructor; None takes one away."""
+        """Ask once. Options override those of the constructor; None removes one."""
         if isinstance(messages, str):
             messages = [_message("user", str(messages))]
         if not messages or any(not {"role", "content"} <= set(m) for m in messages):
@@ -3983,7 +3984,7 @@ class LanguageModel:
             _hooks.set(before)
 
     def _complete(self, messages: _Messages, options: Fields) -> Reply:
-        """What `complete` gives; one of yours that raises is a language model that failed."""
+        """What `complete` returns; if one of yours raises, the language model has failed."""
         try:
             answer = self.complete(messages, options)
         except Exception as error:
@@ -4234,10 +4235,10 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^status 404|model.{0,80}not (found|exist)|invalid model|no endpoints \
 => check the language model's name, and base_url=
 ^status 3 => redirects are not followed, to keep the key: set base_url= to the new address
-^status => see its words, and the options and extra= of the call
+^status => see the server's words, and check the options and extra= of the call
 ^timeout => raise timeout=, or ask for less with max_tokens=
-^network -> see that the server runs and that its address is right
-^unreadable => see that base_url= points at the API of a language model
+^network -> check that the server runs and that its address is right
+^unreadable => check that base_url= points to the API of a language model
 ^cut off|in its reasoning => raise max_tokens=
  => change the prompt, or ask again
 """
@@ -4480,7 +4481,7 @@ class LLM(LanguageModel):
             within 10 of them counts as not there, and may be asked again.
         retries: how often to ask again.
         allow_http: let a key travel over plain http to another machine.
-        extra: fields of the request that this server alone knows.
+        extra: fields of the request that only this server knows.
         sleep: what waits between repeats.
         options: temperature, top_p, top_k, max_tokens, stop, seed, reasoning_effort,
             response_format; a call may give its own, and `extra` too.
@@ -4488,7 +4489,7 @@ class LLM(LanguageModel):
     Raises:
         LLMError: from a call without a usable text; its `kind` tells the cases apart.
         TypeError: an option that no protocol knows, or not the one in use.
-        ValueError: a timeout that is none.
+        ValueError: a timeout that is not a number of seconds above 0.
 
     >>> LLM("ollama/llama3", temperature=0)
     LLM('ollama/llama3', temperature=0)
@@ -4631,8 +4632,9 @@ def _address(base: str, path: str) -> str:
 class Script(LanguageModel):
     """Canned replies, for tests and lessons: texts in order, or (pattern, reply) pairs, or both.
 
-    The first pattern found in the conversation (a regular expression, `re.search`) answers, however
-    often; what fits no pattern gets the next text. `asked` keeps the messages of every call.
+    The first pattern found in the conversation (a regular expression, `re.search`) selects the
+    reply, any number of times; where none is found, the next text is the reply. `asked` keeps the
+    messages of every call.
 
     Raises:
         LLMError: no reply is left and no pattern fits (`kind` is `miss`).
@@ -4712,7 +4714,7 @@ class StubLLM(LanguageModel):
     """An honest stand-in for a language model: it searches numbers and choices, and cannot write.
 
     It reads the same prompt that a language model would get, past attempts included, and answers in
-    the same form; a pure function of its seed and the prompt. Numbers follow the words of the
+    the same form, which depends only on its seed and the prompt. Numbers follow the words of the
     feedback ("too low", "higher") by doubling and then bisection, or climb its score, inside their
     bounds. Booleans and choices: one not tried yet. Text and code it leaves as they are, and says
     so.
@@ -4881,7 +4883,7 @@ def _sorted_repr(value: Any, around: tuple[int, ...] = ()) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """The text, its middle left out and its full length said if it is longer than `limit`."""
+    """The text; if it is longer than `limit`, its full length is given in place of its middle."""
     if not limit or len(text) <= limit:
         return text
     note = f" ...({len(text):,} characters)... "
@@ -5060,7 +5062,7 @@ def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
 
 
 def run_coroutine(coroutine: Any) -> Any:
-    """What a coroutine gives, for plain code such as `rerun`: by an event loop in another thread.
+    """The result of a coroutine, for plain code such as `rerun`: an event loop in a thread runs it.
 
     Here each has a loop of its own. `minitrace_train` sets `_on_shared_loop`, which keeps one loop
     for all, so that clients and locks, which belong to a loop, serve every call.
@@ -5151,7 +5153,7 @@ def decode(tree: Any) -> Any:
     """Give back the value that `encode` turned into `tree`.
 
     Raises:
-        ValueError or TypeError: the tree is none that `encode` writes.
+        ValueError or TypeError: the tree is not one that `encode` writes.
 
     >>> decode({"$set": [1, 2]}), decode({"$dict": [[{"$tuple": [0, 1]}, "edge"]]})
     ({1, 2}, {(0, 1): 'edge'})

@@ -1,4 +1,4 @@
-"""How fast, and how far from the limit: `python3 tests/bench.py [part ...] [--quick]` says it.
+"""How fast it is, and how far from the limit, as `python3 tests/bench.py [part ...] [--quick]` prints.
 
 Each row of its table compares minitrace with the least that Python itself takes for the same work,
 measured in turns in the same run, so that the ratio means the same on a slow machine. A target that

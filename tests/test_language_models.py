@@ -969,13 +969,13 @@ def test_a_wrong_key_names_its_variable(server):
         ("cut_off", "(finish reason: length); raise max_tokens="),
         ("ends_eos_empty", "empty 200 (finish reason: eos); change the prompt"),
         ("choice_error", "status 502 Upstream died"),
-        ("packed", "see that base_url= points at the API"),
-        ("odd_code", "status 200 odd [\u00b2]; see its words"),
-        ("other_code", "status 200 odd; see its words"),
+        ("packed", "check that base_url= points to the API"),
+        ("odd_code", "status 200 odd [\u00b2]; see the server's words"),
+        ("other_code", "status 200 odd; see the server's words"),
         ("odd_refusal", "refused 200 {'why': 'xxxxx"),
         ("long_filtered", "xxxxx (finish reason: content_filter); change the prompt"),
         ("page", "Welcome to nginx!"),
-        ("page", "see that base_url= points at the API"),
+        ("page", "check that base_url= points to the API"),
         ("huge_error", "xxxxx"),
         ("other_shape", "hello"),
         ("deep", "unreadable"),
@@ -1159,7 +1159,7 @@ def test_nobody_there(server):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         error, pauses = fails(server, "ok", base_url=url, retries=1)
-    assert error.kind == "network" and "see that the server runs" in str(error) and len(pauses) == 1
+    assert error.kind == "network" and "check that the server runs" in str(error) and len(pauses) == 1
 
 
 def test_a_host_that_swallows_packets_says_that_there_is_no_connection(server, monkeypatch):

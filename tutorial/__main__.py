@@ -1,12 +1,12 @@
 """The tutorial in a terminal: it shows a chapter, stops at each block of code, and runs it.
 
     python3 tutorial             the chapters and the exercises
-    python3 tutorial 6           a chapter, block by block; also case_4, and a for the appendix
+    python3 tutorial 6           a chapter, block by block; also case_4, and a, b, c for the appendices
     python3 tutorial check 6     grade tutorial/exercises/ex06.py
     python3 tutorial check       grade them all
     python3 tutorial notebooks FOLDER    write them all as Jupyter notebooks
 
-A chapter is a doctest, and this a test runner that waits: what it prints was computed just then.
+A chapter is a doctest, and this is a test runner that waits: what it prints was computed just then.
 """
 
 import doctest
@@ -142,7 +142,8 @@ class Reader(doctest.DocTestRunner):
         text = "\n".join(self.lines[self.shown : end])
         for part in re.split(r"(?ms)(^```.*?^```$)|\n\n+", text):
             if part and part.strip():
-                out(f"\n{laid_out(part.strip(), self.path.parent)}\n")
+                told = laid_out(part.strip("\n").rstrip(), self.path.parent)
+                out(f"\n{told}\n")
 
 
 def laid_out(part, folder):
@@ -226,7 +227,7 @@ def write_notebooks(folder):
 
 
 def main(words):
-    """The command line; gives the exit code."""
+    """The command line; returns the exit code."""
     first, *rest = words or [""]
     if first == "notebooks":
         if len(rest) == 1:

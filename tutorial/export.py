@@ -1,8 +1,8 @@
 """Write a trained object back as plain Python, without minitrace.
 
-`export(agent)` gives the source of the agent's class with what was learned in its place: each trainable
-method has its present code, each parameter made in `__init__` its present value, and the decorators and
-the base class of minitrace are gone. Where a line still needs minitrace, it says which.
+`export(agent)` returns the source of the agent's class with what was learned: each trainable method has
+its present code, each parameter made in `__init__` has its present value, and minitrace's decorators and
+base class are gone. If a line still needs minitrace, the result says which.
 """
 
 import ast
@@ -27,7 +27,7 @@ OURS = {
 
 
 def export(agent):
-    """The source of an object's class with its learned values, and what could not be made plain.
+    """The source of an object's class with its learned values, and what still needs minitrace.
 
     Returns: the source, and a list of `(line, words)`, the line counted in that source.
     """

@@ -1,9 +1,9 @@
 """Writes the chapters and cases as Jupyter notebooks: `python3 tutorial notebooks FOLDER`.
 
-Text becomes text, a block of code one cell for each of its outputs, and what the cells print is what
-came out just now: each page runs once, in a Python of its own, in the folder where its notebook will
-lie. All that a notebook imports, opens or links to is copied there too. Nothing has to be installed
-to write them; to open one, something that shows notebooks.
+Text becomes text cells, and a block of code one cell for each of its outputs. What the cells show was
+printed just now: each page runs once, in a process of its own, in the folder of its notebook. Everything
+that a notebook imports, opens or links to is copied there too. Writing notebooks takes nothing but
+Python; opening one takes a program that shows notebooks.
 """
 
 import ast
@@ -39,7 +39,7 @@ KERNEL = {
 def write(folder, pages):
     """Write a notebook for each page into a folder that is new or empty.
 
-    Returns: the names of the pages of which something came out otherwise than it is written there.
+    Returns: the names of the pages that printed something other than what they say.
 
     Raises: `FileExistsError` if something is in the folder, `ValueError` if it is part of the tutorial.
     """

@@ -3,8 +3,8 @@
     python3 tutorial/pictures.py            writes all of them into tutorial/pictures/
     python3 tutorial/pictures.py diamond    prints one
 
-Each function below runs a small program and gives its graph. A test compares the files with what
-comes out now, so that no picture shows what the library no longer does.
+Each function below runs a small program and returns its graph. A test compares the files with what is
+drawn now, so that no picture shows what the library no longer does.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def comfort():
 
 
 def diamond():
-    """Chapter 7: a node that hears twice."""
+    """Chapter 7: a node that hears feedback twice."""
     x = node(3, name="x", trainable=True)
     (x + x).backward("too small")
     return x.feedback[0]

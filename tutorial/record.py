@@ -1,12 +1,12 @@
-"""Record a page's cassette anew: whatever it asks of a language model goes to a folder, as relay.py does it.
+"""Record a page's cassette again: what it asks a language model goes to a folder, as with relay.py.
 
     python3 tutorial/record.py case_2 talk
 
-The old cassette is put aside as `.old`, the page runs as it stands, and every prompt that the new cassette has
-not yet becomes a file, `talk/case_2-1-optimizer/0001.prompt.md`, that waits for its `.reply.md`: from a person, a
-chat window or a program. Each cassette that the page opens has conversations of its own, one for what the
-optimizer asks and one for what the program itself asks, so that none knows what another has seen. What the
-page prints now, where that is not what it says, is shown at the end: then the text has to follow the outcome.
+The old cassette is renamed to `.old`, and the page runs as it is. Every prompt that the new cassette does not have
+yet becomes a file, `talk/case_2-1-optimizer/0001.prompt.md`, which waits for its `.reply.md` from a person, a chat
+window or a program. Each cassette that the page opens has conversations of its own, one for what the optimizer
+asks and one for what the program itself asks, so that none knows what another has seen. If the page now prints
+something else than it says, that is shown at the end: then change the text to fit the outcome.
 """
 
 import argparse
@@ -30,7 +30,7 @@ OPTIMIZERS = "# Variables", "A step of a program:"  # how their prompts can be t
 
 
 class Conversations:
-    """A language model that is two conversations: the optimizer's, and the program's own."""
+    """A language model with two conversations: the optimizer's, and the program's own."""
 
     numbers = itertools.count(1)
     model = "a large language model, by hand-off"
@@ -45,7 +45,7 @@ class Conversations:
 
 
 def recording(folder, page):
-    """`Replay`, only that what it does not hold is asked in the folder."""
+    """A `Replay` that asks in the folder for what it does not have."""
 
     class Recording(minitrace_record.Replay):
         def __init__(self, path, live=None):

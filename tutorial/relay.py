@@ -17,12 +17,12 @@ from pathlib import Path
 
 
 class Relay:
-    """A callable from messages to text: it hands the prompt over and waits for what comes back.
+    """A callable from messages to text that hands over the prompt and waits for the reply.
 
     Args:
         folder: where prompts and replies are files; None for the terminal.
         seconds: how long to wait for a file.
-        pause: how often to look, in seconds.
+        pause: seconds between two looks for the reply.
     """
 
     def __init__(self, folder=None, seconds=3600.0, pause=0.2):

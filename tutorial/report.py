@@ -1,12 +1,12 @@
 """A training run as one page: what was tried at each step, what was said of it, what changed.
 
-`train(..., journal="run.jsonl")` writes down all that happens; this reads it.
+`train(..., journal="run.jsonl")` records everything that happens; this program reads the record.
 
     python3 tutorial/report.py run.jsonl -o run.html
 
-The page needs nothing beside it and no network. It can be read without JavaScript, which only adds
-walking from step to step. Whatever a language model wrote stands there as text: `el` escapes what is
-not `Html` already, and the page's own policy runs no other script or style than the two below.
+The page needs no other file and no network. It can be read without JavaScript, which only adds keys
+to go from step to step. Whatever a language model wrote appears as text: `el` escapes what is not
+`Html` already, and the page's own policy allows no script or style but the two below.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FIELDS |= dict.fromkeys(("configuration", "values", "usage", "best", "graph"), d
 
 
 class NotAJournal(ValueError):
-    """What was given is no journal of a training run."""
+    """The file is not the journal of a training run."""
 
 
 def read(data):
@@ -50,7 +50,7 @@ def read(data):
         except (ValueError, AttributeError, LookupError, RecursionError):
             notes.append(f"Line {place} is {'cut off' if place == len(lines) else 'not a record'}.")
         if place == 1 and not (records and "configuration" in records[0]):
-            raise NotAJournal("its first line does not say how a run was configured")
+            raise NotAJournal("its first line is not that of the journal of a run")
     if all(record["event"] != "end" for record in records):
         notes.append("The run has not ended: it was stopped, or is still going.")
     return records, notes

@@ -1,10 +1,10 @@
 """Three searches on public names of minitrace and minitrace_train: a beam, a bandit, a Pareto front.
 
-`train` goes on from one set of values. These keep several, and differ in which of them they go on
-from. Each takes a `Task` and leaves the best values that it measured in the model, never worse ones
-than it began with; if it is interrupted, the model is as it was. A search is deterministic by its
-task's seed, as far as model, guide and optimizer are. `Task` and `Candidate` are what the searches
-share; each of them is one function of about thirty lines.
+`train` continues from one set of values. These keep several, and differ in which of them they
+continue from. Each takes a `Task` and leaves the best values that it measured in the model, never
+worse ones than it began with; if it is interrupted, the model is as it was. A search is as
+deterministic as the model, the guide and the optimizer, given the seed of its task. `Task` and
+`Candidate` are what the searches share; each search is one function of about thirty lines.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ WORDS_ONLY = "a search compares scores, and the guide gave words only"
 
 
 class Candidate(NamedTuple):
-    """Values by parameter, and their scores: on every example in order, or of an arm's pulls."""
+    """Values by parameter, and their scores: on each example in order, or from the pulls of an arm."""
 
     values: dict[Any, Any]
     scores: tuple[float, ...] = ()
 
     @property
     def mean(self):
-        """The mean score; infinite for one that was never tried, so that it goes first."""
+        """The mean score, infinite if there is none, so that a new arm goes first."""
         return sum(self.scores) / len(self.scores) if self.scores else math.inf
 
 
 class Found(NamedTuple):
-    """How a search ended: with the best candidate, those it would go on from, and all it measured."""
+    """How a search ended: the best candidate, those it would continue from, and all it measured."""
 
     best: Candidate
     kept: list[Candidate]
@@ -52,8 +52,8 @@ class Task:
         optimizer: an `Optimizer` of the model's parameters. An `OptoPrime` takes
             `on_refusal="keep"`, or a reply that cannot be used ends the search.
         limit: how often an example may be run; `runs` counts. This is what a search spends.
-        seed: of all that is left to chance.
-        failed_score: the score where the program fails: low, for guides whose scores are negative.
+        seed: for everything that is left to chance.
+        failed_score: the score if the program fails; choose a lower one if good scores are negative.
         workers: how many examples are measured at a time.
     """
 
@@ -73,11 +73,11 @@ class Task:
         return self.runs + runs <= self.limit
 
     def sample(self, size):
-        """Some of the examples, by chance."""
+        """Some of the examples, at random."""
         return self.random.sample(self.dataset, min(size, len(self.dataset)))
 
     def present(self):
-        """The values that the parameters have now."""
+        """The present values of the parameters."""
         return {parameter: parameter.data for parameter in self.optimizer.parameters}
 
     @contextlib.contextmanager
@@ -156,10 +156,10 @@ def new(values, known):
 def beam(task, width=2, candidates=2, batch_size=4):
     """In each round all of the `width` best so far have children, measured on the whole dataset.
 
-    A parent may stay, so the best is never forgotten. Of equals the latest are kept.
+    A parent may stay, so the best is never forgotten. Among equals, the latest are kept.
 
-    Source: beam search is from the speech recognition of the 1970s. For prompts, with a language model
-    that proposes them, it is ProTeGi (Pryzant et al., arXiv:2305.03495), where a bandit spares runs.
+    Source: beam search comes from the speech recognition of the 1970s. ProTeGi (Pryzant et al.,
+    arXiv:2305.03495) uses it for prompts that a language model proposes, with a bandit to save runs.
     """
     tried = [task.measured(task.present())]
     kept, whole = tried[:], len(task.dataset)
@@ -177,19 +177,19 @@ def beam(task, width=2, candidates=2, batch_size=4):
 
 
 def upper(arm, pulls, c):
-    """The most that its mean may be, for all that so many pulls in all tell; lower with c < 0."""
+    """An upper bound for the mean, after so many pulls in total; with c < 0, a lower bound."""
     return arm.mean + c * math.sqrt(2 * math.log(pulls) / max(1, len(arm.scores)))
 
 
 def ucb(task, arms=8, candidates=1, batch_size=4, c=0.3):
     """Pull the arm with the highest upper bound: run that candidate on a few examples.
 
-    An arm never pulled goes first; one pulled before has children on the way. Of more than `arms` those
-    with the lowest bounds are dropped. Only the start and, at the end, the arm with the highest lower
-    bound are measured on the whole dataset. `c` is what doubt is worth, in units of the score.
+    An arm that was never pulled goes first; one that was pulled before has children on the way. If
+    there are more than `arms`, those with the lowest bounds are dropped. Only the start and, at the end,
+    the arm with the highest lower bound are measured on the whole dataset. `c` is the weight of the bonus.
 
     Source: the bound is that of UCB1 (Auer, Cesa-Bianchi and Fischer, Machine Learning 47, 2002) with
-    each example a reward; there all arms are given, here they are born on the way.
+    each example as a reward. There, all arms are given; here, arms are added on the way.
     """
     start = task.present()
     pool, known, pulls, ends = [Candidate(start)], [start], 1, 2 * len(task.dataset)
@@ -219,7 +219,7 @@ def dominates(one, other):
 
 
 def front(candidates):
-    """Those that no other dominates, in their order."""
+    """Those that no other one dominates, in their order."""
     return [each for each in candidates if not any(dominates(other, each) for other in candidates)]
 
 
@@ -230,13 +230,13 @@ def wins(candidates):
 
 
 def pareto(task, batch_size=4):
-    """Go on from someone on the Pareto front, the likelier the more examples it is the best at.
+    """Continue from a candidate on the Pareto front, chosen more often the more examples it is best at.
 
-    The child is run on the batch that it was made for, and only if it does better there it is measured
-    on the whole dataset. Who alone solves one example lives on, however low its mean.
+    The child is run on the batch that it was made for, and only if it does better there is it measured
+    on the whole dataset. One that alone solves some example stays, however low its mean.
 
-    Source: GEPA (Agrawal et al., arXiv:2507.19457). Left out: it merges candidates, too, changes one
-    prompt of a program at a time, and keeps the examples to learn from apart from those that measure.
+    Source: GEPA (Agrawal et al., arXiv:2507.19457), which also merges candidates, changes one prompt of
+    a program at a time, and learns from other examples than it measures on.
     """
     tried = [task.measured(task.present())]
     while task.affords(2 * batch_size + len(task.dataset)):

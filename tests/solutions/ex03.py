@@ -1,6 +1,6 @@
-"""Exercise 3: one node for a whole call. Write a body, then `python3 tutorial check 3`.
+"""Exercise 3: one node for a whole call. Write a body, then run `python3 tutorial check 3`.
 
-This is what `@bundle` does, without its extras. No minitrace here either.
+This is what `@bundle` does, without its extras. There is no minitrace here either.
 """
 
 import functools
@@ -14,10 +14,10 @@ class Value:
 
 
 def record(function):
-    """A function like this one, whose every call gives one Value.
+    """A function like this one, but each call returns one Value.
 
     The arguments may be Values or plain things, by position or by name. `function` itself is
-    called with plain things only: the data of each Value. What comes back is a Value with
+    called with plain things only: it gets the data of each Value. The Value returned has
     - the result of the function as its data,
     - those arguments that are Values as its parents, a tuple in the order of the call,
     - the function's `__name__` as its name.

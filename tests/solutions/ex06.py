@@ -1,13 +1,13 @@
-"""Exercise 6: parents first. Write a body, then `python3 tutorial check 6`."""
+"""Exercise 6: parents first. Write a body, then run `python3 tutorial check 6`."""
 
 
 def topological(outputs):
-    """All nodes that some nodes were computed from, and these themselves, parents before children.
+    """These nodes and all nodes that they were computed from, parents before children.
 
-    `outputs` is a list of nodes; each node has a tuple `parents`. Each node comes once, however
-    many ways lead to it, and after all of its parents. Write it with a loop: a chain may be far
-    longer than Python lets a function call itself. A set or a dict tells nodes apart; `in` on a
-    list does not, since `==` compares their values.
+    `outputs` is a list of nodes; each node has a tuple `parents`. Each node comes once, no matter
+    how many paths lead to it, and after all of its parents. Use a loop: a chain may be much longer
+    than Python's recursion limit. A set or a dict tells nodes apart; `in` on a list does not, since
+    `==` compares their values.
 
     Returns: a list of nodes.
     """

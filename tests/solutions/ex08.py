@@ -1,4 +1,4 @@
-"""Exercise 8: a derivative for a new operator. Write a body, then `python3 tutorial check 8`."""
+"""Exercise 8: a derivative for an operator. Write a body, then run `python3 tutorial check 8`."""
 
 import math
 
@@ -7,16 +7,16 @@ from minitrace import bundle
 
 @bundle()
 def hypot(x, y):
-    """The length of the way to the point (x, y): the square root of x * x + y * y."""
+    """The distance to the point (x, y): the square root of x * x + y * y."""
     return math.hypot(x, y)
 
 
 def hypot_rule(node, feedback):
     """What the parents of a `hypot` node receive when it receives the number `feedback`.
 
-    `node.parents` are x and y, `node.data` is the length. The slope of the length in x is
-    x / length, in y it is y / length; by the chain rule each is multiplied by `feedback`. Chapter
-    8 registers such rules with `derivatives.register("hypot", hypot_rule)`; the checker does it.
+    `node.parents` are x and y, and `node.data` is the length. The slope of the length in x is
+    x / length, and in y it is y / length; by the chain rule each is multiplied by `feedback`. The
+    checker registers the rule as chapter 8 does, `derivatives.register("hypot", hypot_rule)`.
 
     Returns: a list of two numbers, one for each parent.
     """

@@ -1,10 +1,10 @@
-"""Exercise 15: a language model of your own. Write a body, then `python3 tutorial check 15`."""
+"""Exercise 15: a language model of your own. Write a body, then run `python3 tutorial check 15`."""
 
 from minitrace import LLMError
 
 
 class Fallback:
-    """A language model made of several: the next one answers when one cannot.
+    """A language model made of several: if one cannot answer, the next one is asked.
 
     Any callable from messages to text is a language model, and so is this one.
     """
@@ -16,8 +16,8 @@ class Fallback:
         """The reply of the first language model that gives one.
 
         Each is called with the same messages and options. An `LLMError` means that it could not
-        answer: then the next is asked. When none could, the last error is raised. No other
-        exception is caught: a `BudgetError` says that nothing more may be spent, by anyone.
+        answer, so the next is asked. If none can, the last error is raised. No other exception is
+        caught: a `BudgetError` says that nothing more may be spent, by anyone.
         """
         for llm in self.llms:
             try:

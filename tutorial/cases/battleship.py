@@ -1,8 +1,8 @@
 """Battleship for one: two hidden ships on a small board, to be sunk with as few shots as possible.
 
 A view is what a player knows: six rows of six signs, `.` not shot at, `o` missed, `x` hit. A player
-is any function of a view that gives the cell to shoot at, `(row, column)`. Nobody says when a ship is
-sunk, or which one was hit.
+is any function of a view that returns the cell to shoot at, `(row, column)`. The player is not told when
+a ship is sunk, or which one was hit.
 """
 
 import itertools

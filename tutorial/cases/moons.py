@@ -1,9 +1,9 @@
 """Two moons of points, and two programs that learn to tell them apart: one by numbers, one by words.
 
-`Network` is the network of micrograd's demo: neurons as in chapter 8, and derivatives that minitrace's
-own backward carries. `Curve` has two numbers only, which may be learned either way. `python3
+`Network` is the network of micrograd's demo: neurons as in chapter 8, with derivatives that minitrace's
+own backward carries. `Curve` has only two numbers, which can be learned either way. `python3
 tutorial/cases/moons.py` trains both, prints how that went, and draws both pictures of the case study
-anew. It takes about half a minute.
+again. It takes about half a minute.
 """
 
 import copy

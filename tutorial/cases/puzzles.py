@@ -1,8 +1,8 @@
-"""Puzzles of numbers: a random program of +, -, * and `larger`, and a target for what it gives.
+"""Number puzzles: a random program of +, -, * and `larger`, and a target for its result.
 
-A puzzle has three trainable numbers. A program that grew from a seed computes one number from them,
+A puzzle has three trainable numbers. A program that is made from a seed computes one number from them,
 and somebody who knows the target says how far off it is. `python3 tutorial/cases/puzzles.py`
-draws the figure of the case study anew.
+draws the figure of the case study again.
 """
 
 import math

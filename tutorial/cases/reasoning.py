@@ -1,7 +1,7 @@
-"""Small questions with known answers, in the manner of BIG-Bench Hard (arXiv:2210.09261).
+"""Small questions with known answers, in the style of BIG-Bench Hard (arXiv:2210.09261).
 
-Three kinds: how many of some things there are, what a boolean expression is, and words in their order.
-The same seed gives the same questions on every Python; whoever wants others takes another seed.
+There are three kinds: counting things, evaluating boolean expressions, and sorting words. The same seed
+makes the same questions with every version of Python; another seed makes others.
 
     python3 tutorial/cases/reasoning.py 6
 """

@@ -2,7 +2,7 @@
 
 Second by second: cars arrive by chance, and while a road has green one car leaves every two seconds.
 After each green all lights are red for four seconds. From the north cars come at any time; from the
-east most come in platoons, one each minute, for a light further up the road lets them go together.
+east most come in platoons, one each minute, because a light further up the road lets them go together.
 No car brakes, turns or gives up. Nothing here was measured on a street.
 """
 

@@ -24,11 +24,12 @@ One warm child serves many calls. A child that reaches a limit is killed with ev
 and the next call gets a new one. The first half of this file runs in the caller, the second in the
 child.
 
-Where it runs: time, output and environment are held wherever Python can start a process. The rest
-is only POSIX: bounds on processor time, open files, file size, processes and core files everywhere
-there; memory not on macOS; no network, and the end of all that a child started, on Linux where
-namespaces are allowed. On Windows a child's empty working directory stays behind, and what a child
-started outlives it. In a browser there are no processes: `run` and `report` raise a `LimitError`.
+Where it runs: the limits on time, output and environment hold wherever Python can start a process.
+The others need POSIX: those on processor time, open files, file size, processes and core files hold
+on all such systems, that on memory on all but macOS. Only Linux, where namespaces are allowed, cuts
+off the network and ends everything that a child started. On Windows, a child leaves an empty
+working directory behind, and what it started outlives it. In a browser there are no processes:
+`run` and `report` raise a `LimitError`.
 """
 
 from __future__ import annotations
@@ -135,19 +136,19 @@ class Limits:
 
     The child has no environment, no network where Linux namespaces let an ordinary program give it
     up, a working directory that no longer exists, and bounds on time, memory, open files, file
-    size, processes and output. Arguments, results and errors cross as JSON; the child's word is
-    never evaluated, and its loops, floods and crashes end as a `LimitError`. One warm child serves
-    many calls, dies with its parent, and is replaced when it reaches a limit.
+    size, processes and output. Arguments, results and errors are passed as JSON; nothing that the
+    child says is evaluated, and its loops, floods and crashes end as a `LimitError`. One warm child
+    serves many calls, dies with its parent, and is replaced when it reaches a limit.
 
     This is a seat belt, not a wall: it catches accidents and most tricks. Code that gets around the
-    restricted built-ins runs as the same user. It can read that user's files and delete them or
-    change their names; it can see other processes; without namespaces (`report` tells) it can also
-    use the network and signal or outlive the caller. Calls of one child share the state of the
+    restricted built-ins runs as the same user. It can read that user's files, and delete or rename
+    them; it can see other processes; without namespaces (see `report`) it can also use the network,
+    and signal or outlive the caller. Calls of one child share the state of the
     modules that they import. Code from somebody you do not trust belongs in a virtual machine.
 
     Args:
         seconds: of wall-clock time for one call.
-        memory_mb: megabytes of address space beside what the child itself takes.
+        memory_mb: megabytes of address space, not counting what the child itself takes.
         imports: modules that the code may import, with their submodules. By default pure ones:
             `math`, `re`, `json`, `itertools` and their like. Only the standard library is there.
 
@@ -169,7 +170,7 @@ class Limits:
         return f"Limits(seconds={self.seconds}, memory_mb={self.memory_mb})"
 
     def check(self, source: str) -> None:
-        """Say why some code may not run under these limits, or return in silence.
+        """Raise an error if some code may not run under these limits.
 
         The code imports only what `imports` lists, and names no `open`, `exec`, `getattr` and their
         like, no attribute such as `__class__` or `gi_frame`, and no text such as

@@ -60,9 +60,9 @@ class Budget:
     """A `with` block that stops the call that would exceed a limit, before it is made.
 
     Every call of a language model counts once in each budget around it, in threads and tasks too,
-    live, replayed or scripted; a `Replay` that asks a live one is one call. A plain thread, which
-    knows nothing of the blocks around whoever started it, counts in every budget that is open.
-    Calls are exact. Tokens and money are reserved before a call by an estimate (the prompt by its
+    whether live, replayed or scripted; a `Replay` that asks a live one is one call. A plain thread
+    does not know in which block it was started, so it counts toward every budget that is open.
+    Calls are counted exactly. Tokens and money are estimated before a call (the prompt by its
     length, the reply as 500 tokens or, if less, `max_tokens`) and corrected after it: they exceed
     a limit by the calls in flight at most. A call that the server refused costs no tokens; one that
     ended without an answer keeps its estimate.
@@ -154,7 +154,7 @@ def _count(
 ) -> Reply:
     """Make one call, counted in every budget around it.
 
-    All budgets share this hook: it runs once for a call, and sees all of them at the same time.
+    All budgets share this hook: it runs once for each call, and sees all of them at once.
     """
     around = _entered.get()
     budgets = tuple(_open) if around is None else around  # all, if nobody knows what is around
@@ -207,11 +207,11 @@ _cassettes = threading.Lock()
 class Replay(LanguageModel):
     """A cassette: replies in a file, one JSON line each, that a person can read and commit.
 
-    A reply is found by the model, the messages and the options of the call; the n-th time the same
-    is asked, its n-th record answers. What was never recorded is asked of `live` and added to the
-    file or, without one, raises with a diff to the closest recorded prompt. Safe for many threads
-    of one process. A last line torn by a crash is passed over, and cut off when the next is
-    written.
+    A reply is found by the model, the messages and the options of the call; the n-th time that the
+    same is asked, its n-th record is the reply. What was never recorded is asked of `live` and
+    added to the file; without `live`, it is an error that shows the difference from the closest
+    recorded prompt. Safe for many threads of one process. A last line that a crash left incomplete
+    is skipped, and cut off when the next is written.
 
     Args:
         path: the file; it may not exist yet if there is a `live`.
@@ -219,7 +219,7 @@ class Replay(LanguageModel):
         model: whose replies are wanted; by default those of `live` or, without one, of any model.
 
     Raises:
-        LLMError: nothing recorded (`kind` is `miss`), or a line that is no record.
+        LLMError: nothing recorded (`kind` is `miss`), or a line that is not a record.
 
     >>> import os, tempfile
     >>> from minitrace import Script
@@ -269,7 +269,7 @@ class Replay(LanguageModel):
         return reply
 
     def _replies(self, key: str, asked: str | None) -> list[Reply]:
-        """What is recorded of a call to this model; a record that names none is anybody's."""
+        """What is recorded of a call to this model; a record without a model is for any."""
         recorded = (self._records or {}).get(key, [])
         return [reply for name, reply in recorded if name == asked or None in (name, asked)]
 

@@ -1,12 +1,13 @@
 """Grades the exercises: `python3 tutorial check 6`.
 
-`EXERCISES` has a text for each. It begins with Python that prepares something. Then come the calls:
-`call:` is what is called, `want:` what should come, either as an expression or, after a `test:` of
-what came (`it`), in words. Hints follow, `hint: SIGN -> WORDS`, where a sign is an expression about
-`it` (the exception, if one was raised), or only words. The first call that goes wrong is told, with
-the first hint whose sign holds.
+`EXERCISES` has a text for each exercise. It begins with Python code that prepares the calls. Then
+come the calls themselves: `call:` is what is called, and `want:` is what it should return, either
+as an expression or, after a `test:` of the result (`it`), in words. Hints follow,
+`hint: SIGN -> WORDS` or just `hint: WORDS`, where a sign is an expression about `it` (the
+exception, if one was raised). The verdict shows the first call that goes wrong, with the first hint
+whose sign holds.
 
-Each file is graded in a process of its own, so that one which never ends, or which ends Python
+Each file is graded in a process of its own, so that one that never ends, or that ends Python
 itself, gets a verdict like any other.
 """
 
@@ -113,7 +114,7 @@ test: isinstance(it, Node) and it.data == "tea: 3 euro"
 want: a node with the text 'tea: 3 euro'
 hint: isinstance(it, str) -> a plain text came: an f-string, str() and str.format read the value. \
 operators.format(text, ...) is the traced form
-hint: isinstance(it, ExecutionError) -> a text and a number do not add up: operators.format takes both
+hint: isinstance(it, ExecutionError) -> a text and a number cannot be added: operators.format takes both
 hint: the name, a colon and a space, the price, and the word euro
 
 call: parameters_of(label(name, price))
@@ -132,7 +133,7 @@ width, height = Value(4), Value(5)
 call: record(area)(width, height).data
 want: 20
 hint: isinstance(it, TypeError) -> call function with plain things: the data of each Value
-hint: isinstance(it, AttributeError) -> a Value has to come back, and only Values have .data
+hint: isinstance(it, AttributeError) -> return a Value: only Values have .data
 hint: isinstance(it, Value) -> call function with the data of the Values, not with the Values
 
 call: seen[-1]
@@ -150,11 +151,11 @@ call: record(area)(width, 5).parents
 test: it == (width,)
 want: only the argument that is a Value
 hint: isinstance(it, AttributeError) -> 5 is a plain thing: only a Value has .data
-hint: a plain thing is no parent
+hint: a plain thing is not a parent
 
 call: record(area)(width, height=height).data
 want: 20
-hint: height came by name: kwargs hold Values too, pass them on as plain things
+hint: height was passed by name: kwargs may hold Values too, and function gets their data
 
 call: record(area)(width, height=height).parents
 test: it == (width, height)
@@ -173,7 +174,7 @@ def broken(x):
 
 call: attempt(share, node(90), node(3))[0].data
 want: 30.0
-hint: isinstance(it, TypeError) -> a pair comes back: the node, and what to say of it
+hint: isinstance(it, TypeError) -> return a pair: the node, and what to say of it
 hint: isinstance(it, AttributeError) -> the first of the pair is the node, not its data
 
 call: attempt(share, node(90), node(3))[1]
@@ -266,7 +267,7 @@ def early(nodes):
 
 call: type(topological([a])).__name__
 want: 'list'
-hint: the order counts, so a list has to come back
+hint: the order counts, so return a list
 
 call: names(topological([a]))
 want: ['a0']
@@ -280,7 +281,7 @@ hint: its parents are a and the 1, which became a node too
 
 call: len(topological([d]))
 want: 6
-hint: isinstance(it, int) and it > 6 -> d = (a + 1) * (a + 2) reaches a by two ways: remember the \
+hint: isinstance(it, int) and it > 6 -> d = (a + 1) * (a + 2) reaches a along two paths: remember the \
 id() of what was seen, and add each node once
 hint: every node that d was computed from, and d itself
 
@@ -291,7 +292,7 @@ early
 
 call: names(topological([b, b, d])).count("add0")
 want: 1
-hint: an output may come twice, or be the parent of another: each node comes once all the same
+hint: an output may be listed twice, or be the parent of another: each node still comes once
 
 call: early(topological([d, b, a]))
 want: []
@@ -319,13 +320,13 @@ call: blame(a + node(1))[a]
 want: 0.5
 hint: isinstance(it, ValueError) -> propagate gives a list with one number for each of node.parents
 hint: isinstance(it, ZeroDivisionError) -> a root has no parents: then the list is empty
-hint: it == 1.0 -> the blame is split: with two parents each receives the half
+hint: it == 1.0 -> the blame is split: with two parents, each receives half
 hint: divide by the number of parents, len(node.parents)
 
 call: blame(a + a)[a]
 want: 1.0
 hint: it == 0.5 -> a is both parents, and hears twice: aggregate gets both numbers
-hint: what comes by several ways adds up
+hint: what arrives along several paths adds up
 
 call: blame(d)[b]
 want: 0.5
@@ -334,8 +335,8 @@ hint: d has two parents, b and c
 call: blame(d)[a]
 want: 0.5
 hint: it == 0.25 -> a hears from b and from c: aggregate gets both numbers, and none may be lost
-hint: it == 1.0 -> a + 1 has two parents, and the 1 bears its part
-hint: a quarter comes by b, a quarter by c, and they add up
+hint: it == 1.0 -> a + 1 has two parents, and the 1 takes its share
+hint: a quarter comes through b and a quarter through c, and they add up
 
 call: blame(round(d))[d]
 want: 1.0
@@ -365,7 +366,7 @@ hint: one number for each of node.parents, x first
 
 call: [type(each).__name__ for each in hypot_rule(hypot(x, y), 1.0)]
 want: ['float', 'float']
-hint: a parent is a node: reckon with its .data, or the derivative becomes part of a graph
+hint: a parent is a node: compute with its .data, or the derivative becomes part of a graph
 
 call: rounded(hypot_rule(hypot(x, y), 1.0))
 want: [0.6, 0.8]
@@ -376,7 +377,7 @@ hint: at (3, 4) the length is 5: the slopes are 3/5 and 4/5
 call: rounded(slopes(hypot(x, y) * 10.0))
 want: [6.0, 8.0]
 hint: it == [0.6, 0.8] -> multiply by feedback: what comes after hypot makes it ten times as steep
-hint: the chain rule: the own slope times feedback
+hint: the chain rule: the slope of hypot times feedback
 
 call: rounded(slopes(hypot(x, y) * hypot(x, y)))
 want: [6.0, 8.0]
@@ -400,12 +401,12 @@ def infinite(value):
 call: written()
 test: isinstance(it, str) and json.loads(it)
 want: a text
-hint: isinstance(it, dict) -> json.dumps makes a text of it
+hint: isinstance(it, dict) -> json.dumps turns it into text
 hint: it is None -> the function has to return the text
 
 call: json.loads(written()).get("outputs")
 want: [{"id": "way", "feedback": "too far"}]
-hint: what was said stands in "outputs", a list of objects with "id" and "feedback"
+hint: what was said goes into "outputs", a list of objects with "id" and "feedback"
 
 call: [node.get("trainable", False) for node in json.loads(written())["nodes"]]
 want: [True, False]
@@ -452,7 +453,7 @@ hint: the values by name, as in "suggestion"
 
 call: read(reply(), now)
 want: {}
-hint: no change is a good answer: an empty suggestion is no mistake
+hint: no change is a good answer: an empty suggestion is not a mistake
 
 call: read("I would try seven.", now)
 test: type(it) is ValueError
@@ -464,8 +465,8 @@ hint: what is not JSON is refused
 call: read('{"x0": 7}', now)
 test: isinstance(it, ValueError)
 want: ValueError, for there is no "suggestion"
-hint: isinstance(it, KeyError) -> a KeyError is no sentence: look with .get("suggestion")
-hint: the values stand in "suggestion", and nowhere else
+hint: isinstance(it, KeyError) -> a KeyError is not a sentence: look with .get("suggestion")
+hint: the values are in "suggestion", and nowhere else
 
 call: read('[1, 2]', now)
 test: isinstance(it, ValueError)
@@ -480,10 +481,10 @@ hint: "suggestion" may be anything: ask isinstance(..., dict)
 call: read(reply(x0=7, z9=1), now)
 test: isinstance(it, ValueError) and "z9" in str(it)
 want: ValueError that names z9
-hint: isinstance(it, KeyError) -> a KeyError is no sentence: raise ValueError
-hint: isinstance(it, ValueError) -> say which name it was, or nobody can mend it
+hint: isinstance(it, KeyError) -> a KeyError is not a sentence: raise ValueError
+hint: isinstance(it, ValueError) -> say which name it was, or nobody can fix it
 hint: it == {"x0": 7} -> it is all or nothing: an unknown name must not be dropped in silence
-hint: z9 is none of the variables
+hint: z9 is not one of the variables
 
 call: read(reply(word="Hi", x0="seven"), now)
 test: isinstance(it, ValueError) and "x0" in str(it)
@@ -525,7 +526,7 @@ def lines(room):
 call: optimizer.describe(1000)
 test: isinstance(it, str)
 want: the text
-hint: isinstance(it, list) -> one text comes back, its lines joined
+hint: isinstance(it, list) -> return one text, its lines joined
 hint: isinstance(it, TypeError) -> a score may be None, and None is neither more nor less than a number
 hint: describe returns what is to be shown, as a text
 
@@ -582,7 +583,7 @@ call: best(1.0, 4.0, 9.0)
 test: isinstance(it, Proposal) and it == {x: 4.0}
 want: the proposal x = 4.0, whose output is the highest
 hint: isinstance(it, (int, float)) -> return the proposal, not its score
-hint: isinstance(it, list) -> one proposal comes back, the best
+hint: isinstance(it, list) -> return one proposal, the best
 hint: isinstance(it, dict) and it.get(x) == 1.0 -> that is the first of them, and not the best: \
 self.other.propose(n=self.k) gives all of them, propose() always the first
 hint: isinstance(it, TypeError) -> self.score takes the data of an output: rerun(proposal).data
@@ -594,7 +595,7 @@ hint: the best is the one with the highest self.score(self.output.rerun(proposal
 call: asked(k=7)
 want: [7]
 hint: isinstance(it, list) and len(it) > 1 -> ask once, for all of them: self.other.propose(n=self.k)
-hint: self.other.propose(n=self.k) asks for k proposals side by side
+hint: self.other.propose(n=self.k) asks for k proposals in parallel
 
 call: best(1.0, 9.0)
 want: {}
@@ -628,7 +629,7 @@ def trained():
 call: guide("how many?", 7, 7)
 test: isinstance(it, tuple) and it[0] == 0 and it[1] == "just right"
 want: (0, 'just right')
-hint: it is None -> a pair has to come back: the score and the feedback
+hint: it is None -> return a pair: the score and the feedback
 hint: isinstance(it, tuple) and it[:1] == (1,) -> the best score is 0 here: minus the distance
 
 call: guide("how many?", 5, 7)
@@ -650,12 +651,12 @@ response is a number
 call: guide("how many?", None, 7)
 test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
 want: (-1000, words with 'not a number')
-hint: isinstance(it, Exception) -> None is no number either
+hint: isinstance(it, Exception) -> None is not a number either
 
 call: guide("how many?", float("nan"), 7)
 test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
 want: (-1000, words with 'not a number')
-hint: nan is a float, and compares with nothing: math.isfinite() finds it
+hint: nan is a float, and neither equal, smaller nor larger: math.isfinite() tells
 
 call: guide("how many?", float("-inf"), 7)
 test: isinstance(it, tuple) and it[0] == -1000 and "not a number" in it[1]
@@ -759,7 +760,7 @@ hint: pass on the messages and the options as they came
 call: Fallback(down, slow)("The capital of France?")
 test: isinstance(it, LLMError) and "too slow" in str(it)
 want: LLMError: too slow
-hint: it is None -> when none could answer, somebody has to know: raise the last error
+hint: it is None -> when none could answer, the caller has to know: raise the last error
 hint: isinstance(it, NameError) -> `except ... as error` forgets its name at its end: keep \
 the error under another one
 hint: isinstance(it, LLMError) -> that is the first error; the last is wanted
@@ -782,13 +783,13 @@ square = "def solve(x):\\n    return x * x"
 call: trial(square, 3, 9)
 want: (1.0, 'correct')
 hint: isinstance(it, TypeError) -> Limits(seconds=1).run(source, "solve", [argument]) calls it
-hint: it is None -> the pair has to come back
+hint: it is None -> return the pair
 
 call: trial(square, 3, 10)
 test: it[0] == 0.0 and "9" in it[1] and "10" in it[1]
 want: (0.0, words that hold 9 and 10)
 hint: it == (1.0, "correct") -> compare with what is wanted
-hint: who wrote it can only mend it if both are told, what came and what is wanted
+hint: its author can only fix it if told both: what came, and what is wanted
 
 call: trial("def solve(y):\\n    return y * y", 3, 9)
 test: it[0] == 0.0 and "signature" in it[1]
@@ -857,18 +858,18 @@ call: moved([x], cook, memory_size=4).memory_size
 want: 4
 hint: isinstance(it, TypeError) -> given twice: put the defaults into a dict, and let the options \
 replace what is in it
-hint: it == 0 -> an option that the program gives goes before the default
+hint: it == 0 -> an option that the program gives replaces the default
 
 call: stepped(poet, retries=1)
 want: (2, 3)
 hint: isinstance(it, TypeError) -> given twice: put the defaults into a dict, and let the options \
 replace what is in it
-hint: an option that the program gives goes before the default
+hint: an option that the program gives replaces the default
 
 call: stepped(poet, on_refusal="raise")
 test: isinstance(it, ReplyError)
 want: ReplyError
-hint: an option that the program gives goes before the default
+hint: an option that the program gives replaces the default
 
 call: stepped(cook, config_list=[], ignore_extraction_error=True)
 want: (0, 4)
@@ -883,7 +884,7 @@ hint: all other options are passed on
 call: moved([x], cook, memory=4)
 test: isinstance(it, TypeError)
 want: TypeError, for there is no such option
-hint: leave out what IGNORED names, and nothing else: a misspelled option should be told
+hint: leave out what IGNORED names, and nothing else: a misspelled option should be an error
 """
 
 

@@ -1,4 +1,4 @@
-"""Exercise 9: a graph from elsewhere. Write a body, then `python3 tutorial check 9`.
+"""Exercise 9: a graph from elsewhere. Write a body, then run `python3 tutorial check 9`.
 
 Think of this file as written in another language: it has JSON, and no minitrace.
 """
@@ -10,7 +10,7 @@ def write_graph(variables, calls, output, feedback):
     """A trace graph as JSON text, in the format of chapter 9.
 
     Args:
-        variables: what may change, a dict from id to value: each becomes a trainable node.
+        variables: what may change, a dict from id to value; each becomes a trainable node.
         calls: what ran, a list of `(id, operator, inputs, value)`, where inputs is a dict from
             the name of an argument to the id of a node.
         output: the id of the node that was judged.

@@ -1,10 +1,10 @@
-"""Exercise 12: the best of k. Write a body, then `python3 tutorial check 12`."""
+"""Exercise 12: the best of k. Write a body, then run `python3 tutorial check 12`."""
 
 from minitrace import ExecutionError, Optimizer, Proposal  # noqa: F401  (you will need them)
 
 
 class BestOf(Optimizer):
-    """Another optimizer's proposals, of which the best is taken, and none that makes it worse.
+    """The best of another optimizer's proposals, or none if all of them make it worse.
 
     Args:
         other: an optimizer; `other.propose(n=k)` gives a list of k proposals.
@@ -21,7 +21,7 @@ class BestOf(Optimizer):
         """The best of k proposals of the other optimizer.
 
         Ask once, for all k. `self.output.rerun(proposal)` is the output as it would be with a
-        proposal's values; one whose rerun fails with an ExecutionError is out. If no proposal
-        scores higher than the output does as it is, the answer is an empty `Proposal()`.
+        proposal's values. A proposal whose rerun fails with an ExecutionError is left out. If no
+        proposal scores higher than the present output, return an empty `Proposal()`.
         """
         raise NotImplementedError
