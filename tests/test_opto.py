@@ -773,7 +773,7 @@ from opto.features.predefined_agents import BasicLearner
 from opto.optimizers import OptoPrimeV2 as OptoPrime
 from opto.trainer.algorithms.basic_algorithms import BasicSearchAlgorithm, MinibatchAlgorithm, batchify
 from opto.trainer.evaluators import evaluate
-from opto.trainer.guide import Guide, LLMJudge
+from opto.trainer.guide import AutoGuide, Guide, LLMJudge, VerbalJudgeGuide
 from opto.trainer.loader import DataLoader
 from opto.trainer.loggers import ConsoleLogger, TensorboardLogger
 from opto.utils.llm import DummyLLM
@@ -914,7 +914,7 @@ TRAINING = {
         """
         near, judge = Near(), LLMJudge(llm=DummyLLM(lambda messages: "Correct [TERMINATE]"))
         print(near(task=1, response=2, info=5), near.metric(1, 2, 5), near.metric(task=1, response=2, info=5))
-        print(judge(task="Q", response="A", info="A"), judge.metric("Q", "A", "A"), isinstance(judge, Guide))
+        print(judge(task="Q", response="A", info="A"), judge.metric("Q", "A", "A"), isinstance(judge, AutoGuide))
         print(judge.get_feedback("Q", "A", reference="A", other=1))
         class Strict(LLMJudge):
             def get_feedback(self, query, response, reference=None, **kwargs):

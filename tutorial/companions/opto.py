@@ -110,12 +110,12 @@ class MessageNode(Node):
     """Trace's `MessageNode(value, inputs={...}, description="[op] words")`, made by hand."""
 
     def __new__(cls, value: Any, **options: Any) -> Any:
-        told = _Told(value) if isinstance(value, Exception) else minitrace.to_data(value)
+        data, told = minitrace.to_data(value), _Told(value)
 
         def give(**inputs: Any) -> Any:
-            if isinstance(told, _Told):
+            if isinstance(data, Exception):
                 raise told
-            return told
+            return data
 
         op, bracket, words = (options.get("description") or "").partition("]")
         inputs = options["inputs"]
@@ -134,7 +134,7 @@ class ExceptionNode(MessageNode):
 class _Told(Exception):
     """An error with the words of another."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Any) -> None:
         self.failure = f"({type(error).__name__}) {error}", ""
 
 
@@ -203,11 +203,11 @@ _plain_backward = minitrace.Node.backward
 def _backward(self: Any, feedback: Any = "", propagator: Any = None, *_: Any, **kw: Any) -> Any:
     """`Node.backward`, with Trace's options; if it should be visualized, the graph above."""
     _plain_backward(self, feedback, propagator, score=kw.get("score"))
-    if not kw.get("visualize"):
-        return None
-    graph = TraceGraph.of(*(self if isinstance(self, (list, tuple)) else [self]))
-    graph.outputs = [type(each)(each.node, feedback) for each in graph.outputs]
-    return graph
+    if kw.get("visualize"):
+        graph = TraceGraph.of(*(self if isinstance(self, (list, tuple)) else [self]))
+        graph.outputs = [type(each)(each.node, feedback) for each in graph.outputs]
+        return graph
+    return None
 
 
 def contain(container: Any, node: Any) -> bool:
@@ -491,6 +491,9 @@ Is the response right? Then say {correctness_template}; if not, {incorrectness_t
         return float(right in said), said
 
 
+AutoGuide, VerbalJudgeGuide = Guide, LLMJudge
+
+
 @minitrace.model
 class BasicLearner:
     """An agent with a system prompt to learn."""
@@ -591,9 +594,8 @@ class MinibatchAlgorithm:
         options = {**self.defaults, **self.options, **options}
         _warn_unknown(f"{type(self).__name__}.train()", options, " ".join(_NAMES) + _NO_MATTER)
         known = {new: options[old] for old, new in _NAMES.items() if options.get(old) is not None}
-        run = minitrace_train.train(
-            self.agent, train_dataset, guide, self.optimizer, measure=False, **known
-        )
+        known["measure"] = False
+        run = minitrace_train.train(self.agent, train_dataset, guide, self.optimizer, **known)
         data = options.get("test_dataset") or train_dataset
         score = minitrace_train.evaluate(self.agent, data, guide).mean
         self.logger.log("Average test score", score, run.steps)
@@ -606,7 +608,7 @@ class BasicSearchAlgorithm(MinibatchAlgorithm):
     defaults = {"num_proposals": 4}  # noqa: RUF012
 
 
-def train(*, model: Any, train_dataset: Any, **options: Any) -> Any:
+def train(model: Any, train_dataset: Any, **options: Any) -> Any:
     """Train a model; what is given by name, or as a class, is made here."""
 
     def made(what: str, default: Any, *args: Any) -> Any:
