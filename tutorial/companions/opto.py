@@ -87,12 +87,30 @@ except ModuleNotFoundError as error:
 
 
 def bundle(*args: Any, overwrite_python_recursion: bool = True, **options: Any) -> Any:
-    """`minitrace.bundle`, where a function that calls itself is always one node."""
+    """`minitrace.bundle` with Trace's options.
+
+    Args:
+        args, options: as `minitrace.bundle` takes them: description, trainable and so on.
+        overwrite_python_recursion: accepted; a function that calls itself is always one node.
+
+    >>> @bundle("[factorial] n!", overwrite_python_recursion=True)
+    ... def factorial(n):
+    ...     return 1 if n < 2 else n * factorial(n - 1)
+    >>> factorial(5).data, len(factorial(5).parents)
+    (120, 1)
+    """
     return minitrace.bundle(*args, **options)
 
 
 class Node(ABC):  # noqa: B024
-    """Trace's `Node(value, name=...)`: makes a node of minitrace, and knows one by isinstance."""
+    """Trace's `Node(value, name=..., description=...)`: makes a node of minitrace.
+
+    All nodes of minitrace are instances of it, though none is made by it.
+
+    >>> x = Node(3, name="x")
+    >>> type(x) is minitrace.Node, isinstance(x, Node), isinstance(x, ParameterNode)
+    (True, True, False)
+    """
 
     trainable = False
 
@@ -101,13 +119,30 @@ class Node(ABC):  # noqa: B024
 
 
 class ParameterNode(Node):
-    """Trace's `ParameterNode(value, name=...)`."""
+    """Trace's `ParameterNode(value, name=...)`: a parameter, unless it has `trainable=False`.
+
+    >>> ParameterNode("Hello", name="word", constraint="one word").trainable
+    True
+    """
 
     trainable = True
 
 
 class MessageNode(Node):
-    """Trace's `MessageNode(value, inputs={...}, description="[op] words")`, made by hand."""
+    """A node made by hand: what something outside of the program gave, and what that came from.
+
+    Args:
+        value: the data; an exception makes an `ExceptionNode`.
+        inputs: the parents, by the names of arguments, or as a list.
+        description: `"[op] words"`.
+        name: what the node and its operator are called; else it is `op`, or the class's name.
+
+    >>> minitrace.GRAPH.clear()
+    >>> x = Node(3, name="x")
+    >>> seen = MessageNode(9, inputs={"x": x}, description="[square] x times itself.")
+    >>> seen.name, seen.data, seen.inputs, seen.description
+    ('square:0', 9, {'x': <Node x:0 = 3>}, 'x times itself.')
+    """
 
     def __new__(cls, value: Any, **options: Any) -> Any:
         data, told = minitrace.to_data(value), _Told(value)
@@ -128,7 +163,16 @@ class MessageNode(Node):
 
 
 class ExceptionNode(MessageNode):
-    """Trace's `ExceptionNode(error, inputs={...})`, to `raise ExecutionError(node)` with."""
+    """Trace's `ExceptionNode(error, inputs={...})`, to `raise ExecutionError(node)` with.
+
+    >>> move = Node(7, name="move")
+    >>> failed = ExceptionNode(ValueError("off the board"), inputs={"move": move})
+    >>> try:
+    ...     raise ExecutionError(failed)
+    ... except ExecutionError as error:
+    ...     print(error, error.exception_node.parents[0] is move)
+    (ValueError) off the board True
+    """
 
 
 class _Told(Exception):
@@ -146,7 +190,15 @@ for _form in Node, ParameterNode, MessageNode, ExceptionNode:
 
 
 class Feedback(list[Any]):
-    """What a parameter heard, an entry for each backward; Trace reads it as a dict of lists."""
+    """What a parameter heard, an entry for each backward.
+
+    In Trace it is a dict from a child to a list of what came from there. Here the keys of `items()`
+    are numbers.
+
+    >>> heard = Feedback(["too low", "too slow"])
+    >>> heard.values(), dict(heard.items())
+    ([['too low'], ['too slow']], {0: ['too low'], 1: ['too slow']})
+    """
 
     def values(self) -> Any:
         """A list for each feedback."""
@@ -169,7 +221,20 @@ class _Child:
 
 
 class Propagator(minitrace.Propagator):
-    """A propagator in Trace's way: `_propagate(child)` gives a dict of parent to feedback."""
+    """A propagator in Trace's way: a subclass defines `_propagate`, and `init_feedback` if it likes.
+
+    `_propagate(child)` gets a node that has something in `feedback`, as Trace's does, and returns a
+    dict from each parent to what it shall hear.
+
+    >>> class Slope(Propagator):
+    ...     def _propagate(self, child):
+    ...         return {parent: 2 * sum(sum(v) for v in child.feedback.values())
+    ...                 for parent in child.parents}
+    >>> x = node(3, name="x", trainable=True)
+    >>> (x * 2).backward(1.0, Slope())
+    >>> x.feedback
+    [[2.0]]
+    """
 
     def aggregate(self, feedbacks: Any) -> Any:
         """All that was heard."""
@@ -211,7 +276,12 @@ def _backward(self: Any, feedback: Any = "", propagator: Any = None, *_: Any, **
 
 
 def contain(container: Any, node: Any) -> bool:
-    """Is this very node in a container? `in` compares values."""
+    """Is this very node in a container? `in` compares values.
+
+    >>> one, other = node(1), node(1)
+    >>> other in [one], contain([one], other)
+    (True, False)
+    """
     return any(each is node for each in container)
 
 
@@ -237,7 +307,14 @@ _errors.__str__ = lambda self: self.exception_node.create_feedback("full")
 
 
 def sum_feedback(nodes: Any) -> Any:
-    """The trace graphs that some parameters received, as one."""
+    """The trace graphs that some parameters received, as one.
+
+    >>> x = node(3, name="x", trainable=True)
+    >>> (x * 2).backward("too small")
+    >>> graph = sum_feedback([x])
+    >>> graph.user_feedback, [each.op_name for number, each in graph.graph]
+    ('too small', ['ParameterNode', 'Node', 'multiply'])
+    """
     heard = [each for node in nodes for each in node.feedback]
     return TraceGraph.merged(each for each in heard if isinstance(each, TraceGraph))
 
@@ -255,7 +332,20 @@ def _completion(answer: Any, messages: Any) -> Reply:
 
 
 class AbstractModel(LanguageModel):
-    """What a factory makes as a language model; a subclass may have a `model` of its own."""
+    """The base of language models of one's own.
+
+    Args:
+        factory: makes what is called as `ask(messages=..., max_tokens=...)` and returns a text or a
+            completion, whose text is `.choices[0].message.content`. A property `model` in a
+            subclass goes before it.
+        reset_freq: accepted; nothing is made anew.
+
+    >>> class Mine(AbstractModel):
+    ...     def __init__(self):
+    ...         super().__init__(lambda: lambda messages, **options: messages[-1]["content"].upper())
+    >>> Mine()(messages=[{"role": "user", "content": "hi"}]).choices[0].message.content
+    'HI'
+    """
 
     def __init__(self, factory: Any, reset_freq: Any = None) -> None:
         self.made = factory()
@@ -267,14 +357,26 @@ class AbstractModel(LanguageModel):
 
 
 class DummyLLM(AbstractModel):
-    """A function of `messages=` as a language model."""
+    """A function of `messages=` as a language model, for tests.
+
+    >>> DummyLLM(lambda messages, **options: "Hello!")("Hi").choices[0].message.content
+    'Hello!'
+    """
 
     def __init__(self, callable: Any) -> None:
         super().__init__(lambda: callable)
 
 
 class LLM(minitrace.LLM, AbstractModel):
-    """Trace's `LLM(model=None)`: what it names, or TRACE_LITELLM_MODEL, or MINITRACE_MODEL."""
+    """Trace's `LLM(model=None)`: what it names, or TRACE_LITELLM_MODEL, or MINITRACE_MODEL.
+
+    A name without a provider is one of OpenAI's, as in LiteLLM. What comes back is a text, with
+    Trace's `.choices[0].message.content` too. It takes the options of `minitrace.LLM`, and none of
+    LiteLLM's own, such as `cache`.
+
+    >>> LLM("gpt-4o", temperature=0)
+    LLM('gpt-4o', temperature=0)
+    """
 
     create = LanguageModel.__call__  # AutoGen's name for it
 
@@ -311,7 +413,28 @@ def _warn_unknown(who: str, options: Any, known: str) -> None:
 
 
 class Optimizer(minitrace.Optimizer):
-    """The base of optimizers in Trace's way, which define `_step` and `default_propagator`."""
+    """The base of optimizers in Trace's way, which define `_step` and `default_propagator`.
+
+    Args:
+        parameters: a list of parameters, or a module.
+        llm: any language model that Trace takes.
+        options: `objective`, `memory_size`, `propagator`, `max_tokens`; minitrace's `retries`,
+            `max_chars` and `on_refusal`; `ignore_extraction_error=False` raises an error where a
+            reply cannot be used. Others of Trace's are accepted, and each is an attribute.
+
+    What `_step` returns is set as it is, unchecked.
+
+    >>> class Descent(Optimizer):
+    ...     def _step(self, rate=1.0, **options):
+    ...         feedback = self.trace_graph.user_feedback
+    ...         return {each: each.data - rate * feedback for each in self.parameters}
+    >>> x = node(3.0, name="x", trainable=True)
+    >>> optimizer = Descent([x])
+    >>> optimizer.backward(x * 2, 0.5)
+    >>> update = optimizer.step(rate=2.0)
+    >>> x.data
+    2.0
+    """
 
     default_objective = "Change the variables so that the output improves as the feedback asks."
     memory = 0
@@ -387,17 +510,49 @@ class Optimizer(minitrace.Optimizer):
 
 
 class OptoPrime(Optimizer, minitrace.OptoPrime):
-    """`minitrace.OptoPrime` in Trace's way."""
+    """`minitrace.OptoPrime` in Trace's way; also Trace's `OptoPrimeV2`.
+
+    >>> x = node(3, name="x", trainable=True)
+    >>> reply = '{"reasoning": "too low", "suggestion": {"%s": 5}}' % x.py_name
+    >>> optimizer = OptoPrime([x], llm=DummyLLM(lambda messages: reply), config_list=[], log=True)
+    >>> optimizer.objective = "Go up. " + optimizer.default_objective
+    >>> optimizer.zero_feedback()
+    >>> optimizer.backward(x * 2, "too low")
+    >>> system, user = optimizer.construct_prompt(optimizer.summarize())
+    >>> user.splitlines()[1]
+    'Go up. Change the variables so that the output improves as the feedback asks.'
+    >>> update = optimizer.step()
+    >>> x.data, optimizer.log[0]["response"] == reply
+    (5, True)
+    """
 
 
 class OPRO(Optimizer, minitrace.OPRO):
-    """`minitrace.OPRO` in Trace's way."""
+    """`minitrace.OPRO` in Trace's way: a prompt shows up to eight past attempts, not all of them.
+
+    >>> optimizer = OPRO([node("Hi", name="word", trainable=True)], llm=DummyLLM(print))
+    >>> optimizer.memory_size
+    8
+    """
 
     memory = 8
 
 
 class TextGrad(Optimizer, minitrace.TextGrad):
-    """`minitrace.TextGrad` in Trace's way: it asks for criticism in its step, not in backward."""
+    """`minitrace.TextGrad` in Trace's way: it asks for criticism in its step, not in backward.
+
+    A reply in Trace's tag `<IMPROVED_VARIABLE>` is read too.
+
+    >>> word = node("Hello", name="word", trainable=True)
+    >>> def answer(messages, **options):
+    ...     improve = "# Variables" in messages[-1]["content"]
+    ...     return "<IMPROVED_VARIABLE>Hi</IMPROVED_VARIABLE>" if improve else "Be shorter."
+    >>> optimizer = TextGrad([word], llm=answer)
+    >>> (word + ", Ada").backward("too stiff")
+    >>> update = optimizer.step()
+    >>> word.data
+    'Hi'
+    """
 
     def default_propagator(self) -> Any:
         """None: minitrace's own, which asks for criticism."""
@@ -412,7 +567,21 @@ class TextGrad(Optimizer, minitrace.TextGrad):
 
 
 class OptoPrimeMulti(OptoPrime):
-    """`OptoPrime` that asks `num_responses` times; `selector` chooses, or else the last counts."""
+    """`OptoPrime` that asks for several candidates, side by side, and chooses one.
+
+    Args:
+        num_responses: how many, by default 5.
+        selector: a function from the list of candidates to one; else it is the last.
+
+    >>> x = node(3, name="x", trainable=True)
+    >>> optimizer = OptoPrimeMulti(
+    ...     [x], llm=lambda messages: '{"suggestion": {"%s": 4}}' % x.py_name, num_responses=2
+    ... )
+    >>> optimizer.backward(x + 1, "too low")
+    >>> update = optimizer.step()
+    >>> x.data, len(optimizer.candidates)
+    (4, 2)
+    """
 
     num_responses = 5
     selector: Any = None
@@ -427,17 +596,36 @@ OPROv2 = OPRO
 
 
 def print_color(message: Any, *ignored: Any, **options: Any) -> None:
-    """Print a message; colors are left out."""
+    """Print a message; colors are left out.
+
+    >>> print_color("done", "green")
+    done
+    """
     print(message)
 
 
 def render_opt_step(step_idx: int, optimizer: Any, **ignored: Any) -> None:
-    """Print what was asked in a step, and the reply."""
+    """Print what was asked in a step, and the reply.
+
+    Args:
+        step_idx: the number of the step in `optimizer.log`, from 0.
+        optimizer: any of those above.
+        ignored: what Trace's takes for notebooks.
+    """
     print(*optimizer.log[step_idx].values(), sep="\n\n")
 
 
 class Projection:
-    """A map from a value to a good one, for `projections=`."""
+    """A map from a value to a good one, for `projections=`: a subclass defines `project`.
+
+    >>> class Positive(Projection):
+    ...     def project(self, x):
+    ...         return max(x, 0)
+    >>> rate = node(1, name="rate", trainable=True, projections=[Positive()])
+    >>> rate.set(-3)
+    >>> rate.data
+    0
+    """
 
     def __call__(self, x: Any) -> Any:
         return self.project(x)
@@ -454,7 +642,14 @@ BlackCodeFormatter = Projection
 
 
 class Guide:
-    """Says how good a response is: a subclass defines `get_feedback`."""
+    """Says how good a response is: a subclass defines `get_feedback`.
+
+    >>> class Exact(Guide):
+    ...     def get_feedback(self, query, response, reference=None, **kwargs):
+    ...         return float(response == reference), f"It should be {reference}."
+    >>> Exact()("2+2", "5", "4"), Exact().metric("2+2", "4", "4")
+    ((0.0, 'It should be 4.'), 1.0)
+    """
 
     get_feedback: Any
 
@@ -467,7 +662,18 @@ class Guide:
 
 
 class LLMJudge(Guide):
-    """A guide that asks a language model: its words are the feedback, 1 or 0 is the score."""
+    """A guide that asks a language model: its words are the feedback, 1 or 0 is the score.
+
+    Args:
+        model, llm: the name of a language model, or one.
+        options: `system_prompt`, and `prompt_template` with the fields `{query}`, `{response}`,
+            `{reference}`, `{correctness_template}` and `{incorrectness_template}`. The words of
+            these two are fixed here; an answer with the first scores 1.
+
+    >>> judge = LLMJudge(llm=DummyLLM(lambda messages: "Incorrect: say 4."))
+    >>> judge("2+2?", "5", "4")
+    (0.0, 'Incorrect: say 4.')
+    """
 
     system_prompt = "You are a teacher who says clearly what to do better."
     prompt_template = """The query: {query}\n\nThe response: {response}\n\nThe answer: {reference}\n
@@ -496,7 +702,16 @@ AutoGuide, VerbalJudgeGuide = Guide, LLMJudge
 
 @minitrace.model
 class BasicLearner:
-    """An agent with a system prompt to learn."""
+    """An agent with a system prompt to learn.
+
+    Args:
+        system_prompt: the first value of its one parameter.
+        options: `user_prompt_template` with the field `{message}`, and `llm`.
+
+    >>> agent = BasicLearner("Be brief.", llm=DummyLLM(lambda messages: messages[-1]["content"]))
+    >>> agent("2+2?").data, [each.data for each in agent.parameters()]
+    ('Query: 2+2?', ['Be brief.'])
+    """
 
     def __init__(self, system_prompt: str = "You're a helpful agent", **options: Any) -> None:
         self.system_prompt = node(system_prompt, "system_prompt", trainable=True)
@@ -511,7 +726,13 @@ class BasicLearner:
 
 @dataclass
 class DataLoader:
-    """The batches of a dataset, as lists of inputs and of infos."""
+    """The batches of a dataset, as lists of inputs and of infos.
+
+    Going through it again shuffles again, by Python's `random`.
+
+    >>> [*DataLoader({"inputs": [1, 2, 3], "infos": "abc"}, batch_size=2, shuffle=False)]
+    [([1, 2], ['a', 'b']), ([3], ['c'])]
+    """
 
     dataset: Any
     batch_size: int = 1
@@ -532,7 +753,14 @@ batchify = bundle("[batchify] The items as one text, numbered.")(
 
 
 def evaluate(agent: Any, guide: Any, inputs: Any, infos: Any, **options: Any) -> Any:
-    """The score of an agent on each input; `min_score`, if given, where there is an error."""
+    """The score of an agent on each input, by `minitrace_train.evaluate`.
+
+    Args:
+        agent, guide: what answers, and what judges the answers.
+        inputs, infos: the data, of one length.
+        options: `num_threads`; `min_score`, the score where anything raises an error: None if it is
+            not given, as in Trace.
+    """
     import minitrace_train
 
     _warn_unknown("evaluate()", options, "min_score num_threads description")
@@ -550,7 +778,11 @@ def evaluate(agent: Any, guide: Any, inputs: Any, infos: Any, **options: Any) ->
 
 
 class ConsoleLogger:
-    """Prints how training goes; it also stands for loggers that write elsewhere."""
+    """Prints how training goes; it also stands for loggers that write elsewhere.
+
+    >>> ConsoleLogger(log_dir="logs").log("Average test score", 0.5, step=3)
+    [Step 3] Average test score: 0.5
+    """
 
     def __init__(self, **ignored: Any) -> None:
         """Take options of Trace's loggers."""
@@ -573,6 +805,11 @@ _EXTENSIONS = "forward update optimizer_step has_improvement evaluate validate s
 class MinibatchAlgorithm:
     """Trains an agent by `minitrace_train.train`, in batches.
 
+    Args:
+        agent, optimizer: what to train, and by what.
+        logger: has `log(name, data, step)`; a `ConsoleLogger`.
+        options: those of `train`, for every call.
+
     A proposal is kept even if it is worse, unless `ensure_improvement=True`, and the dataset is not
     measured again at the end. A subclass may redefine `train`; none of its `forward`, `update`,
     `optimizer_step` and the like is called, and an error says so.
@@ -585,7 +822,15 @@ class MinibatchAlgorithm:
         self.logger = logger or ConsoleLogger()
 
     def train(self, guide: Any, train_dataset: Any, **options: Any) -> Any:
-        """Train; the scores of the batches, and the mean score on `test_dataset`."""
+        """Train; the scores of the batches, and the mean score on `test_dataset`.
+
+        Args:
+            guide: says how good an answer is.
+            train_dataset: `{"inputs": [...], "infos": [...]}`.
+            options: `num_epochs`, `batch_size`, `num_threads`, `num_proposals`, `min_score`,
+                `ensure_improvement`, `validate_dataset` and `test_dataset`. Those about logs and
+                tests in between are accepted and do nothing; others are ignored, with a warning.
+        """
         import minitrace_train
 
         own = [f"{name}()" for name in _EXTENSIONS.split() if hasattr(self, name)]
@@ -609,7 +854,16 @@ class BasicSearchAlgorithm(MinibatchAlgorithm):
 
 
 def train(model: Any, train_dataset: Any, **options: Any) -> Any:
-    """Train a model; what is given by name, or as a class, is made here."""
+    """Train a model; what is given by name, or as a class, is made here.
+
+    Args:
+        model: a module, a bundle or a parameter.
+        train_dataset: `{"inputs": [...], "infos": [...]}`.
+        options: `guide`, `logger`, `optimizer` and `algorithm`, each with its `..._kwargs`; the
+            others are those of `MinibatchAlgorithm.train`.
+
+    Returns: the scores of the batches, and the mean score at the end.
+    """
 
     def made(what: str, default: Any, *args: Any) -> Any:
         thing = options.pop(what, None) or default
