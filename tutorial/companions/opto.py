@@ -54,11 +54,11 @@ carries it. Chapter 17 of the tutorial explains. What a program may notice:
 - An f-string reads a node without a warning that the trace ends there.
 - Importing this file gives minitrace's own classes a few of Trace's names (see `_nodes` below).
 
-Left out, and said so when a program asks for them: the searches `PrioritySearch`, `UCBSearch`, beams
-and GEPA; `apply_op`, `NodeContainer`, `Seq` and `Map`, since plain containers work everywhere;
-`node_to_function_feedback`, `ProblemInstance` and what else made Trace's prompts; operators that
-change a copy, such as `list_append` (`x + [y]` is recorded); the registry behind `GRAPH`; `info`,
-`id` and `parameter_dependencies` of nodes, and trace graphs made by hand.
+Left out, and said so when a program asks for them: the searches `PrioritySearch`, `UCBSearch`,
+beams and GEPA; `apply_op`, `NodeContainer`, `Seq` and `Map`, since plain containers work
+everywhere; `node_to_function_feedback`, `ProblemInstance` and what else made Trace's prompts;
+operators that change a copy, such as `list_append` (`x + [y]` is recorded); the registry behind
+`GRAPH`; `info`, `id` and `parameter_dependencies` of nodes, and trace graphs made by hand.
 """
 
 import gc
@@ -221,7 +221,7 @@ class _Child:
 
 
 class Propagator(minitrace.Propagator):
-    """A propagator in Trace's way: a subclass defines `_propagate`, and `init_feedback` if it likes.
+    """A propagator in Trace's way: a subclass defines `_propagate`, maybe `init_feedback` too.
 
     `_propagate(child)` gets a node that has something in `feedback`, as Trace's does, and returns a
     dict from each parent to what it shall hear.
@@ -342,9 +342,9 @@ class AbstractModel(LanguageModel):
 
     >>> class Mine(AbstractModel):
     ...     def __init__(self):
-    ...         super().__init__(lambda: lambda messages, **options: messages[-1]["content"].upper())
-    >>> Mine()(messages=[{"role": "user", "content": "hi"}]).choices[0].message.content
-    'HI'
+    ...         super().__init__(lambda: lambda messages, **options: messages[0]["content"] * 2)
+    >>> Mine()(messages=[{"role": "user", "content": "Hi!"}]).choices[0].message.content
+    'Hi!Hi!'
     """
 
     def __init__(self, factory: Any, reset_freq: Any = None) -> None:
