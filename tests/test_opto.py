@@ -405,8 +405,9 @@ case(
     for kind in OptoPrime, OPRO, TextGrad:
         optimizer = kind([x], llm=print, memroy_size=2, **theirs)
         print(optimizer.objective, optimizer.max_tokens, optimizer.memory_size)
-    optimizer = OptoPrime([x], llm=print)
+    optimizer = OptoPrime([x], llm=print, objective=None)
     print(optimizer.objective == OptoPrime.default_objective, "feedback" in OptoPrime.default_objective)
+    print(OPRO([x], llm=print, memory_size=0).memory_size, OPRO([x], llm=print, memory_size=None).memory_size)
     """,
     """
     UserWarning: OptoPrime() does not know memroy_size=, and ignores it
@@ -416,6 +417,7 @@ case(
     UserWarning: TextGrad() does not know memroy_size=, and ignores it
     Be brief. 100 0
     True True
+    0 8
     """,
 )
 case(

@@ -445,7 +445,7 @@ class Optimizer(minitrace.Optimizer):
         _warn_unknown(f"{type(self).__name__}()", options, _KNOWN + _SWALLOWED)
         given = {"propagator": self.default_propagator(), "objective": self.default_objective}
         given |= {"memory_size": self.memory, "retries": 0, "on_refusal": refusal}
-        given |= {name: options[name] for name in _KNOWN.split() if options.get(name)}
+        given |= {name: options[name] for name in _KNOWN.split() if options.get(name) is not None}
         super().__init__(parameters, _as_llm(llm), **given)
         self.log: Any = []
         for each in self.parameters:
@@ -743,7 +743,7 @@ class DataLoader:
         if self.shuffle:
             random.shuffle(pairs)
         while pairs:
-            yield tuple(map(list, zip(*pairs[: self.batch_size], strict=True)))
+            yield tuple(map(list, zip(*pairs[: self.batch_size])))  # noqa: B905
             del pairs[: self.batch_size]
 
 
