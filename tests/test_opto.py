@@ -143,7 +143,7 @@ case(
 
     assert trace is again is opto.trace
     assert E1 is E2 is ExecutionError is minitrace.ExecutionError
-    assert b1 is bundle is minitrace.bundle and node is minitrace.node and G1 is GRAPH
+    assert b1 is bundle is opto.bundle and node is minitrace.node and G1 is GRAPH
     assert M1 is Module and m1 is model and P1 is GraphPropagator and P2 is Propagator
     assert (O1, O2, O3) == (OPRO, OptoPrime, TextGrad) and OptoPrimeV2 is OptoPrime
     assert opto.utils is not opto.trace.utils is not opto.optimizers.utils
@@ -405,8 +405,9 @@ case(
     for kind in OptoPrime, OPRO, TextGrad:
         optimizer = kind([x], llm=print, memroy_size=2, **theirs)
         print(optimizer.objective, optimizer.max_tokens, optimizer.memory_size)
-    optimizer = OptoPrime([x], llm=print)
+    optimizer = OptoPrime([x], llm=print, objective=None)
     print(optimizer.objective == OptoPrime.default_objective, "feedback" in OptoPrime.default_objective)
+    print(OPRO([x], llm=print, memory_size=0).memory_size, OPRO([x], llm=print, memory_size=None).memory_size)
     """,
     """
     UserWarning: OptoPrime() does not know memroy_size=, and ignores it
@@ -416,6 +417,7 @@ case(
     UserWarning: TextGrad() does not know memroy_size=, and ignores it
     Be brief. 100 0
     True True
+    0 8
     """,
 )
 case(
@@ -431,7 +433,7 @@ case(
     optimizer.backward(x * 2, "low")
     optimizer.objective = "Go up. " + optimizer.default_objective
     page = optimizer.problem_instance(optimizer.summarize(), mask=["#Others"])
-    print(page.splitlines()[1])
+    print(page.splitlines()[1], optimizer.construct_prompt(optimizer.summarize())[1] == page)
     print(optimizer.step(bypassing=True, verbose="output"), x.data)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -443,7 +445,7 @@ case(
     """,
     """
     ''
-    Go up. Change the variables so that the output improves as the feedback asks.
+    Go up. Change the variables so that the output improves as the feedback asks. True
     LLM response:
     {"suggestion": {"x0": 4}}
     {<ParameterNode x:0 = 3>: 4} 3
@@ -478,14 +480,99 @@ case(
     """,
 )
 case(
-    "parameters that a node depends on",
+    "options of Trace's bundle are taken",
     """
-    from opto.trace import node
-    x, y, z = node(1, trainable=True), node(2, trainable=True), node(3)
-    print((x * z + y).parameter_dependencies == {x, y}, (z + 1).parameter_dependencies, x.parameter_dependencies == {x})
+    from opto.trace import bundle
+    @bundle(overwrite_python_recursion=True)
+    def factorial(n):
+        return 1 if n < 2 else n * factorial(n - 1)
+    @bundle("[twice] Two times x.", trainable=True, overwrite_python_recursion=False)
+    def twice(x):
+        return 2 * x
+    print(factorial(5).data, [parent.data for parent in factorial(5).parents], twice(3).data, twice.parameter.data)
     """,
     """
-    True set() True
+    120 [5] 6 def twice(x):
+        return 2 * x
+    """,
+)
+case(
+    "modules that a program may import, whatever is in them",
+    """
+    import opto.optimizers.buffers, opto.trainer.algorithms.UCBsearch, opto.trace.iterators, opto.utils.trainer
+    from opto.trainer.algorithms import beamsearch_algorithm
+    from opto.version import __version__
+    print(__version__)
+    try:
+        from opto.optimizers.buffers import FIFOBuffer
+    except ImportError as error:
+        print(error)
+    """,
+    """
+    0.1.3.8
+    opto.py leaves out FIFOBuffer of opto.optimizers.buffers: its docstring says what it has
+    """,
+)
+case(
+    "language models of one's own, by a factory or by a property",
+    """
+    from types import SimpleNamespace as Object
+    from opto.optimizers import OptoPrime
+    from opto.trace import node
+    from opto.utils.llm import LLM, AbstractModel, DummyLLM
+    def completion(text):
+        return Object(choices=[Object(message=Object(content=text))], usage={"prompt_tokens": 7, "completion_tokens": 1})
+    class ByFactory(AbstractModel):
+        def __init__(self):
+            super().__init__(lambda: lambda messages, **options: completion('{"suggestion": {"x0": 4}}'), reset_freq=60)
+    class ByProperty(AbstractModel):
+        def __init__(self):
+            super().__init__(factory=lambda: self, reset_freq=None)
+        @property
+        def model(self):
+            return self.create
+        def create(self, **config):
+            return completion('{"suggestion": {"x0": 5}}')
+    class ByCall(ByProperty):
+        def __call__(self, *args, **kwargs):
+            assert not args
+            return completion('{"suggestion": {"x0": 6}}')
+    x = node(3, name="x", trainable=True)
+    for llm in ByFactory(), ByProperty(), ByCall():
+        print(llm(messages=[{"role": "user", "content": "Hi"}]).choices[0].message.content)
+        optimizer = OptoPrime([x], llm=llm)
+        optimizer.zero_feedback()
+        optimizer.backward(x + 1, "low")
+        print(dict(optimizer.step().usage))
+    print([isinstance(each, AbstractModel) for each in (LLM("a/b"), DummyLLM(print))])
+    """,
+    """
+    {"suggestion": {"x0": 4}}
+    {'input_tokens': 7, 'output_tokens': 1}
+    {"suggestion": {"x0": 5}}
+    {'input_tokens': 7, 'output_tokens': 1}
+    {"suggestion": {"x0": 6}}
+    {'input_tokens': 7, 'output_tokens': 1}
+    [True, True]
+    """,
+)
+case(
+    "a value in TextGrad's own tag",
+    """
+    from opto.optimizers import TextGrad
+    from opto.trace import node
+    word, count = node("Hello", name="word", trainable=True), node(2, name="count", trainable=True)
+    def llm(messages, **options):
+        page = messages[-1]["content"]
+        new = "3" if "(int) count0" in page else "Hi,\\nfriend"
+        return f"So:\\n<IMPROVED_VARIABLE>\\n{new}\\n</IMPROVED_VARIABLE>" if "# Variables" in page else "Be shorter."
+    optimizer = TextGrad([word, count], llm=llm)
+    optimizer.backward(word * count, "too stiff")
+    optimizer.step()
+    print([word.data, count.data])
+    """,
+    """
+    ['Hi,\\nfriend', 3]
     """,
 )
 case(
@@ -688,7 +775,7 @@ from opto.features.predefined_agents import BasicLearner
 from opto.optimizers import OptoPrimeV2 as OptoPrime
 from opto.trainer.algorithms.basic_algorithms import BasicSearchAlgorithm, MinibatchAlgorithm, batchify
 from opto.trainer.evaluators import evaluate
-from opto.trainer.guide import Guide, LLMJudge
+from opto.trainer.guide import AutoGuide, Guide, LLMJudge, VerbalJudgeGuide
 from opto.trainer.loader import DataLoader
 from opto.trainer.loggers import ConsoleLogger, TensorboardLogger
 from opto.utils.llm import DummyLLM
@@ -816,16 +903,20 @@ TRAINING = {
         class Half(Shift):
             def forward(self, x):
                 return 6 / (x + self.offset)
-        print(evaluate(Half(), Near(), [0, 2], [9, 9], min_score=-1), evaluate(Half(), Near(), [0, 2], [9, 9], min_score=0))
+        class Picky(Near):
+            def get_feedback(self, query, response, reference=None, **kwargs):
+                return super().get_feedback(query, response, {9: 9}[reference])
+        for options in {"min_score": -1}, {"min_score": 0}, {"min_score": None}, {"min_score": -1, "num_threads": 2}:
+            print(evaluate(Half(), Picky(), [0, 2, 2], [9, 9, 8], **options))
         print(evaluate(Half(), Near(), [0, 2], [9, 9]))
         """,
-        "[-1, -6.0] [0, -6.0]\n[-6.0, -6.0]\n",
+        "[-1.0, -6.0, -1.0]\n[0.0, -6.0, 0.0]\n[None, -6.0, None]\n[-1.0, -6.0, -1.0]\n[None, -6.0]\n",
     ),
     "a guide is called by keywords, and gives the score alone": (
         """
         near, judge = Near(), LLMJudge(llm=DummyLLM(lambda messages: "Correct [TERMINATE]"))
         print(near(task=1, response=2, info=5), near.metric(1, 2, 5), near.metric(task=1, response=2, info=5))
-        print(judge(task="Q", response="A", info="A"), judge.metric("Q", "A", "A"), isinstance(judge, Guide))
+        print(judge(task="Q", response="A", info="A"), judge.metric("Q", "A", "A"), isinstance(judge, AutoGuide))
         print(judge.get_feedback("Q", "A", reference="A", other=1))
         class Strict(LLMJudge):
             def get_feedback(self, query, response, reference=None, **kwargs):
