@@ -197,7 +197,7 @@ NODES = '{"format": "minitrace-graph", "version": "1.0", "outputs": [{"id": "a"}
         ("[1, 2]", "not a trace graph"),
         ('{"nodes": 3}', "not a trace graph"),
         ("[" * 100_000, "not JSON"),
-        ('{"format": "minitrace-graph", "version": "2.0", "nodes": []}', "newer"),
+        ('{"format": "minitrace-graph", "version": "2.0", "nodes": []}', "newer version"),
         (NODES % '{"id": "a", "inputs": {"x": "b"}}', "nodes[0] (a): its input 'b' is no node"),
         (
             NODES % '{"id": "a", "inputs": {"x": "b"}}, {"id": "b"}',
@@ -257,6 +257,12 @@ def test_what_nobody_listens_to_is_no_error():
     program = f"{' '.join(words)} | head -n 1"
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True)
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+def test_a_closed_standard_output_is_no_error():
+    words = shlex.join([sys.executable, str(ROOT / "minitrace.py"), "demo"])
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- the file as a whole
