@@ -4826,7 +4826,8 @@ class StubLLM(LanguageModel):
 # Left out: pictures, which the companion `minitrace_pictures` draws.
 
 
-_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) (?:object at 0x[0-9a-fA-F]{1,16}|with parameters [^<>]*)>"
+_ADDRESS = r" at 0x[0-9a-fA-F]{1,16}"
+_OBJECT = rf"(<)[\w.<>]{{0,200}}?(\w{{1,99}}) (?:object{_ADDRESS}|with parameters [^<>]*)(?=>)"
 
 
 def to_text(value: Any, limit: int = 0) -> str:
@@ -4840,7 +4841,7 @@ def to_text(value: Any, limit: int = 0) -> str:
     except Exception:
         text = f"<{type(value).__name__}>"
     if not isinstance(value, str) and (" at 0x" in text or " with parameters " in text):
-        text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
+        text = re.sub(f"{_OBJECT}|{_ADDRESS}", r"\1\2", text)
     return _cut(text, limit)
 
 
@@ -4869,8 +4870,8 @@ def _repr_in_order(value: Any, around: tuple[int, ...] = ()) -> str:
             known[f"{{{', '.join(map(repr, item))}}}"] = f"{{{', '.join(items)}}}"
         elif isinstance(item, _CONTAINERS):
             found += _items(item)
-        else:
-            fields = getattr(item, "__dataclass_fields__", Fields()).values()
+        elif hasattr(item, "__dataclass_fields__"):
+            fields = item.__dataclass_fields__.values()
             found += [getattr(item, field.name, None) for field in fields if field.repr]
     for was in sorted(known, key=len, reverse=True):  # a set before those inside it
         text = text.replace(was, known[was])
@@ -4897,7 +4898,7 @@ def _failure(error: Exception) -> tuple[str, str]:
         told: Any = getattr(error, "failure", None)
         if type(told) is tuple and [*map(type, told)] == [str, str]:
             return cast("tuple[str, str]", told)
-        words = _cut(str.__str__(str(error)), 20_000)
+        words = _cut(re.sub(_ADDRESS, "", str.__str__(str(error))), 20_000)
     except Exception:
         words = "its message cannot be read"
     return f"({type(error).__name__}) {words}".rstrip(), _marked_source(error)
@@ -4941,7 +4942,7 @@ def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
 def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
     """The graph as a text tree of 90 columns; a shared node is drawn once and referred to."""
     if ascii is None:
-        ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
+        ascii = "utf" not in str(getattr(sys.stdout, "encoding", "")).lower()
     said = _verdicts(graph) or {node: "" for node in graph if not graph.children(node)}
     stack, rows, drawn = [("", node) for node in reversed(said)], list[str](), set[AnyNode]()
     while stack and len(rows) < lines:
@@ -5181,7 +5182,6 @@ def _load(path: str | os.PathLike[str]) -> Fields:
 
 
 _UNREADABLE = LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
-_FORMAT = {"format": "minitrace-graph", "version": "1.0"}
 _TYPES = {  # of the fields of a graph, its nodes and its outputs
     "str": "format name kind operator type description constraint code",
     "list": "nodes outputs choices bounds",
@@ -5202,7 +5202,7 @@ def _ids(graph: TraceGraph) -> dict[AnyNode, Any]:
 def _graph_form(graph: TraceGraph) -> Fields:
     """A trace graph as strict JSON can hold it."""
     ids, extra = graph.ids, dict(graph.extra)
-    words = {**(extra.pop("operators", None) or {})}
+    words = {**extra.pop("operators", {})}
     for node in graph:
         if graph.parents(node):
             words.setdefault(node.op_name, node.description)
@@ -5212,7 +5212,8 @@ def _graph_form(graph: TraceGraph) -> Fields:
         said = _given(id=ids[node], feedback=encode(feedback, as_text=True), score=score)
         outputs.append({**said, **more})
     return {
-        **_FORMAT,
+        "format": "minitrace-graph",
+        "version": "1.0",
         "nodes": [_node_form(graph, node, ids, words) for node in graph],
         "operators": words,
         "outputs": outputs,
@@ -5252,17 +5253,18 @@ def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fiel
 
 
 @contextmanager
-def _reading(place: str, spec: Any, needed: str) -> Iterator[None]:
-    """Check the fields of an object of the JSON form, and say where in it something is wrong."""
+def _reading(place: str, spec: Any, needed: str) -> Iterator[Fields]:
+    """The fields of an object of the JSON form that are not null, checked; an error inside says
+    where in the form something is wrong."""
     try:
-        if not isinstance(spec, dict) or spec.get(needed) is None:
+        given = _given(**spec) if isinstance(spec, dict) else {}
+        if needed not in given:
             raise TypeError(f"it must be an object with {needed}")
         for kinds, fields in _TYPES.items():
             for field in fields.split():
-                value = spec.get(field)
-                if value is not None and type(value).__name__ not in kinds.split():
-                    raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
-        yield
+                if field in given and type(given[field]).__name__ not in kinds.split():
+                    raise TypeError(f"its {field} cannot be {to_text(given[field], 60)}")
+        yield given
     except _UNREADABLE as error:
         known = _dig(spec, "id")
         place = place if known is None else f"{place} ({known})"
@@ -5282,24 +5284,22 @@ def _read_graph(text: str) -> TraceGraph:
         form: Any = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise GraphError(f"not JSON: {error}") from None
-    with _reading("not a trace graph", form, "nodes"):
-        words = form.get("operators") or {}
+    graph, known = TraceGraph(), dict[str, AnyNode]()
+    with _reading("not a trace graph", form, "nodes") as graph.extra:
+        pop = graph.extra.pop
+        form = f"{pop('format', 'minitrace-graph')}, version {pop('version', 1)}"
+        if not re.match(r"minitrace-graph, version 1(\.|$)", form):
+            raise ValueError(f"{form[:60]} is not read here; a newer minitrace.py may read it")
+        words = graph.extra.get("operators", {})
         if not all(isinstance(said, str) for said in words.values()):
             raise TypeError("its operators are not described by texts")
-        named = [form.pop(field, None) or own for field, own in _FORMAT.items()]
-        if named[0] != _FORMAT["format"] or not re.match(r"1(\.|$)", str(named[1])):
-            told = "is none that this file reads; for a newer version copy a newer minitrace.py"
-            raise ValueError(f"format and version {to_text(named, 90)} {told}")
-    graph, known = TraceGraph(), dict[str, AnyNode]()
-    nodes, outputs = form.pop("nodes"), form.pop("outputs", None) or ()
-    graph.extra = form
-    for n, spec in enumerate(nodes):
-        with _reading(f"nodes[{n}]", spec, "id"):
-            node = known[str(spec["id"])] = _node_from(_given(**spec), known, words)
+    for n, spec in enumerate(pop("nodes")):
+        with _reading(f"nodes[{n}]", spec, "id") as given:
+            node = known[str(given["id"])] = _node_from(given, known, words)
             graph.specs[node] = spec
-    for n, spec in enumerate(outputs):
-        with _reading(f"outputs[{n}]", spec, "id"):
-            graph.outputs.append(_output_from(dict(spec), known))
+    for n, spec in enumerate(pop("outputs", ())):
+        with _reading(f"outputs[{n}]", spec, "id") as given:
+            graph.outputs.append(_output_from(given, known))
     for node in reversed(known.values()):
         graph.add(node)
     return graph
@@ -5312,9 +5312,9 @@ def _find_node(what: str, own: Any, known: Mapping[str, AnyNode]) -> AnyNode:
     return known[str(own)]
 
 
-def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
+def _node_from(given: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
-    get, own, inputs = spec.get, str(spec["id"]), spec.get("inputs") or {}
+    get, own, inputs = given.get, str(given["id"]), given.get("inputs", {})
     if own in known:
         raise ValueError("the id is used twice")
     value = decode(get("value"))
@@ -5324,7 +5324,7 @@ def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyN
     if get("trainable", get("kind") == "parameter"):
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
-        node: AnyNode = ParameterNode(value, own, description, **_rules_from(get))
+        node: AnyNode = ParameterNode(value, own, description, **_rules_from(given))
     elif inputs:
         kind = ExceptionNode if get("kind") == "exception" else MessageNode
         op = _Op(name, description or "", tuple(inputs), None)
@@ -5335,29 +5335,25 @@ def _node_from(spec: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyN
     return node
 
 
-def _rules_from(get: Function) -> Fields:
+def _rules_from(given: Fields) -> Fields:
     """The rules of a parameter in the JSON form; a function defined by its header must stay so."""
-    bounds, header, check = decode(get("bounds")), get("code"), None
-    if header is not None:
+    rules = {rule: decode(given.get(rule)) for rule in ("choices", "bounds", "constraint")}
+    bounds, header = rules["bounds"], given.get("code")
+    if bounds:  # values that JSON has only the text of have none
+        rules["bounds"] = None if _Verbatim in map(type, bounds) else tuple(bounds)
+    if header:
         name = re.search(r"def\s+(\w+)", header)
         if not name:
             raise ValueError(f"no header of a function: {to_text(header, 80)}")
-        check = partial(check_code, name=name[1], signature=header)
-    if bounds and _Verbatim in map(type, bounds):
-        bounds = None  # of values that JSON has only the text of
-    return {
-        "choices": decode(get("choices")),
-        "bounds": bounds and tuple(bounds),
-        "constraint": get("constraint"),
-        "check": check,
-    }
+        rules["check"] = partial(check_code, name=name[1], signature=header)
+    return rules
 
 
-def _output_from(spec: Fields, known: Mapping[str, AnyNode]) -> Output:
+def _output_from(given: Fields, known: Mapping[str, AnyNode]) -> Output:
     """One output of the JSON form."""
-    node, score = _find_node("id", spec.pop("id"), known), spec.pop("score", None)
+    node, score = _find_node("id", given.pop("id"), known), given.pop("score", None)
     float(score or 0)  # OverflowError if it is too large for one
-    return Output(node, decode(spec.pop("feedback", None)), score, spec)
+    return Output(node, decode(given.pop("feedback", None)), score, given)
 
 
 # ---- Pickles: a graph of any depth goes to another process of Python.
@@ -5457,19 +5453,17 @@ for _type in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
 
-_unlinked: list[Any] = []
-_freeing: list[bool] = []
+_unlinked: list[list[Any]] = []
 
 
 def _free_one_by_one(node: MessageNode[Any]) -> None:
     """Free what a node came from one after the other, not one inside the other."""
-    _unlinked.append((node.parents, node._call))
+    _unlinked.append([node.parents, node._call])
     node.parents, node._call = (), None
-    if not _freeing:
-        _freeing.append(True)
-        while _unlinked:
-            _unlinked.pop()
-        _freeing.clear()
+    if len(_unlinked) == 1:
+        for each in _unlinked:  # the list grows on the way
+            each.clear()
+        _unlinked.clear()
 
 
 if sys.platform == "emscripten":

@@ -197,7 +197,7 @@ NODES = '{"format": "minitrace-graph", "version": "1.0", "outputs": [{"id": "a"}
         ("[1, 2]", "not a trace graph"),
         ('{"nodes": 3}', "not a trace graph"),
         ("[" * 100_000, "not JSON"),
-        ('{"format": "minitrace-graph", "version": "2.0", "nodes": []}', "newer version"),
+        ('{"format": "minitrace-graph", "version": "2.0", "nodes": []}', "newer"),
         (NODES % '{"id": "a", "inputs": {"x": "b"}}', "nodes[0] (a): its input 'b' is no node"),
         (
             NODES % '{"id": "a", "inputs": {"x": "b"}}, {"id": "b"}',
