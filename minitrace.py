@@ -5272,7 +5272,7 @@ def _reading(place: str, spec: Any, needed: str) -> Iterator[Fields]:
 
 
 def _finite(number: str) -> float:
-    """A number of the JSON text, which may be too large, or what JSON does not have, such as NaN."""
+    """A number of the JSON text, if it is not too large, or what JSON lacks, such as NaN."""
     if math.isfinite(float(number)):
         return float(number)
     raise ValueError(f"{number[:20]} is not finite: write it as a tagged float, as chapter 9 says")
