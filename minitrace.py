@@ -4847,12 +4847,12 @@ def to_text(value: Any, limit: int = 0) -> str:
 
 def _held_by(value: Any, most: int = 1000) -> list[Any]:
     """What a container holds at any depth, or the bytes of an array, up to a number of items."""
-    found, stack = list[Any](), [value]
-    while stack and len(found) < most:
-        item = stack.pop()
-        found.append(item)
+    found = [value]
+    for item in found:  # it grows on the way
+        if len(found) > most:
+            break
         if isinstance(item, _CONTAINERS):
-            stack.extend(islice(_items(item), most))
+            found += islice(_items(item), most)
         elif isinstance(item, bytearray) or type(item).__module__ == "array":
             found += bytes(item[:most])
     return found
@@ -4861,7 +4861,7 @@ def _held_by(value: Any, most: int = 1000) -> list[Any]:
 def _repr_in_order(value: Any, around: tuple[int, ...] = ()) -> str:
     """`repr`, with the items of (a thousand) sets in order; `around` are the ids of sets."""
     text, found, seen, known = repr(value), [value], {*around}, dict[str, str]()
-    for item in found if "{" in text else ():  # the list grows on the way
+    for item in found if "{" in text else ():  # it grows on the way
         if id(item) in seen:
             continue
         seen.add(id(item))
@@ -5299,7 +5299,10 @@ def _read_graph(text: str) -> TraceGraph:
             graph.specs[node] = spec
     for n, spec in enumerate(pop("outputs", ())):
         with _reading(f"outputs[{n}]", spec, "id") as given:
-            graph.outputs.append(_output_from(given, known))
+            node = _find_node("id", given.pop("id"), known)
+            said, score = decode(given.pop("feedback", None)), given.pop("score", None)
+            float(score or 0)  # OverflowError if it is too large for one
+            graph.outputs.append(Output(node, said, score, given))
     for node in reversed(known.values()):
         graph.add(node)
     return graph
@@ -5347,13 +5350,6 @@ def _rules_from(given: Fields) -> Fields:
             raise ValueError(f"no header of a function: {to_text(header, 80)}")
         rules["check"] = partial(check_code, name=name[1], signature=header)
     return rules
-
-
-def _output_from(given: Fields, known: Mapping[str, AnyNode]) -> Output:
-    """One output of the JSON form."""
-    node, score = _find_node("id", given.pop("id"), known), given.pop("score", None)
-    float(score or 0)  # OverflowError if it is too large for one
-    return Output(node, decode(given.pop("feedback", None)), score, given)
 
 
 # ---- Pickles: a graph of any depth goes to another process of Python.
@@ -5461,7 +5457,7 @@ def _free_one_by_one(node: MessageNode[Any]) -> None:
     _unlinked.append([node.parents, node._call])
     node.parents, node._call = (), None
     if len(_unlinked) == 1:
-        for each in _unlinked:  # the list grows on the way
+        for each in _unlinked:  # it grows on the way
             each.clear()
         _unlinked.clear()
 
