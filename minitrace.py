@@ -5029,8 +5029,11 @@ def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     if op.bundle is None:
         return _compute(op, call)
     new.update({n: each for n, each in call.outside.items() if each._number != n})
-    again = op.bundle._run(_Body(op.bundle, call._replace(outside={}), op.bundle))
-    return run_coroutine(again) if op.bundle.is_async else again
+    bundle = key = op.bundle
+    if bundle.parameter is not None:  # a body whose code may change is known by its code
+        key = bundle.code_of(*call.data()[1:2] or [None])
+    again = bundle._run(_Body(bundle, call._replace(outside={}), key))
+    return run_coroutine(again) if bundle.is_async else again
 
 
 def run_coroutine(coroutine: Any) -> Any:

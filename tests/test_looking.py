@@ -329,6 +329,29 @@ def test_rerun_of_trainable_code():
         output.rerun({step.parameter: "def step(x) return"})
 
 
+def test_rerun_of_code_that_calls_itself():
+    @bundle(trainable=True)
+    def kinds(n):
+        return [type(n).__name__] + ([] if n < 2 else [type(kinds(n - 1)).__name__])
+
+    class Agent(minitrace.Module):
+        @bundle(trainable=True)
+        def kinds(self, n):
+            return [type(n).__name__] + ([] if n < 2 else [type(self.kinds(n - 1)).__name__])
+
+    @bundle(trainable=True)
+    def alone():
+        return "alone" if 1 else alone()
+
+    n = node(1, "n", trainable=True)
+    for call in kinds, Agent().kinds:
+        again = call(n).rerun({n: 3})
+        assert again.data == ["int", "list"] and again.rerun({again.inputs["n"]: 1}).data == ["int"]
+        assert len(again.inputs) == len(call(n).inputs)
+    code = alone.parameter
+    assert alone().rerun({code: code.data.replace("1", "2")}).data == "alone"
+
+
 def test_rerun_of_methods():
     @minitrace.model
     class Agent:
