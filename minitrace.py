@@ -5197,9 +5197,14 @@ _TYPES = {  # of the fields of a graph, its nodes and its outputs
 
 def _ids(graph: TraceGraph) -> dict[AnyNode, Any]:
     """The id of each node: the one it was read with, or else its name, if no other id is that."""
-    taken = {str(spec["id"]): node for node, spec in reversed(graph.specs.items())}
-    own = {node: graph.specs[node]["id"] for node in taken.values()}
-    return {node: own.get(node, _unused_name(name, taken)) for node, name in graph.names.items()}
+    ids, taken = dict[AnyNode, Any](), set[str]()
+    for node in sorted(graph, key=lambda node: node not in graph.specs):
+        own = graph.specs[node]["id"] if node in graph.specs else graph.names[node]
+        if str(own) in taken:
+            own = _unused_name(graph.names[node], taken)
+        taken.add(str(own))
+        ids[node] = own
+    return ids
 
 
 def _graph_form(graph: TraceGraph) -> Fields:
@@ -5226,33 +5231,31 @@ def _graph_form(graph: TraceGraph) -> Fields:
 
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
     """One node of the JSON form; one that was read has what it was read with."""
-    call = Fields()
+    value, form = graph.value(node), Fields()
     if graph.parents(node):
-        call["inputs"] = {name: ids[parent] for name, parent in node.inputs.items()}
+        inputs = {name: ids[parent] for name, parent in node.inputs.items()}
+        form = {"operator": node.op_name, "inputs": inputs}
+    if node.description != words.get(form.get("operator", ""), ""):
+        form["description"] = node.description
     if node in graph.specs:
-        return {**graph.specs[node], "id": ids[node], **call}
-    value, said, rules = graph.value(node), node.description, Fields()
+        return {**graph.specs[node], **form, "id": ids[node]}
     if isinstance(node, ParameterNode):
         check: Any = node.check
-        rules = {
-            "constraint": node.constraint,
-            "trainable": True,
-            "choices": encode(node.choices, as_text=True),
-            "bounds": encode(node.bounds and [*node.bounds], as_text=True),
-            "code": check.keywords["signature"] if _is_code(node) else None,
-        }
-    operator = node.op_name if call else None
-    fields = _given(
-        id=ids[node],
-        name=node._base,
-        kind=graph.kind(node),
-        operator=operator,
-        **call,
-        type=type(value).__name__,
-        description=None if said == words.get(operator or "", "") else said,
-        **rules,
-    )
-    return {**fields, "value": encode(value, as_text=True)}
+        form |= _given(
+            trainable=True,
+            constraint=node.constraint,
+            choices=encode(node.choices, as_text=True),
+            bounds=encode(node.bounds and [*node.bounds], as_text=True),
+            code=check.keywords["signature"] if _is_code(node) else None,
+        )
+    return {
+        "id": ids[node],
+        "name": node._base,
+        "kind": graph.kind(node),
+        "type": type(value).__name__,
+        **form,
+        "value": encode(value, as_text=True),
+    }
 
 
 @contextmanager

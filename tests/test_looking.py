@@ -923,6 +923,18 @@ def test_two_readings_of_one_file_are_one_graph_with_ids_of_their_own():
     assert again.tree() == whole.tree() and len(again.parameters) == 2
 
 
+def test_graphs_that_give_one_operator_other_words_or_names_nearly_alike_are_merged():
+    x = node(1, "x", trainable=True)
+    ids = [{"id": each, "value": 1} for each in ("x0", "x0_", "int0", "int0_")]
+    other = spec(operators={"drive": "in other words"})
+    whole = TraceGraph.merged(
+        [read(spec()), read(other), backward(x + 1, "")[x], read(nodes(*ids, A))]
+    )
+    again = read(whole.to_json())
+    assert again.to_json() == whole.to_json() and len(again) == 12
+    assert [each.description for each in again] == [each.description for each in whole]
+
+
 @pytest.mark.parametrize("field", ["choices", "bounds", "constraint", "code", "description"])
 def test_a_rule_that_is_null_is_none(field):
     (x,) = read(nodes({**A, "trainable": True, field: None})).parameters
