@@ -4859,21 +4859,21 @@ def _held_by(value: Any, most: int = 1000) -> list[Any]:
 
 
 def _repr_in_order(value: Any, around: tuple[int, ...] = ()) -> str:
-    """`repr`, with the items of (a thousand) sets in order; `around` are the ids of sets."""
+    """`repr`, with the items of up to a thousand sets in order; `around` are the ids of sets."""
     text, found, seen, known = repr(value), [value], {*around}, dict[str, str]()
     for item in found if "{" in text else ():  # it grows on the way
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, (set, frozenset)) and len(known) < 1000:
+        if isinstance(item, (set, frozenset)):
             items = sorted(_repr_in_order(each, (*around, id(item))) for each in item)
             known[f"{{{', '.join(map(repr, item))}}}"] = f"{{{', '.join(items)}}}"
         elif isinstance(item, _CONTAINERS):
             found += _items(item)
-        elif hasattr(item, "__dataclass_fields__"):
+        elif hasattr(type(item), "__dataclass_fields__"):
             fields = item.__dataclass_fields__.values()
             found += [getattr(item, field.name, None) for field in fields if field.repr]
-    for was in sorted(known, key=len, reverse=True):  # a set before those inside it
+    for was in sorted(known, key=len, reverse=True)[:1000]:  # a set before those inside it
         text = text.replace(was, known[was])
     return text
 
@@ -5563,7 +5563,7 @@ def demo(live: bool = False) -> None:
     for story, text in enumerate((__doc__, demo.__doc__), 1):
         GRAPH.clear()
         space = {"__name__": "__main__", **globals()}
-        for example in doctest.DocTestParser().get_examples(text or ""):
+        for example in doctest.DocTestParser().get_examples(str(text)):
             code = example.source
             if live and code.startswith("canned"):
                 continue
@@ -5650,6 +5650,8 @@ def _run_command(arguments: Any) -> int:
     if live and not os.environ.get("MINITRACE_MODEL"):
         return _exit_with(2, f"{arguments.command}: {_NOT_CONFIGURED}")
     if arguments.command != "llm":
+        if not demo.__doc__:
+            return _exit_with(2, "demo: it runs docstrings, which python -OO leaves out")
         demo(live)
         return 0
     provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
