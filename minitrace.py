@@ -1871,7 +1871,7 @@ class TraceGraph:
         return {node: name for name, node in taken.items()}
 
     def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
-        """The graph as a text tree, its outputs on top, at most 90 columns wide and `lines` long.
+        """The graph as a text tree, its outputs on top, of `lines` with at most 90 characters.
 
         It is plain text: ASCII if you ask for it, or if standard output is not UTF-8.
 
@@ -4940,7 +4940,7 @@ def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
 
 
 def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
-    """The graph as a text tree of 90 columns; a shared node is drawn once and referred to."""
+    """The graph as a text tree; a shared node is drawn once and referred to."""
     if ascii is None:
         ascii = "utf" not in str(getattr(sys.stdout, "encoding", "")).lower()
     said = _verdicts(graph) or {node: "" for node in graph if not graph.children(node)}
@@ -4973,7 +4973,7 @@ def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
 
 def _shown(text: str, room: int, ascii: bool) -> str:
     """The text in so many characters; what nobody can see stands as an escape."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = "".join(c if c.isprintable() or c == "\u200d" else repr(c)[1:-1] for c in text)
     if ascii:
         text = text.encode("ascii", "backslashreplace").decode()
     return text if len(text) <= room else f"{text[: room - 3]}..."
@@ -5602,7 +5602,8 @@ def _suggest(path: str) -> int:
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
-    found = {graph.ids[each]: encode(value) for each, value in optimizer.propose().items()}
+    ids = graph.ids
+    found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
     print(json.dumps(found, indent=1))
     return 0
 
