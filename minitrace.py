@@ -1061,9 +1061,10 @@ class _Scope:
 
     def read(self, node: AnyNode) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
+        current = self.replacements.get(node._number, node)
         if self.tracing and node._number < self.first:
-            self.reads[node._number] = node
-        return self.replacements.get(node._number, node)._data
+            self.reads[node._number] = current
+        return current._data
 
     def runs(self, key: object) -> bool:
         """Is this bundle or code running already, here or further out? Then a call recurses, and is
@@ -1139,7 +1140,7 @@ class _Body(_Scope):
     def _keep_outside(self) -> None:
         """Add the outside nodes as parents, or refuse those that are not allowed."""
         given = {each._number for value in self.call.values for each in _inside(value)}
-        outside = {number: each for number, each in self.reads.items() if number not in given}
+        outside = {n: each for n, each in self.reads.items() if each._number not in given}
         strays = ", ".join(each.name for each in outside.values() if not _is_code(each))
         if strays and not self.bundle.options["allow_external_dependencies"]:
             error = TraceMissingInputsError(
@@ -1870,7 +1871,7 @@ class TraceGraph:
         return {node: name for name, node in taken.items()}
 
     def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
-        """The graph as a text tree, its outputs on top, at most 90 columns wide and `lines` long.
+        """The graph as a text tree, its outputs on top, of `lines` with at most 90 characters.
 
         It is plain text: ASCII if you ask for it, or if standard output is not UTF-8.
 
@@ -4827,7 +4828,8 @@ class StubLLM(LanguageModel):
 # Left out: pictures, which the companion `minitrace_pictures` draws.
 
 
-_OBJECT = r"<[\w.<>]{0,200}?(\w{1,99}) (?:object at 0x[0-9a-fA-F]{1,16}|with parameters [^<>]*)>"
+_ADDRESS = r" at 0x[0-9a-fA-F]{1,16}"
+_OBJECT = rf"(<)[\w.<>]{{0,200}}?(\w{{1,99}}) (?:object{_ADDRESS}|with parameters [^<>]*)(?=>)"
 
 
 def to_text(value: Any, limit: int = 0) -> str:
@@ -4837,49 +4839,45 @@ def to_text(value: Any, limit: int = 0) -> str:
     ("[{'a', 'b'}, <object>]", "'xxxxxxxxxxx ...(1,002 characters)... xxxxx'")
     """
     try:
-        text = repr(value)
-        if any(_inside(value, (set, frozenset))):
-            text = _sorted_repr(value)
+        text = _repr_in_order(value)
     except Exception:
         text = f"<{type(value).__name__}>"
     if not isinstance(value, str) and (" at 0x" in text or " with parameters " in text):
-        text = re.sub(" at 0x[0-9a-fA-F]{1,16}", "", re.sub(_OBJECT, r"<\1>", text))
+        text = re.sub(f"{_OBJECT}|{_ADDRESS}", r"\1\2", text)
     return _cut(text, limit)
 
 
 def _held_by(value: Any, most: int = 1000) -> list[Any]:
     """What a container holds at any depth, or the bytes of an array, up to a number of items."""
-    found, stack = list[Any](), [value]
-    while stack and len(found) < most:
-        item = stack.pop()
-        found.append(item)
+    found = [value]
+    for item in found:  # it grows on the way
+        if len(found) > most:
+            break
         if isinstance(item, _CONTAINERS):
-            stack.extend(islice(_items(item), most))
+            found += islice(_items(item), most)
         elif isinstance(item, bytearray) or type(item).__module__ == "array":
             found += bytes(item[:most])
     return found
 
 
-def _sorted_repr(value: Any, around: tuple[int, ...] = ()) -> str:
-    """`repr` with the items of sets in order; `around` are the ids of the containers around it."""
-    kind = type(value)
-    fields = getattr(kind, "_fields", ())  # of a named tuple
-    if not value or not (fields or kind in (list, tuple, dict, set, frozenset)):
-        return repr(value)
-    if id(value) in around:
-        return "..."
-    items = [_sorted_repr(item, (*around, id(value))) for item in _items(value)]
-    if fields:
-        return f"{kind.__name__}({', '.join(map('{}={}'.format, fields, items))})"
-    if kind is dict:
-        half = len(value)
-        return f"{{{', '.join(map('{}: {}'.format, items[:half], items[half:]))}}}"
-    if kind is list:
-        return f"[{', '.join(items)}]"
-    if kind is tuple:
-        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-    inside = f"{{{', '.join(sorted(items))}}}"
-    return inside if kind is set else f"frozenset({inside})"
+def _repr_in_order(value: Any, around: tuple[int, ...] = ()) -> str:
+    """`repr`, with the items of up to a thousand sets in order; `around` are the ids of sets."""
+    text, found, seen, known = repr(value), [value], {*around}, dict[str, str]()
+    for item in found if "{" in text else ():  # it grows on the way
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, (set, frozenset)):
+            items = sorted(_repr_in_order(each, (*around, id(item))) for each in item)
+            known[f"{{{', '.join(map(repr, item))}}}"] = f"{{{', '.join(items)}}}"
+        elif isinstance(item, _CONTAINERS):
+            found += _items(item)
+        elif hasattr(type(item), "__dataclass_fields__"):
+            fields = item.__dataclass_fields__.values()
+            found += [getattr(item, field.name, None) for field in fields if field.repr]
+    for was in sorted(known, key=len, reverse=True)[:1000]:  # a set before those inside it
+        text = text.replace(was, known[was])
+    return text
 
 
 def _cut(text: str, limit: int) -> str:
@@ -4902,7 +4900,7 @@ def _failure(error: Exception) -> tuple[str, str]:
         told: Any = getattr(error, "failure", None)
         if type(told) is tuple and [*map(type, told)] == [str, str]:
             return cast("tuple[str, str]", told)
-        words = _cut(str.__str__(str(error)), 20_000)
+        words = _cut(re.sub(_ADDRESS, "", str.__str__(str(error))), 20_000)
     except Exception:
         words = "its message cannot be read"
     return f"({type(error).__name__}) {words}".rstrip(), _marked_source(error)
@@ -4944,50 +4942,35 @@ def _verdicts(graph: TraceGraph) -> dict[AnyNode, str]:
 
 
 def _tree(graph: TraceGraph, ascii: bool | None, lines: int) -> str:
-    """The graph as a text tree of 90 columns; a shared node is drawn once and referred to."""
+    """The graph as a text tree; a shared node is drawn once and referred to."""
     if ascii is None:
-        ascii = "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower()
-    said, drawn = _verdicts(graph), set[AnyNode]()
-    stack = [("", output) for output in reversed(said)]
-    rows: list[str] = []
+        ascii = "utf" not in str(getattr(sys.stdout, "encoding", "")).lower()
+    said = _verdicts(graph) or {node: "" for node in graph if not graph.children(node)}
+    stack, rows, drawn = [("", node) for node in reversed(said)], list[str](), set[AnyNode]()
     while stack and len(rows) < lines:
         margin, node = stack.pop()
-        parents, again = graph.parents(node), node in drawn
+        parents, again, room = graph.parents(node), node in drawn, 90 - len(margin)
         if again and not margin:
             continue
-        where = "above" if again else "below" if len(margin) > 39 else ""
-        if not parents:
-            where = ""
-        words, room = said.get(node, ""), 90 - len(margin)
-        rows.append(margin + _tree_line(graph, node, where, words, room, ascii))
-        if where == "below":  # too far to the right, so it goes on at the left
-            stack.insert(0, ("", node))
-        elif not where:
-            drawn.add(node)
-            margin = margin.replace("├─", "│ ").replace("└─", "  ")
-            branch = "└─ "
-            for parent in reversed(parents):
-                stack.append((margin + branch, parent))
-                branch = "├─ "
+        line = margin + _shown(graph.names[node], room // 3, ascii)
+        if parents and (again or room < 51):
+            rows.append(f"{line} (see {'above' if again else 'below'})")
+            if not again:  # too far to the right, so it goes on at the left
+                stack.insert(0, ("", node))
+            continue
+        end = "  [parameter]" if node in graph.values else ""
+        if said.get(node):
+            words = _cut(" ".join(said[node].split()), room // 2)
+            end += f"  <- {_shown(words, 74 - len(line + end), ascii)}"
+        left = 87 - len(line + end)
+        rows.append(f"{line} = {_shown(to_text(graph.value(node), left), left, ascii)}{end}")
+        drawn.add(node)
+        margin = margin.replace("├─", "│ ").replace("└─", "  ")
+        for n, parent in enumerate(reversed(parents)):
+            stack.append((margin + ("├─ " if n else "└─ "), parent))
     left = len(graph) - len(drawn)
     text = "\n".join([*rows, f"... {left} more nodes"] if left > 0 else rows)
     return text.translate(str.maketrans("├└│─", "|`|-")) if ascii else text
-
-
-def _tree_line(
-    graph: TraceGraph, node: AnyNode, where: str, said: str, room: int, ascii: bool
-) -> str:
-    """One node of the tree, in so many characters."""
-    name = _shown(graph.names[node], room // 3, ascii)
-    if where:
-        return f"{name} (see {where})"
-    end = "  [parameter]" if node in graph.values else ""
-    if said:
-        words = _cut(" ".join(said.split()), room // 2)
-        end += f"  <- {_shown(words, room - len(name + end) - 16, ascii)}"
-    left = max(room - len(name + end) - 3, 8)
-    value = to_text(graph.value(node), max(left, 12))
-    return f"{name} = {_shown(value, left, ascii)}{end}"
 
 
 def _shown(text: str, room: int, ascii: bool) -> str:
@@ -5047,18 +5030,12 @@ def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     call = (each._call or _Call(op.names, each.parents)).map(leaf)
     if op.bundle is None:
         return _compute(op, call)
-    new.update({n: node for n, node in call.outside.items() if node._number != n})
-    body = _Body(op.bundle, call._replace(outside={}), op.bundle)
-    again: Any = op.bundle._run(body)
-    if op.bundle.is_async:
-        again = run_coroutine(again)
-    if body.call.outside:  # the replacements are the parents, not what the body names
-        given = {part._number for value in call.values for part in _inside(value)}
-        read = body.call.outside.items()
-        outside = {n: each for n, each in read if leaf(each)._number not in given}
-        again._call = body.call._replace(outside=outside).map(leaf)
-        again.parents = tuple(again._call.inputs().values())
-    return again
+    new.update({n: each for n, each in call.outside.items() if each._number != n})
+    bundle = key = op.bundle
+    if bundle.parameter is not None:  # a body whose code may change is known by its code
+        key = bundle.code_of(*call.data()[1:2] or [None])
+    again = bundle._run(_Body(bundle, call._replace(outside={}), key))
+    return run_coroutine(again) if bundle.is_async else again
 
 
 def run_coroutine(coroutine: Any) -> Any:
@@ -5098,7 +5075,9 @@ _TAGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = False) -> Any:
+def encode(
+    value: Any, place: str = "value", around: tuple[int, ...] = (), as_text: bool = False
+) -> Any:
     """Turn a Python value into what strict JSON can hold, so that `decode` gives it back exactly.
 
     What JSON lacks is tagged: a tuple is `{"$tuple": [...]}`, and so on for sets, bytes, numbers
@@ -5108,7 +5087,7 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
     Args:
         value: None, bool, int, float, str, bytes, list, tuple, set, frozenset or dict, nested.
         place: what an error calls the value.
-        depth: how many containers are around it; at most 100.
+        around: the ids of the containers around it; at most 100.
         as_text: write what cannot be written as its text, `{"$text": ...}`.
 
     Returns:
@@ -5123,29 +5102,31 @@ def encode(value: Any, place: str = "value", depth: int = 0, as_text: bool = Fal
     Traceback (most recent call last):
     TypeError: args[1]['x']: a builtin_function_or_method cannot be written as JSON
     """
-    kind, inside = type(value), partial(encode, depth=depth + 1, as_text=as_text)
+    kind, tag = type(value), f"${type(value).__name__}"
     if value is None or kind in (bool, str) or (kind is float and math.isfinite(value)):
         return value
     if kind is int:
-        return value if value.bit_length() <= 10_000 else {"$int": hex(value)}
+        return value if value.bit_length() <= 10_000 else {tag: hex(value)}
     if kind in (float, bytes):
-        return {f"${kind.__name__}": value.hex()}
-    if depth <= _DEPTH and kind is dict:
+        return {tag: value.hex()}
+    fits = len(around) <= _DEPTH and id(value) not in around
+    inside = partial(encode, around=(*around, id(value)), as_text=as_text)
+    if fits and kind is dict:
         if all(type(key) is str and key[:1] != "$" for key in value):
             return {key: inside(item, f"{place}[{key!r}]") for key, item in value.items()}
-        return {"$dict": [inside(list(pair), place) for pair in value.items()]}
-    if depth <= _DEPTH and kind in (list, tuple, set, frozenset):
+        return {tag: [inside(list(pair), place) for pair in value.items()]}
+    if fits and kind in (list, tuple, set, frozenset):
         items = [inside(item, f"{place}[{i}]") for i, item in enumerate(value)]
         if kind in (set, frozenset):
             items.sort(key=json.dumps)
-        return items if kind is list else {f"${kind.__name__}": items}
+        return items if kind is list else {tag: items}
     if as_text or kind is _Verbatim:
         for base in int, float, str:  # of a subclass, the plain value
             if isinstance(value, base) and kind is not _Verbatim:
                 return encode(base(value))
         return {"$text": to_text(value)}
-    if depth > _DEPTH:
-        raise TypeError(f"{place[:60]}...: nested more than {_DEPTH} levels deep")
+    if not fits:
+        raise TypeError(f"{place[:60]}: inside itself, or nested more than {_DEPTH} levels deep")
     raise TypeError(f"{place}: a {kind.__name__} cannot be written as JSON")
 
 
@@ -5165,8 +5146,8 @@ def decode(tree: Any) -> Any:
     tag = next(iter(tree), "")
     if tag[:1] != "$":
         return {key: decode(item) for key, item in tree.items()}
-    if tag not in _TAGS:
-        raise ValueError(f"{tag!r} is no tag of this encoding")
+    if tag not in _TAGS or len(tree) > 1:
+        raise ValueError(f"{to_text(tree, 60)} is no tag of this encoding")
     return _TAGS[tag](decode(tree[tag]))
 
 
@@ -5189,7 +5170,7 @@ def _save(path: str | os.PathLike[str], values: Options) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         whole = os.path.join(inside, "whole")
         with open(whole, "w", encoding="utf-8") as file:
-            json.dump({"minitrace": 1, "parameters": tree}, file, indent=1, allow_nan=False)
+            json.dump({"minitrace": 1, "parameters": tree}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(whole, path)
@@ -5201,11 +5182,11 @@ def _load(path: str | os.PathLike[str]) -> Fields:
         with open(path, encoding="utf-8-sig") as file:
             values = json.load(file)["parameters"]
         return {name: decode(value) for name, value in values.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"it is not a saved module: {error}") from None
 
 
-_FORMAT, _VERSION = "minitrace-graph", "1.0"
+_UNREADABLE = LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
 _TYPES = {  # of the fields of a graph, its nodes and its outputs
     "str": "format name kind operator type description constraint code",
     "list": "nodes outputs choices bounds",
@@ -5217,30 +5198,33 @@ _TYPES = {  # of the fields of a graph, its nodes and its outputs
 
 
 def _ids(graph: TraceGraph) -> dict[AnyNode, Any]:
-    """The id of each node: the one it was read with, or else its name if no other id is that."""
-    read = {node: spec["id"] for node, spec in graph.specs.items()}
-    taken = set(map(str, read.values()))
-    return {node: read.get(node, _unused_name(name, taken)) for node, name in graph.names.items()}
+    """The id of each node: the one it was read with, or else its name, if no other id is that."""
+    ids, taken = dict[AnyNode, Any](), set[str]()
+    for node in sorted(graph, key=lambda node: node not in graph.specs):
+        own = graph.specs[node]["id"] if node in graph.specs else graph.names[node]
+        if str(own) in taken:
+            own = _unused_name(graph.names[node], taken)
+        taken.add(str(own))
+        ids[node] = own
+    return ids
 
 
 def _graph_form(graph: TraceGraph) -> Fields:
     """A trace graph as strict JSON can hold it."""
     ids, extra = graph.ids, dict(graph.extra)
-    words = dict(extra.pop("operators", {}))
+    words = {**extra.pop("operators", {})}
     for node in graph:
         if graph.parents(node):
             words.setdefault(node.op_name, node.description)
-    nodes = [graph.specs.get(node) or _node_form(graph, node, ids, words) for node in graph]
     outputs = []
     for node, feedback, score, more in graph.outputs:
-        said = _given(id=ids[node], feedback=encode(feedback, as_text=True))
-        if score is not None and math.isfinite(score):
-            said["score"] = score
+        score = score if abs(score or 0) < math.inf else None
+        said = _given(id=ids[node], feedback=encode(feedback, as_text=True), score=score)
         outputs.append({**said, **more})
     return {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "nodes": nodes,
+        "format": "minitrace-graph",
+        "version": "1.0",
+        "nodes": [_node_form(graph, node, ids, words) for node in graph],
         "operators": words,
         "outputs": outputs,
         **extra,
@@ -5248,138 +5232,132 @@ def _graph_form(graph: TraceGraph) -> Fields:
 
 
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
-    """One node of the JSON form."""
-    value, description = graph.value(node), node.description
-    call, rules, known = Fields(), Fields(), ""
+    """One node of the JSON form; one that was read has what it was read with."""
+    value, form = graph.value(node), Fields()
     if graph.parents(node):
-        known, inputs = words[node.op_name], node.inputs.items()
-        call["operator"] = node.op_name
-        call["inputs"] = {name: ids[parent] for name, parent in inputs}
+        inputs = {name: ids[parent] for name, parent in node.inputs.items()}
+        form = {"operator": node.op_name, "inputs": inputs}
+    if node.description != words.get(form.get("operator", ""), ""):
+        form["description"] = node.description
+    if node in graph.specs:
+        return {**graph.specs[node], **form, "id": ids[node]}
     if isinstance(node, ParameterNode):
         check: Any = node.check
-        rules = {
-            "constraint": node.constraint,
-            "trainable": True,
-            "choices": encode(node.choices, as_text=True),
-            "bounds": encode(node.bounds and [*node.bounds]),
-            "code": check.keywords["signature"] if _is_code(node) else None,
-        }
-    fields = _given(
-        id=ids[node],
-        name=node._base,
-        kind=graph.kind(node),
-        **call,
-        type=type(value).__name__,
-        description=None if description == known else description,
-        **rules,
-    )
-    return {**fields, "value": encode(value, as_text=True)}
+        form |= _given(
+            trainable=True,
+            constraint=node.constraint,
+            choices=encode(node.choices, as_text=True),
+            bounds=encode(node.bounds and [*node.bounds], as_text=True),
+            code=check.keywords["signature"] if _is_code(node) else None,
+        )
+    return {
+        "id": ids[node],
+        "name": node._base,
+        "kind": graph.kind(node),
+        "type": type(value).__name__,
+        **form,
+        "value": encode(value, as_text=True),
+    }
 
 
 @contextmanager
-def _reading(place: str, spec: Any, needed: str) -> Iterator[None]:
-    """Check the fields of an object of the JSON form, and say where in it something is wrong."""
+def _reading(place: str, spec: Any, needed: str) -> Iterator[Fields]:
+    """The fields of an object of the JSON form that are not null, checked; an error inside says
+    where in the form something is wrong."""
     try:
-        if not isinstance(spec, dict) or spec.get(needed) is None:
+        given = _given(**spec) if isinstance(spec, dict) else {}
+        if needed not in given:
             raise TypeError(f"it must be an object with {needed}")
         for kinds, fields in _TYPES.items():
             for field in fields.split():
-                value = spec.get(field)
-                if value is not None and type(value).__name__ not in kinds.split():
-                    raise TypeError(f"its {field} cannot be {to_text(value, 60)}")
-        yield
-    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+                if field in given and type(given[field]).__name__ not in kinds.split():
+                    raise TypeError(f"its {field} cannot be {to_text(given[field], 60)}")
+        yield given
+    except _UNREADABLE as error:
         known = _dig(spec, "id")
         place = place if known is None else f"{place} ({known})"
         raise GraphError(f"{place}: {error}") from None
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON: write it as a tagged float, as chapter 9 says")
+def _finite(number: str) -> float:
+    """A number of the JSON text, if it is not too large, or what JSON lacks, such as NaN."""
+    if math.isfinite(float(number)):
+        return float(number)
+    raise ValueError(f"{number[:20]} is not finite: write it as a tagged float, as chapter 9 says")
 
 
 def _read_graph(text: str) -> TraceGraph:
     """The graph of a JSON text."""
     try:
-        form: Any = json.loads(text, parse_constant=_no_number)
+        form: Any = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise GraphError(f"not JSON: {error}") from None
-    with _reading("not a trace graph", form, "nodes"):
-        words = form.get("operators") or {}
+    graph, known = TraceGraph(), dict[str, AnyNode]()
+    with _reading("not a trace graph", form, "nodes") as graph.extra:
+        pop = graph.extra.pop
+        form = f"{pop('format', 'minitrace-graph')}, version {pop('version', 1)}"
+        if not re.match(r"minitrace-graph, version 1(\.|$)", form):
+            raise ValueError(f"{form[:60]} is not read here; a newer minitrace.py may read it")
+        words = graph.extra.get("operators", {})
         if not all(isinstance(said, str) for said in words.values()):
             raise TypeError("its operators are not described by texts")
-        named, version = form.pop("format", _FORMAT), str(form.pop("version", None) or _VERSION)
-        major = re.match(r"(\d{1,9})(\.\d{1,9})*\Z", version)
-        if named != _FORMAT or not major:
-            raise ValueError(f"format {named!r}, version {version!r}")
-        if int(major[1]) > 1:
-            raise ValueError(f"version {version} is newer than {_VERSION}, which this file reads")
-    graph, known = TraceGraph(), Fields()
-    nodes, outputs = form.pop("nodes"), form.pop("outputs", None) or ()
-    graph.extra = form
-    for n, spec in enumerate(nodes):
-        with _reading(f"nodes[{n}]", spec, "id"):
-            node = _node_from(spec, known, words)
-            known[str(spec["id"])] = node
+    for n, spec in enumerate(pop("nodes")):
+        with _reading(f"nodes[{n}]", spec, "id") as given:
+            node = known[str(given["id"])] = _node_from(given, known, words)
             graph.specs[node] = spec
-    for n, spec in enumerate(outputs):
-        with _reading(f"outputs[{n}]", spec, "id"):
-            graph.outputs.append(_output_from(spec, known))
+    for n, spec in enumerate(pop("outputs", ())):
+        with _reading(f"outputs[{n}]", spec, "id") as given:
+            node = _find_node("id", given.pop("id"), known)
+            said, score = decode(given.pop("feedback", None)), given.pop("score", None)
+            float(score or 0)  # OverflowError if it is too large for one
+            graph.outputs.append(Output(node, said, score, given))
     for node in reversed(known.values()):
         graph.add(node)
     return graph
 
 
-def _node_from(spec: Fields, known: Fields, words: Texts) -> AnyNode:
+def _find_node(what: str, own: Any, known: Mapping[str, AnyNode]) -> AnyNode:
+    """The node with this id."""
+    if str(own) not in known:
+        raise ValueError(f"its {what} {to_text(own, 60)} is no node before it")
+    return known[str(own)]
+
+
+def _node_from(given: Fields, known: Mapping[str, AnyNode], words: Texts) -> AnyNode:
     """One node of the JSON form; its parents are known already."""
-    own, get, parents = str(spec["id"]), spec.get, []
+    get, own, inputs = given.get, str(given["id"]), given.get("inputs", {})
     if own in known:
         raise ValueError("the id is used twice")
-    value, inputs = decode(get("value")), get("inputs") or {}
-    for parent in map(str, inputs.values()):
-        if parent not in known:
-            raise ValueError(f"its input {to_text(parent, 60)} is no node before it")
-        parents.append(known[parent])
+    value = decode(get("value"))
+    parents = tuple([_find_node("input", each, known) for each in inputs.values()])
     name = get("operator") or get("name") or own
     description = get("description", words.get(name) if inputs else None)
     if get("trainable", get("kind") == "parameter"):
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
-        node: AnyNode = ParameterNode(value, own, description, **_rules_from(get))
+        node: AnyNode = ParameterNode(value, own, description, **_rules_from(given))
     elif inputs:
         kind = ExceptionNode if get("kind") == "exception" else MessageNode
         op = _Op(name, description or "", tuple(inputs), None)
-        node = kind(value, op, tuple(parents), any(parent._depends for parent in parents))
+        node = kind(value, op, parents, any(parent._depends for parent in parents))
     else:
         node = Node(value, own, description)
     node._base, node._index = own, None
     return node
 
 
-def _rules_from(get: Function) -> Fields:
+def _rules_from(given: Fields) -> Fields:
     """The rules of a parameter in the JSON form; a function defined by its header must stay so."""
-    bounds, header, check = decode(get("bounds")), get("code"), None
-    if header is not None:
+    rules = {rule: decode(given.get(rule)) for rule in ("choices", "bounds", "constraint")}
+    bounds, header = rules["bounds"], given.get("code")
+    if bounds:  # values that JSON has only the text of have none
+        rules["bounds"] = None if _Verbatim in map(type, bounds) else tuple(bounds)
+    if header:
         name = re.search(r"def\s+(\w+)", header)
         if not name:
             raise ValueError(f"no header of a function: {to_text(header, 80)}")
-        check = partial(check_code, name=name[1], signature=header)
-    return {
-        "choices": decode(get("choices")),
-        "bounds": bounds and tuple(bounds),
-        "constraint": get("constraint"),
-        "check": check,
-    }
-
-
-def _output_from(spec: Fields, known: Fields) -> Output:
-    """One output of the JSON form."""
-    extra = dict(spec)
-    own, score, feedback = extra.pop("id"), extra.pop("score", None), extra.pop("feedback", None)
-    if str(own) not in known:
-        raise ValueError(f"{to_text(own, 60)} is the id of no node")
-    float(score or 0)  # OverflowError if it is too large for one
-    return Output(known[str(own)], decode(feedback), score, extra)
+        rules["check"] = partial(check_code, name=name[1], signature=header)
+    return rules
 
 
 # ---- Pickles: a graph of any depth goes to another process of Python.
@@ -5479,19 +5457,17 @@ for _type in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
 
-_unlinked: list[Any] = []
-_freeing: list[bool] = []
+_unlinked: list[list[Any]] = []
 
 
 def _free_one_by_one(node: MessageNode[Any]) -> None:
     """Free what a node came from one after the other, not one inside the other."""
-    _unlinked.append((node.parents, node._call))
+    _unlinked.append([node.parents, node._call])
     node.parents, node._call = (), None
-    if not _freeing:
-        _freeing.append(True)
-        while _unlinked:
-            _unlinked.pop()
-        _freeing.clear()
+    if len(_unlinked) == 1:
+        for each in _unlinked:  # it grows on the way
+            each.clear()
+        _unlinked.clear()
 
 
 if sys.platform == "emscripten":
@@ -5589,7 +5565,7 @@ def demo(live: bool = False) -> None:
     for story, text in enumerate((__doc__, demo.__doc__), 1):
         GRAPH.clear()
         space = {"__name__": "__main__", **globals()}
-        for example in doctest.DocTestParser().get_examples(text or ""):
+        for example in doctest.DocTestParser().get_examples(str(text)):
             code = example.source
             if live and code.startswith("canned"):
                 continue
@@ -5617,10 +5593,8 @@ def _suggest(path: str) -> int:
     try:
         with open(0 if path == "-" else path, encoding="utf-8-sig") as file:
             graph = TraceGraph.from_json(file.read())
-        if not graph.parameters:
-            raise GraphError("it has no trainable node, so there is nothing to suggest")
-        if not graph.outputs:
-            raise GraphError("it has no outputs with feedback, so there is nothing to learn from")
+        if not (graph.parameters and graph.outputs):
+            raise GraphError("nothing to suggest without a trainable node and an output")
         optimizer = OptoPrime(graph.parameters, llm=llm)
     except (OSError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
@@ -5630,7 +5604,8 @@ def _suggest(path: str) -> int:
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
-    found = {graph.ids[each]: encode(value) for each, value in optimizer.propose().items()}
+    ids = graph.ids
+    found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
     print(json.dumps(found, indent=1))
     return 0
 
@@ -5678,6 +5653,8 @@ def _run_command(arguments: Any) -> int:
     if live and not os.environ.get("MINITRACE_MODEL"):
         return _exit_with(2, f"{arguments.command}: {_NOT_CONFIGURED}")
     if arguments.command != "llm":
+        if not demo.__doc__:
+            return _exit_with(2, "demo: it runs docstrings, which python -OO leaves out")
         demo(live)
         return 0
     provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
@@ -5708,5 +5685,6 @@ def __getattr__(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+    if sys.stdout:  # it may be closed
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -259,6 +259,21 @@ def test_what_nobody_listens_to_is_no_error():
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.parametrize("options", ["-O", "-W error", "-I", "-bb", "-X dev", "-OO"])
+def test_the_demo_runs_whatever_python_is_told(options):
+    command = [sys.executable, *options.split(), str(ROOT / "minitrace.py")]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    words = "demo: it runs docstrings, which python -OO leaves out\n" if options == "-OO" else ""
+    assert (done.returncode, done.stderr) == (2 if words else 0, words)
+    assert ("answered: Hola, Juan!" in done.stdout) == (options != "-OO")
+
+
+def test_a_closed_standard_output_is_no_error():
+    words = shlex.join([sys.executable, str(ROOT / "minitrace.py"), "demo"])
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ---- the file as a whole
 
 

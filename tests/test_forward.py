@@ -1003,9 +1003,10 @@ def test_nothing_is_half_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"b:.* cannot take 99.*between 0 and 9"):
         other.load(path)
     assert other.a.data == 1
-    for text in ("", "[]", "{}", '{"parameters": []}', "not json"):
+    large = '{"parameters": {"a": {"$float": "0x1p99999"}}}'
+    for text in ("", "[]", "{}", '{"parameters": []}', "not json", "[" * 100_000, large):
         path.write_text(text)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="m: it is not a saved module: "):
             other.load(path)
 
 
