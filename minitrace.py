@@ -4105,7 +4105,7 @@ def _anthropic_fields(messages: _Messages) -> Fields:
 PROTOCOLS = {
     "openai": _Protocol(
         "/chat/completions",
-        "temperature top_p seed stop reasoning_effort response_format "
+        "temperature top_p seed=seed|random_seed stop reasoning_effort response_format "
         "max_tokens=max_tokens|max_completion_tokens",
         lambda messages: {"messages": messages},
     ),
@@ -4142,21 +4142,15 @@ llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
 """.strip().splitlines()
 }
 PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
-# Options that have other names than in the protocol, by a part of a provider's name or address.
-_OTHER_OPTIONS = {
-    "mistral": "seed=random_seed|seed",
-    "//api.openai.com/": "max_tokens=max_completion_tokens|max_tokens",
-}
 
 
 def _moved_address(variable: str, path: str) -> str:
-    """The base address that a variable names: a URL, in OLLAMA_HOST also a host and a port."""
+    """The base address that a variable names: a URL, in OLLAMA_HOST also a host with a port."""
     said = os.environ.get(variable, "").rstrip("/")
     if said and variable == "OLLAMA_HOST" and "://" not in said:
-        host, port = re.findall(r"^(.*?)(:\d+)?$", said)[0]
-        said = f"http://{host or '127.0.0.1'}{port or ':11434'}"
+        said = f"http://{said}" if ":" in said else f"http://{said}:11434"
     said = said.replace("//0.0.0.0", "//127.0.0.1")  # where a server listens, and none can call
-    return said if not said or said.endswith(("/v1", "/openai")) else said + path
+    return said + path if said and not said.endswith(path) else said
 
 
 # ---- The wire: one POST, its answer as plain data, and a deadline that holds.
@@ -4580,13 +4574,12 @@ class LLM(LanguageModel):
         protocol = PROTOCOLS[form]
         moved = self.base_url or _moved_address(variable, path) or base
         url = _address(moved, protocol.path)
-        other = (row for part, row in _OTHER_OPTIONS.items() if part in f"{provider} {url}")
-        names = _wire_names(" ".join([protocol.options, *other]))
+        names = _wire_names(protocol.options)
         headers = {
             "content-type": "application/json",
             "user-agent": "minitrace",
             **protocol.headers,
-            **self._own_headers(variable, keys),
+            **self._own_headers(keys),
         }
         route = _Route(provider, model, protocol, names, url, keys, headers)
         fault = route.fault(self.allow_http, moved == base)
@@ -4594,19 +4587,13 @@ class LLM(LanguageModel):
             raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
         return route
 
-    def _own_headers(self, variable: str, keys: str) -> Texts:
+    def _own_headers(self, keys: str) -> Texts:
         """The headers of one's own. Nothing is raised here, where keys are bare texts."""
-        get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
         key: Any = self._key
-        lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-        lines += [
-            f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
-            f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
-        ]
-        pairs = [line.partition(":")[::2] for line in lines] + [*self._headers.items()]
-        own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
+        given = self._headers.items()
+        own = {name.lower(): _Key(value.strip()) for name, value in given if value.strip()}
         if key is None and not own.keys() & _CREDENTIALS:
-            key = next(filter(None, map(get, keys.split())), None)
+            key = next(filter(None, map(os.environ.get, keys.split())), None)
         if key and key.strip():
             own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
         return own
