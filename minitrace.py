@@ -3775,6 +3775,7 @@ class LLMError(MinitraceError):
         status: the HTTP status, 0 if there was none.
         words: what the server said.
         hopeless: whether it is known that asking the same again cannot help.
+        wait: the seconds that the server asks to wait before that, 0 if it does not.
         provider, model, url: who was asked, and where, without the query string.
 
     >>> try:
@@ -3785,6 +3786,7 @@ class LLMError(MinitraceError):
     """
 
     kind, status, provider, model, url, words, hopeless = "setup", 0, "", "", "", "", False
+    wait = 0.0
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -3990,9 +3992,8 @@ class LanguageModel:
             if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
                 raise
             told = f"{self.model or type(self).__name__} raised {to_text(error, 500)}"
-            raise LLMError(
-                f"the language model {told}, the cause of this", kind="raised"
-            ) from error
+            words = f"the language model {told}, the cause of this"
+            raise LLMError(words, kind="raised") from error
         return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
@@ -4153,58 +4154,10 @@ def _moved_address(variable: str, path: str) -> str:
     return said + path if said and not said.endswith(path) else said
 
 
-# ---- The wire: one POST, its answer as plain data, and a deadline that holds.
+# ---- The wire: one POST, read to a reply or an error, and a deadline that holds.
 
 _LARGEST = 16 << 20  # bytes in an answer
 _CONNECT = 10.0  # seconds until a host that does not answer counts as not there
-
-
-class _Answer(NamedTuple):
-    """What came back, or why nothing did: the `kind` of an `LLMError`, and words as `body`."""
-
-    kind: str = ""
-    body: str = ""
-    status: int = 0
-    headers: Mapping[str, str] = {}
-
-    def words(self, error: Any) -> str:
-        """A server's own words for an error, in whichever of the many shapes they come."""
-        page = re.sub(r"<[^>]*>|[^\w!-~]", " ", self.body[:2000])
-        words = _dig(error, "message") or error or page
-        text = (words if isinstance(words, str) else json.dumps(words))[:500]
-        for name in "code", "type", "metadata raw":
-            note = _dig(error, name)
-            if isinstance(note, str):
-                text += f" [{note:.300}]"
-        if self.pause:
-            text += f" [it asks to wait {self.pause:.0f} s]"
-        text += f" {self.headers.get('location', '')}"
-        return " ".join(text.split())
-
-    @property
-    def pause(self) -> float:
-        """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
-        from email.utils import parsedate_to_datetime
-
-        after = self.headers.get("retry-after", "")
-        thousandths = f"{self.headers.get('retry-after-ms')}e-3"
-        for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', self.body)):
-            if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
-                return float(said)
-        with suppress(ValueError, TypeError, OverflowError):
-            return max(0, parsedate_to_datetime(after).timestamp() - time.time())
-        return 0
-
-    def may_heal(self, error: LLMError) -> bool:
-        """Is it worth asking again?"""
-        # A body cut where no length tells is bad JSON; a page for people begins with "<".
-        cut = error.kind == "unreadable" and self.body.strip()[:1] in ("{", "")
-        said = self.headers.get("x-should-retry")
-        return said == "true" or (said != "false" and (cut or not error.hopeless))
-
-
-# ---- Reading an answer: a text, or an error that says what to do.
-
 _REFUSES = (
     "un(supported|known|recognized|expected)|not (support|allowed|accepted)|permitted"
     "|extra_forbidden|deprecated|no longer"
@@ -4235,6 +4188,58 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^cut off|in its reasoning => raise max_tokens=
  => change the prompt, or ask again
 """
+
+
+def _words(error: Any) -> str:
+    """A server's own words for an error, in whichever of the many shapes they come."""
+    words = _dig(error, "message") or error
+    text = (words if isinstance(words, str) else json.dumps(words))[:500]
+    for name in "code", "type", "metadata raw":
+        note = _dig(error, name)
+        if isinstance(note, str):
+            text += f" [{note:.300}]"
+    return text
+
+
+def _wait(headers: Any, body: str) -> float:
+    """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
+    from email.utils import parsedate_to_datetime
+
+    after = headers.get("retry-after", "")
+    thousandths = f"{headers.get('retry-after-ms')}e-3"
+    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
+        if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
+            return float(said)
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0, parsedate_to_datetime(after).timestamp() - time.time())
+    return 0
+
+
+def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
+    """The reply in an answer, or the kind of error that it is, with its status and words."""
+    data, reply = None, Reply()
+    with suppress(ValueError, RecursionError):
+        data = json.loads(body)
+    error = _dig(data, "error|0 error|choices 0 error")
+    page = re.sub(r"<[^>]*>|[^\w!-~]", " ", body[:2000])
+    words = _words(error or _dig(data, "detail|message") or page)
+    code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
+    if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
+        status = int(code)
+    if error or not 200 <= status < 300:
+        kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
+        return reply, kind, status, words
+    try:
+        reply = Reply(data)
+    except TypeError:
+        return reply, "unreadable", status, words
+    refusal = _dig(data, "choices 0 message refusal")
+    kind = "refused" if refusal else reply.finish_reason
+    if kind not in _FAILURES:
+        kind = "" if reply.strip() else "cut off" if kind == "length" else "empty"
+    thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
+    said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
+    return reply, kind, status, f"{str(said)[:500]} (finish reason: {end:.80})".strip()
 
 
 class _Key(str):
@@ -4320,23 +4325,16 @@ without a user or a password"""
 
     def error(self, kind: str, words: str, status: int = 0) -> LLMError:
         """What went wrong, where, and what to do."""
-        words, url = str(Reply(self.redact(words))), self.url.partition("?")[0]
+        words = " ".join(str(Reply(self.redact(words))).split())
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        return LLMError(
-            f"{self.name} at {url}: {said}; {advice}.",
-            kind=kind,
-            status=status,
-            words=words,
-            hopeless=sign == "=",
-            provider=self.provider,
-            model=self.model,
-            url=url,
-        )
+        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
+        facts |= {"provider": self.provider, "model": self.model, "url": self.url.partition("?")[0]}
+        return LLMError(f"{self.name} at {facts['url']}: {said}; {advice}.", **facts)
 
-    def post(self, body: bytes, seconds: float) -> _Answer:
-        """The answer to one POST, or what kept it from coming within `seconds`.
+    def post(self, body: bytes, seconds: float) -> Reply | LLMError:
+        """The reply to one POST, or what kept it from coming within `seconds`.
 
         The timeout of a socket is per read: an answer that drips outlives it, and a name look-up
         has none. So a thread talks, we wait no longer than we may, and then shut down its socket.
@@ -4347,7 +4345,7 @@ without a user or a password"""
 
         sockets: list[Any] = []
 
-        def talk() -> _Answer:
+        def talk() -> Reply | LLMError:
             # Whatever goes wrong becomes text: a traceback through urllib would show the key.
             request = Request(self.url, body, {**self.headers}, method="POST")
             try:
@@ -4360,12 +4358,13 @@ without a user or a password"""
                 said = repr(getattr(error, "reason", error))
                 said = said if sockets else f"no connection: {said}"
                 direct = request.host in self.url
-                return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
+                said = said if direct else f"the proxy {request.host}: {said}"
+                return self.error("network", said)
 
         talking = _in_thread(talk)
         try:
             done = wait([talking], seconds).done
-            return talking.result() if done else _Answer("timeout", "no whole answer in time")
+            return talking.result() if done else self.error("timeout", "no whole answer in time")
         finally:
             for each in sockets:
                 with suppress(OSError):  # closed already
@@ -4408,48 +4407,26 @@ without a user or a password"""
         opener.add_handler(request.UnknownHandler())
         return opener
 
-    def _receive(self, response: Any) -> _Answer:
-        """Read an answer whole, but never more than the largest we take, and without our key."""
-        body = response.read(_LARGEST + 1)
-        if len(body) > _LARGEST:
-            return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
+    def _receive(self, response: Any) -> Reply | LLMError:
+        """Read an answer whole, but never more than the largest we take."""
+        raw = response.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            return self.error("unreadable", f"an answer larger than {_LARGEST:,} bytes")
         if response.length:  # read(n) is silent about what did not come
-            return _Answer("network", "the answer was cut")
-        headers = {name.lower(): self.redact(value) for name, value in response.getheaders()}
-        return _Answer(
-            "", self.redact(body.decode("utf-8-sig", "replace")), response.status, headers
-        )
-
-    def read(self, answer: _Answer) -> Reply | LLMError:
-        """The reply in an answer, or what is wrong with it."""
-        if answer.kind:
-            return self.error(answer.kind, answer.body)
-        data: Any = None
-        with suppress(ValueError, RecursionError):
-            data = json.loads(answer.body)
-        error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
-        words = answer.words(error or _dig(data, "detail|message"))
-        code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
-        if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
-            status = int(code)
-        if error or not 200 <= status < 300:
-            kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
-            return self.error(kind, words, status)
-        try:
-            reply = Reply(data)
-        except TypeError:
-            return self.error("unreadable", words, status)
-        refusal = _dig(data, "choices 0 message refusal")
-        kind = "refused" if refusal else reply.finish_reason
-        failed = kind in _FAILURES
-        if failed or not reply.strip():
-            kind = kind if failed else "cut off" if kind == "length" else "empty"
-            thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
-            said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
-            words = f"{str(said)[:500]} (finish reason: {end:.80})".strip()
-            return self.error(kind, words, status)
-        model = self.redact(reply.model or self.model)
-        return Reply(self.redact(reply), **vars(reply) | {"model": model})
+            return self.error("network", "the answer was cut")
+        body, headers = raw.decode("utf-8-sig", "replace"), response.headers
+        reply, kind, status, words = _read(body, response.status)
+        if not kind:
+            facts = vars(reply) | {"model": self.redact(reply.model or self.model)}
+            return Reply(self.redact(reply), **facts)
+        wait, order = _wait(headers, body), headers.get("x-should-retry")
+        words += f" [it asks to wait {wait:.0f} s]" if wait else ""
+        error = self.error(kind, f"{words} {headers.get('location', '')}", status)
+        # A body cut where no length tells is bad JSON; a page for people begins with "<".
+        cut = kind == "unreadable" and body.strip()[:1] in ("{", "")
+        error.wait = wait
+        error.hopeless = order != "true" and (order == "false" or error.hopeless and not cut)
+        return error
 
 
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
@@ -4545,16 +4522,15 @@ class LLM(LanguageModel):
         while True:
             sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
-            answer = route.post(body, deadline - time.monotonic())
-            result = route.read(answer)
+            result = route.post(body, deadline - time.monotonic())
             if isinstance(result, Reply):
                 return result
             route.learn(sent, result)
             if sent != route.request(messages, options):
                 continue
-            pause = answer.pause or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
+            pause = result.wait or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
-            if attempt >= self.retries or not in_time or not answer.may_heal(result):
+            if attempt >= self.retries or not in_time or result.hopeless:
                 raise result
             self.sleep(pause)
             attempt += 1
