@@ -4087,11 +4087,10 @@ class _Protocol(NamedTuple):
     fields: Callable[[_Messages], Fields]  # from messages to the fields that carry them
     headers: Mapping[str, str] = {}  # those it demands beside the key
 
-
-def _wire_names(options: str) -> dict[str, list[str]]:
-    """The names on the wire of each option."""
-    pairs = re.findall(r"(\w+)=?(\S*)", options)
-    return {option: (names or option).split("|") for option, names in pairs}
+    def names(self) -> dict[str, list[str]]:
+        """The names on the wire of each option."""
+        pairs = re.findall(r"(\w+)=?(\S*)", self.options)
+        return {option: (names or option).split("|") for option, names in pairs}
 
 
 def _anthropic_fields(messages: _Messages) -> Fields:
@@ -4099,8 +4098,8 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    fields = {"max_tokens": 8192, "messages": turns or [{"role": "user", "content": system}]}
-    return {**fields, "system": system} if system and turns else fields
+    alone = [_message("user", system)]
+    return _given(max_tokens=8192, messages=turns or alone, system=(turns and system) or None)
 
 
 PROTOCOLS = {
@@ -4163,18 +4162,21 @@ _REFUSES = (
     "|extra_forbidden|deprecated|no longer"
 )
 _FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
+_TELLING = "location", "x-should-retry"  # headers of an answer that belong to its words
 # The first line whose pattern is found in "kind status words" has the advice, and says whether the
 # same may be asked again (->) or that it is hopeless (=>).
 _ADVICE = """
-insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
+x-should-retry: true -> asking again did not help: try later, or raise retries=
+insufficient.(quota|balance|funds|credits)|balance is too low|billing_error|^status 402 \
+=> the account has nothing left: top it up or use another
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
 |token count|request.too.large|reduce the length|status 413 => shorten the prompt
 the proxy \\S+: (no connection|.*407) => \
 see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
+^(failed|status (408|409|429|5)).*x-should-retry: false => it says that another try cannot help
 ^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
 ^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
-billing|credit => the account has nothing left: top it up or use another
 ^status 401.*x-api-key => check the key, or send it as the server asks: \
 headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^status 40[13]|api.?key|no connected db => check the key: api_key= or {keys}
@@ -4188,17 +4190,6 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^cut off|in its reasoning => raise max_tokens=
  => change the prompt, or ask again
 """
-
-
-def _words(error: Any) -> str:
-    """A server's own words for an error, in whichever of the many shapes they come."""
-    words = _dig(error, "message") or error
-    text = (words if isinstance(words, str) else json.dumps(words))[:500]
-    for name in "code", "type", "metadata raw":
-        note = _dig(error, name)
-        if isinstance(note, str):
-            text += f" [{note:.300}]"
-    return text
 
 
 def _wait(headers: Any, body: str) -> float:
@@ -4215,11 +4206,19 @@ def _wait(headers: Any, body: str) -> float:
     return 0
 
 
-def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
+def _words(error: Any) -> str:
+    """A server's own words for an error, in whichever of the many shapes they come."""
+    words = _dig(error, "message") or error
+    text = (words if isinstance(words, str) else json.dumps(words))[:500]
+    notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
+    return text + "".join(f" [{note:.300}]" for note in notes if isinstance(note, str))
+
+
+def _read(raw: bytes, body: str, status: int) -> tuple[Reply, str, int, str]:
     """The reply in an answer, or the kind of error that it is, with its status and words."""
     data, reply = None, Reply()
     with suppress(ValueError, RecursionError):
-        data = json.loads(body)
+        data = json.loads(raw)
     error = _dig(data, "error|0 error|choices 0 error")
     page = re.sub(r"<[^>]*>|[^\w!-~]", " ", body[:2000])
     words = _words(error or _dig(data, "detail|message") or page)
@@ -4229,6 +4228,8 @@ def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
     if error or not 200 <= status < 300:
         kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
         return reply, kind, status, words
+    if data is None and body.strip()[:1] in ("{", ""):  # JSON that broke on its way, or nothing
+        return reply, "network", status, f"the answer was cut: {words}"
     try:
         reply = Reply(data)
     except TypeError:
@@ -4252,17 +4253,13 @@ class _Key(str):
 class _Route(NamedTuple):
     """Where a language model is and how it is spoken to."""
 
-    provider: str
+    name: str  # the provider's, "/", and the model's
     model: str
     protocol: _Protocol
     names: Mapping[str, list[str]]  # of options, on the wire, less those that were refused
     url: str
     keys: str
     headers: Texts
-
-    @property
-    def name(self) -> str:
-        return f"{self.provider}/{self.model}"
 
     @property
     def here(self) -> bool:
@@ -4289,8 +4286,7 @@ class _Route(NamedTuple):
         """Why nothing may be sent this way, or ""."""
         headers = (f"{name}:{value}" for name, value in self.headers.items())
         if not self.url:
-            return """name a provider (openai/NAME), or give base_url=: http(s)://..., \
-without a user or a password"""
+            return "name a provider, or give base_url=: http(s)://..., without a user or password"
         if not all(re.fullmatch("[!-9;-~]+:[ -~]+", header) for header in headers):
             return "the key, or another header, holds a line break or what else none can carry"
         if self.secrets and self.url.startswith("http:") and not (self.here or may_be_plain):
@@ -4323,15 +4319,15 @@ without a user or a password"""
                         _warn_outside(words)
                     return
 
-    def error(self, kind: str, words: str, status: int = 0) -> LLMError:
+    def error(self, kind: str, words: str, status: int = 0, wait: float = 0) -> LLMError:
         """What went wrong, where, and what to do."""
-        words = " ".join(str(Reply(self.redact(words))).split())
+        words, url = " ".join(self.redact(Reply(words)).split()), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
         facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
-        facts |= {"provider": self.provider, "model": self.model, "url": self.url.partition("?")[0]}
-        return LLMError(f"{self.name} at {facts['url']}: {said}; {advice}.", **facts)
+        facts |= {"wait": wait, "model": self.model, "provider": self.name.partition("/")[0]}
+        return LLMError(f"{self.name} at {url}: {said}; {advice}.", url=url, **facts)
 
     def post(self, body: bytes, seconds: float) -> Reply | LLMError:
         """The reply to one POST, or what kept it from coming within `seconds`.
@@ -4415,18 +4411,14 @@ without a user or a password"""
         if response.length:  # read(n) is silent about what did not come
             return self.error("network", "the answer was cut")
         body, headers = raw.decode("utf-8-sig", "replace"), response.headers
-        reply, kind, status, words = _read(body, response.status)
+        reply, kind, status, words = _read(raw, body, response.status)
         if not kind:
-            facts = vars(reply) | {"model": self.redact(reply.model or self.model)}
-            return Reply(self.redact(reply), **facts)
-        wait, order = _wait(headers, body), headers.get("x-should-retry")
+            model = self.redact(reply.model or self.model)
+            return Reply(self.redact(reply), **vars(reply) | {"model": model})
+        wait = _wait(headers, body)
         words += f" [it asks to wait {wait:.0f} s]" if wait else ""
-        error = self.error(kind, f"{words} {headers.get('location', '')}", status)
-        # A body cut where no length tells is bad JSON; a page for people begins with "<".
-        cut = kind == "unreadable" and body.strip()[:1] in ("{", "")
-        error.wait = wait
-        error.hopeless = order != "true" and (order == "false" or error.hopeless and not cut)
-        return error
+        words += "".join(f" [{name}: {headers[name]}]" for name in _TELLING if name in headers)
+        return self.error(kind, words, status, wait)
 
 
 _CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
@@ -4493,7 +4485,8 @@ class LLM(LanguageModel):
     ) -> None:
         # Both names are bound anew, since this frame may be shown in a traceback.
         self._key = api_key = api_key and _Key(api_key)
-        self._headers = headers = {name: _Key(value) for name, value in headers.items()}
+        headers = {k.lower(): _Key(str(v).strip()) for k, v in headers.items() if v}
+        self._headers = headers
         self.model = model
         self.base_url = base_url
         self.timeout = timeout
@@ -4501,7 +4494,7 @@ class LLM(LanguageModel):
         self.allow_http = allow_http
         self.sleep = sleep
         self.options = options
-        _check_options(options, " ".join(each.options for each in PROTOCOLS.values()))
+        _check_options(options, chain(*(each.names() for each in PROTOCOLS.values())))
         if not 0 < timeout <= 1e6:
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
@@ -4510,15 +4503,14 @@ class LLM(LanguageModel):
         return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
-        state = {**self.__dict__, "_key": None, "_headers": {}}
-        state.pop("_route", None)
-        return state
+        kept = {name: value for name, value in vars(self).items() if name != "_route"}
+        return {**kept, "_key": None, "_headers": {}}
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
 
         deadline, attempt, route = time.monotonic() + self.timeout, 0, self._route
-        _check_options(options, route.protocol.options)
+        _check_options(options, route.names)
         while True:
             sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
@@ -4549,34 +4541,29 @@ class LLM(LanguageModel):
         form, base, keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
         protocol = PROTOCOLS[form]
         moved = self.base_url or _moved_address(variable, path) or base
+        headers = self._all_headers(protocol.headers, keys)
         url = _address(moved, protocol.path)
-        names = _wire_names(protocol.options)
-        headers = {
-            "content-type": "application/json",
-            "user-agent": "minitrace",
-            **protocol.headers,
-            **self._own_headers(keys),
-        }
-        route = _Route(provider, model, protocol, names, url, keys, headers)
+        name = f"{provider}/{model}"
+        route = _Route(name, model, protocol, protocol.names(), url, keys, headers)
         fault = route.fault(self.allow_http, moved == base)
         if fault:
-            raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
+            raise LLMError(f"{name}: {fault}", provider=provider, model=model)
         return route
 
-    def _own_headers(self, keys: str) -> Texts:
-        """The headers of one's own. Nothing is raised here, where keys are bare texts."""
-        key: Any = self._key
-        given = self._headers.items()
-        own = {name.lower(): _Key(value.strip()) for name, value in given if value.strip()}
-        if key is None and not own.keys() & _CREDENTIALS:
+    def _all_headers(self, demanded: Texts, keys: str) -> Texts:
+        """The headers of a request. Nothing is raised here, where keys are bare texts."""
+        key: str | None = self._key
+        basic = {"content-type": "application/json", "user-agent": "minitrace"}
+        all_headers = {**basic, **demanded, **self._headers}
+        if key is None and not all_headers.keys() & _CREDENTIALS:
             key = next(filter(None, map(os.environ.get, keys.split())), None)
         if key and key.strip():
-            own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-        return own
+            all_headers.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
+        return all_headers
 
 
-def _check_options(options: Fields, known: str) -> None:
-    names = sorted(_wire_names(known))
+def _check_options(options: Fields, known: Iterable[str]) -> None:
+    names = sorted({*known})
     for name in sorted(options.keys() - {*names, "extra"}):
         words = "what one server alone knows goes into extra={...}"
         raise TypeError(f"no option {name!r}: known are {', '.join(names)}; {words}")

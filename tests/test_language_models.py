@@ -941,6 +941,8 @@ def test_a_wrong_key_names_its_variable(server):
         ("error_page", "Bad gateway"),
         ("error_text_in_200", "no such thing"),
         ("status503", "try later"),
+        ("never", "[x-should-retry: false]; it says that another try cannot help"),
+        ("nothing", "network 200 the answer was cut"),
         *[(f"overflow_{name}", "shorten the prompt") for name in OVERFLOWS],
         ("raw", "Provider returned error [some_error] [the real reason]"),
         ("litellm_key", "check the key: api_key= or OPENAI_API_KEY"),
@@ -981,7 +983,7 @@ def test_errors_say_what_to_do_in_the_servers_words(server, mode, words):
 
 @pytest.mark.parametrize(
     "mode",
-    ["quota", "page", "endless", "packed", "packed_bomb", "empty", "refused", "never", "azure"]
+    ["quota", "page", "other_shape", "endless", "packed", "packed_bomb", "empty", "refused", "never", "azure"]
     + [f"overflow_{name}" for name in OVERFLOWS]
     + ["balance_429", "deepseek_balance", "choice_refusal", "thought", "wants_x_api_key"]
     + ["ends_sensitive", "ends_SAFETY", "ends_model_context_window_exceeded"],
@@ -1092,7 +1094,7 @@ def test_a_pause_beyond_the_deadline_is_not_begun(server):
     error, pauses = fails(server, "asks_hour")
     assert error.status == 429 and pauses == []
     words = "[it asks to wait 3600 s]; try again after that, or raise timeout= above it."
-    assert str(error).endswith(words)
+    assert str(error).endswith(words) and error.wait == 3600
 
 
 def test_retries_are_counted(server):
