@@ -3876,7 +3876,8 @@ stop: end_turn stop_sequence eos
 length: max_tokens model_length max_output_tokens
 cut off: model_context_window_exceeded
 refused: refusal
-filtered: content_filter content_filtered sensitive safety recitation blocklist prohibited_content
+filtered: content_filter content_filtered sensitive safety recitation blocklist prohibited_content \
+invalid_prompt content_policy_violation data_inspection_failed
 failed: error network_error insufficient_system_resource abort aborted cancelled
 """.strip().splitlines()
     for word in row.split(": ")[1].split()
@@ -4166,17 +4167,17 @@ _TELLING = "location", "x-should-retry"  # headers of an answer that belong to i
 # The first line whose pattern is found in "kind status words" has the advice, and says whether the
 # same may be asked again (->) or that it is hopeless (=>).
 _ADVICE = """
-x-should-retry: true -> asking again did not help: try later, or raise retries=
-insufficient.(quota|balance|funds|credits)|balance is too low|billing_error|^status 402 \
-=> the account has nothing left: top it up or use another
+x-should-retry: true -> try again later, or raise retries= and timeout=
+insufficient.(quota|balance|funds|credits)|balance is too low|(any|more|no) credits|billing_error\
+|^status 402 => the account has nothing left: top it up or use another
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
-|token count|request.too.large|reduce the length|status 413 => shorten the prompt
+|token count|too many (input )?tokens|less than \\d+ tokens|must be <= \\d+|request.too.large\
+|reduce the length|status 413 => shorten the prompt
 the proxy \\S+: (no connection|.*407) => \
 see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
 ^(failed|status (408|409|429|5)).*x-should-retry: false => it says that another try cannot help
-^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
-^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
+^status (408|409|429|5)|^failed -> try again later, or raise retries= and timeout=
 ^status 401.*x-api-key => check the key, or send it as the server asks: \
 headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^status 40[13]|api.?key|no connected db => check the key: api_key= or {keys}
@@ -4196,7 +4197,7 @@ def _wait(headers: Any, body: str) -> float:
     """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
     from email.utils import parsedate_to_datetime
 
-    after = headers.get("retry-after", "")
+    after = headers.get("retry-after", "").strip()
     thousandths = f"{headers.get('retry-after-ms')}e-3"
     for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
         if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
@@ -4214,11 +4215,11 @@ def _words(error: Any) -> str:
     return text + "".join(f" [{note:.300}]" for note in notes if isinstance(note, str))
 
 
-def _read(raw: bytes, body: str, status: int) -> tuple[Reply, str, int, str]:
+def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
     """The reply in an answer, or the kind of error that it is, with its status and words."""
     data, reply = None, Reply()
     with suppress(ValueError, RecursionError):
-        data = json.loads(raw)
+        data = json.loads(body, strict=False)
     error = _dig(data, "error|0 error|choices 0 error")
     page = re.sub(r"<[^>]*>|[^\w!-~]", " ", body[:2000])
     words = _words(error or _dig(data, "detail|message") or page)
@@ -4228,11 +4229,12 @@ def _read(raw: bytes, body: str, status: int) -> tuple[Reply, str, int, str]:
     if error or not 200 <= status < 300:
         kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
         return reply, kind, status, words
-    if data is None and body.strip()[:1] in ("{", ""):  # JSON that broke on its way, or nothing
-        return reply, "network", status, f"the answer was cut: {words}"
     try:
-        reply = Reply(data)
+        reply = Reply([] if isinstance(data, str) else data)
     except TypeError:
+        broken = data is None or "\ufffd" in body  # on its way, and not a page for people
+        if broken and body.strip()[:1] in ("{", ""):
+            return reply, "network", status, f"no whole JSON: {words}"
         return reply, "unreadable", status, words
     refusal = _dig(data, "choices 0 message refusal")
     kind = "refused" if refusal else reply.finish_reason
@@ -4411,12 +4413,12 @@ class _Route(NamedTuple):
         if response.length:  # read(n) is silent about what did not come
             return self.error("network", "the answer was cut")
         body, headers = raw.decode("utf-8-sig", "replace"), response.headers
-        reply, kind, status, words = _read(raw, body, response.status)
+        reply, kind, status, words = _read(body, response.status)
         if not kind:
             model = self.redact(reply.model or self.model)
             return Reply(self.redact(reply), **vars(reply) | {"model": model})
         wait = _wait(headers, body)
-        words += f" [it asks to wait {wait:.0f} s]" if wait else ""
+        words += f" [it asks to wait {wait:g} s]" if wait else ""
         words += "".join(f" [{name}: {headers[name]}]" for name in _TELLING if name in headers)
         return self.error(kind, words, status, wait)
 

@@ -901,12 +901,12 @@ def test_broken_answers_are_asked_for_again(server, mode, protocol):
 
 
 @pytest.mark.parametrize(
-    "mode", ["chunked", "bom", "no_finish", "no_usage", "parts"]
+    "mode", ["chunked", "bom", "no_finish", "no_usage", "parts", "latin_1", "raw_newline"]
 )
 def test_odd_answers_are_understood(server, mode):
     llm, _ = connect(server, mode)
     reply = llm("hello")
-    assert reply in ("echo: hello", "in parts") and reply.finish_reason == "stop"
+    assert reply in ("echo: hello", "in parts", "caf\ufffd", "a\nb") and reply.finish_reason == "stop"
     assert (reply.usage is None) == (mode == "no_usage")
 
 
@@ -940,9 +940,13 @@ def test_a_wrong_key_names_its_variable(server):
         ("error_message", "plain words"),
         ("error_page", "Bad gateway"),
         ("error_text_in_200", "no such thing"),
-        ("status503", "try later"),
+        ("status503", "try again later"),
+        ("xai_balance", "the account has nothing left"),
+        ("flagged", "filtered 400 Invalid prompt"),
+        ("busy_anthropic", "[x-should-retry: true]; try again later, or raise retries= and timeout="),
         ("never", "[x-should-retry: false]; it says that another try cannot help"),
-        ("nothing", "network 200 the answer was cut"),
+        ("nothing", "network 200 no whole JSON"),
+        ("just_text", "unreadable 200"),
         *[(f"overflow_{name}", "shorten the prompt") for name in OVERFLOWS],
         ("raw", "Provider returned error [some_error] [the real reason]"),
         ("litellm_key", "check the key: api_key= or OPENAI_API_KEY"),
@@ -951,10 +955,10 @@ def test_a_wrong_key_names_its_variable(server):
         ("deepseek_balance", "the account has nothing left"),
         ("balance_429", "the account has nothing left"),
         ("wants_x_api_key", 'headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}'),
-        ("nginx", "status 502 502 Bad Gateway 502 Bad Gateway nginx/1.27.0; asking again"),
+        ("nginx", "status 502 502 Bad Gateway 502 Bad Gateway nginx/1.27.0; try again later"),
         ("azure", "filtered 400 The response was filtered"),
         ("ends_model_context_window_exceeded", "shorten the prompt"),
-        ("ends_network_error", "failed 200 half a th (finish reason: network_error); asking again"),
+        ("ends_network_error", "failed 200 half a th (finish reason: network_error); try again"),
         ("thought", "all is in its reasoning (finish reason: stop); raise max_tokens="),
         ("thought_null", "all is in its reasoning (finish reason: stop); raise max_tokens="),
         ("thought_blank", "all is in its reasoning (finish reason: stop); raise max_tokens="),
@@ -1072,6 +1076,7 @@ def test_a_server_may_order_another_try(server):
     [
         ("asks_seconds", 2.5, 2.5),
         ("asks_ms", 1.5, 1.5),
+        ("asks_blank", 2, 2),
         ("asks_date", 1.5, 3.1),
         ("asks_info", 17, 17),
         ("asks_negative", 0.37, 0.5),
@@ -1093,7 +1098,7 @@ def test_a_pause_beyond_the_deadline_is_not_begun(server):
         assert error.status == 429 and pauses == []
     error, pauses = fails(server, "asks_hour")
     assert error.status == 429 and pauses == []
-    words = "[it asks to wait 3600 s]; try again after that, or raise timeout= above it."
+    words = "[it asks to wait 3600 s]; try again later, or raise retries= and timeout=."
     assert str(error).endswith(words) and error.wait == 3600
 
 
