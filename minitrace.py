@@ -3854,7 +3854,8 @@ class Reply(str):
             text = _content(_dig(answer, "choices 0 message content|content"))
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
+        refused, model = _dig(answer, _REFUSAL), _content(_dig(answer, "model"))
+        end = "refusal" if refused else _content(_dig(answer, _END))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
         told, usage = facts.get("usage") or _dig(answer, "usage"), Fields()
         for name, *kinds in map(str.split, _COUNTS):
@@ -3868,6 +3869,7 @@ class Reply(str):
 
 # Where an answer has the word for why its text ended. OpenAI's form comes first, then Anthropic's.
 _END = "choices 0 finish_reason|stop_reason"
+_REFUSAL = "choices 0 message refusal"  # words in place of a text
 # What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
 _ENDS = {
     word: row.split(": ")[0]
@@ -4236,12 +4238,11 @@ def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
         if broken and body.strip()[:1] in ("{", ""):
             return reply, "network", status, f"no whole JSON: {words}"
         return reply, "unreadable", status, words
-    refusal = _dig(data, "choices 0 message refusal")
-    kind = "refused" if refusal else reply.finish_reason
+    kind = reply.finish_reason
     if kind not in _FAILURES:
         kind = "" if reply.strip() else "cut off" if kind == "length" else "empty"
     thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
-    said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
+    said = _dig(data, _REFUSAL) or reply.strip() or ("all is in its reasoning" if thought else "")
     return reply, kind, status, f"{str(said)[:500]} (finish reason: {end:.80})".strip()
 
 

@@ -237,6 +237,7 @@ def test_the_usage_that_somebody_gives_a_reply_is_read_too():
         (completion([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}], "eos"),
          "in parts", "stop"),
         (completion("", "content_filter"), "", "filtered"),
+        ({"choices": [{"message": {"content": None, "refusal": "No."}}]}, "", "refused"),
     ],
 )  # fmt: skip
 def test_why_a_text_of_another_client_ended_is_known(answer, text, end):
