@@ -4693,7 +4693,7 @@ class StubLLM(LanguageModel):
         rows = re.findall(row, sections["Variables"], re.M)
         attempts = re.split(r"\n\d+\. ", sections["Past attempts"])[1:]
         now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
-        tried = [self._read(attempt) for attempt in [*attempts, now + sections["Feedback"]]]
+        tried = [*map(self._read, [*attempts, now + sections["Feedback"]])]
         reasons, suggestion = [], Fields()
         for place, (kind, name, _, rules) in enumerate(rows):
             seen = [(values[name], *said) for values, *said in tried if name in values]
@@ -4704,13 +4704,13 @@ class StubLLM(LanguageModel):
         said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
-    def _read(self, attempt: str) -> tuple[Texts, int, float | None]:
+    def _read(self, attempt: str) -> Any:
         """The values of an attempt, the way its feedback points (up if above 0), and its score."""
         values, _, said = attempt.partition("\n")
         way = len(re.findall(_MORE, said)) - len(re.findall(_LESS, said))
-        score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
+        scores = re.findall(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
         named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-        return named, way, float(score[1]) if score else None
+        return named, way, float(scores[0]) if scores else None
 
     def _guess(self, kind: str, rules: str, seen: Any, turn: Any, rng: Any) -> tuple[Any, str]:
         """The next value of a variable, or None to leave it, and why.
@@ -4720,19 +4720,23 @@ class StubLLM(LanguageModel):
         """
         import ast
 
-        choices = re.search(r"one of (\[.*\])", rules)
-        if kind == "bool" or choices:
+        if kind == "bool":
+            rules = "one of [False, True]"
+        for choices in re.findall(r"one of (\[.*\])", rules):
             tried = {value for value, _, _ in seen}
-            listed = ast.literal_eval(choices[1]) if choices else [False, True]
-            left = [choice for choice in listed if repr(choice) not in tried]
+            left = [choice for choice in ast.literal_eval(choices) if repr(choice) not in tried]
             return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
         if kind not in ("int", "float"):
             return None, "a stub cannot write"
-        seen = [(float(value), way, score) for value, way, score in seen]
+        seen = [(float(value), *said) for value, *said in seen]
         value, way, score = seen[-1]
         if not way and score is None:
             return None, "the feedback does not say which way"
-        new = self._bisect(seen) if way else self._climb(seen, *turn)
+        new = value if way else self._climb(seen, *turn)
+        if way:  # twice as far, or to the middle between the nearest two, one on each side
+            doubled = value + 2 * math.copysign(max(abs(value), 1), way)
+            beyond = [v for v, w, _ in seen if w * way < 0 < (v - value) * way]
+            new = (value + min(beyond, key=lambda v: abs(v - value), default=doubled)) / 2
         ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
         new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
         if kind == "int":  # on a climb away from the value, which is where it would stand still
@@ -4741,26 +4745,16 @@ class StubLLM(LanguageModel):
             return None, f"it stays at {value:g}"
         return new, f"{'up' if new > value else 'down'} from {value:g}"
 
-    def _bisect(self, seen: Any) -> Any:
-        """Twice as far while only one side is known, then the middle between the nearest two."""
-        value, way, _ = seen[-1]
-        beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
-        if not beyond:
-            return value + math.copysign(max(abs(value), 1), way)
-        return (value + min(beyond, key=lambda v: abs(v - value))) / 2
-
     def _climb(self, seen: Any, turn: int, variables: int) -> Any:
         """A step from the best value so far: on after a success, else back and shorter."""
         values, scores = zip(*[(v, s) for v, _, s in seen if s is not None], strict=True)
         first = scores.index(max(scores))  # as good again is no success
         best, failures = values[first], len(scores) - 1 - first
-        strides = [best - value for value in values[:first] if value != best]
-        stride = strides[-1] if strides else max(abs(best), 1) / 4
+        strides = [max(abs(best), 1) / 4, *(best - v for v in values[:first] if v != best)]
         if failures // 2 % variables != turn:
             return best
-        if not failures:
-            return best + 2 * stride
-        return best + (-1.0) ** failures * stride / 3.0 ** (failures // (2 * variables))
+        stride = strides[-1] * ((-1.0) ** failures if failures else 2)
+        return best + stride / 3.0 ** (failures // (2 * variables))
 
 
 # ---- 7. Looking ----------------------------------------------------------------------------------
