@@ -4318,8 +4318,8 @@ class _Route(NamedTuple):
                 if re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
                     names[:] = [other for other in names if other != name]
                     if not names:
-                        words = f"{self.name} refuses {name!r}: it is left out from now on"
-                        _warn_outside(words)
+                        left = f"{self.name} refuses {name!r}: it is left out from now on"
+                        _warn_outside(f"{left} ({error.words})")
                     return
 
     def error(self, kind: str, words: str, status: int = 0, wait: float = 0) -> LLMError:
