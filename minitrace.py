@@ -4253,16 +4253,41 @@ class _Key(str):
         return "'[key]'"
 
 
-class _Route(NamedTuple):
-    """Where a language model is and how it is spoken to."""
+_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
 
-    name: str  # the provider's, "/", and the model's
-    model: str
-    protocol: _Protocol
-    names: Mapping[str, list[str]]  # of options, on the wire, less those that were refused
-    url: str
-    keys: str
-    headers: Texts
+
+class _Route:
+    """Where a language model is and how it is spoken to. The environment is read when it is made.
+
+    Attributes:
+        name: the provider's, "/", and that of the `model`.
+        names: those of options on the wire, less those that were refused.
+        keys: the variables that may hold the key.
+        secrets: what no text may show, the longest first.
+    """
+
+    def __init__(self, llm: LLM, name: str) -> None:
+        provider, _, self.model = name.partition("/")
+        if provider not in PROVIDERS or not self.model:
+            provider, self.model = "compatible", name
+        form, base, self.keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
+        self.name, self.protocol = f"{provider}/{self.model}", PROTOCOLS[form]
+        self.names = self.protocol.names()
+        moved = llm.base_url or _moved_address(variable, path) or base
+        self.url = _address(moved, self.protocol.path)
+        basic = {"content-type": "application/json", "user-agent": "minitrace"}
+        self.headers = {**basic, **self.protocol.headers, **llm._headers}
+        key = llm._key
+        if key is None and not self.headers.keys() & _CREDENTIALS:
+            key = _Key(next(filter(None, map(os.environ.get, self.keys.split())), ""))
+        if key and key.strip():
+            self.headers.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
+        secret, headers = "auth|key|token|secret|cookie", self.headers.items()
+        hidden = [value for name, value in headers if re.search(secret, name)]
+        self.secrets = sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
+        fault = self.fault(llm.allow_http, moved == base)
+        if fault:
+            raise LLMError(f"{self.name}: {fault}", provider=provider, model=self.model)
 
     @property
     def here(self) -> bool:
@@ -4270,13 +4295,6 @@ class _Route(NamedTuple):
         net = r"127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}"
         host = rf"localhost|{net}|\[::1]|\[::ffff:{net}]"
         return bool(re.match(rf"https?://({host})(?![^:/?])", self.url))
-
-    @property
-    def secrets(self) -> list[_Key]:
-        """What no text may show, the longest first."""
-        pattern, headers = "auth|key|token|secret|cookie", self.headers.items()
-        hidden = [value for name, value in headers if re.search(pattern, name)]
-        return sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
 
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
@@ -4424,9 +4442,6 @@ class _Route(NamedTuple):
         return self.error(kind, words, status, wait)
 
 
-_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
-
-
 class LLM(LanguageModel):
     """A language model behind HTTP: `llm("question")` or `llm(messages)` gives a `Reply`.
 
@@ -4532,37 +4547,13 @@ class LLM(LanguageModel):
 
     @cached_property
     def _route(self) -> _Route:
-        """Where the language model is; the environment is read here, and the key sealed."""
         name = self.model or os.environ.get("MINITRACE_MODEL", "")
         if not name:
             raise LLMError(
                 "no language model is configured: pass LLM('provider/name'), or set MINITRACE_MODEL"
                 f" to it and the variable of the provider's key. Providers: {', '.join(PROVIDERS)}"
             )
-        first, _, rest = name.partition("/")
-        provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
-        form, base, keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
-        protocol = PROTOCOLS[form]
-        moved = self.base_url or _moved_address(variable, path) or base
-        headers = self._all_headers(protocol.headers, keys)
-        url = _address(moved, protocol.path)
-        name = f"{provider}/{model}"
-        route = _Route(name, model, protocol, protocol.names(), url, keys, headers)
-        fault = route.fault(self.allow_http, moved == base)
-        if fault:
-            raise LLMError(f"{name}: {fault}", provider=provider, model=model)
-        return route
-
-    def _all_headers(self, demanded: Texts, keys: str) -> Texts:
-        """The headers of a request. Nothing is raised here, where keys are bare texts."""
-        key: str | None = self._key
-        basic = {"content-type": "application/json", "user-agent": "minitrace"}
-        all_headers = {**basic, **demanded, **self._headers}
-        if key is None and not all_headers.keys() & _CREDENTIALS:
-            key = next(filter(None, map(os.environ.get, keys.split())), None)
-        if key and key.strip():
-            all_headers.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-        return all_headers
+        return _Route(self, name)
 
 
 def _check_options(options: Fields, known: Iterable[str]) -> None:
