@@ -4149,10 +4149,9 @@ PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 
 def _moved_address(variable: str, path: str) -> str:
     """The base address that a variable names: a URL, in OLLAMA_HOST also a host with a port."""
-    said = os.environ.get(variable, "").rstrip("/")
+    said = os.environ.get(variable, "").strip().rstrip("/")
     if said and variable == "OLLAMA_HOST" and "://" not in said:
         said = f"http://{said}" if ":" in said else f"http://{said}:11434"
-    said = said.replace("//0.0.0.0", "//127.0.0.1")  # where a server listens, and none can call
     return said + path if said and not said.endswith(path) else said
 
 
@@ -4274,7 +4273,9 @@ class _Route:
         self.name, self.protocol = f"{provider}/{self.model}", PROTOCOLS[form]
         self.names = self.protocol.names()
         moved = llm.base_url or _moved_address(variable, path) or base
-        self.url = _address(moved, self.protocol.path)
+        # Servers listen at 0.0.0.0, and say so, but it is not an address to call.
+        called = re.sub(r"//0\.0\.0\.0(?![^:/])", "//127.0.0.1", moved)
+        self.url = _address(called, self.protocol.path)
         basic = {"content-type": "application/json", "user-agent": "minitrace"}
         self.headers = {**basic, **self.protocol.headers, **llm._headers}
         key = llm._key
@@ -4547,7 +4548,7 @@ class LLM(LanguageModel):
 
     @cached_property
     def _route(self) -> _Route:
-        name = self.model or os.environ.get("MINITRACE_MODEL", "")
+        name = self.model or os.environ.get("MINITRACE_MODEL", "").strip()
         if not name:
             raise LLMError(
                 "no language model is configured: pass LLM('provider/name'), or set MINITRACE_MODEL"

@@ -803,6 +803,7 @@ def test_each_providers_address_is_that_of_the_table(offline, provider):
         ("0.0.0.0", "http://127.0.0.1:11434"),
         ("[::1]:99", "http://[::1]:99"),
         ("http://0.0.0.0:99", "http://127.0.0.1:99"),
+        (" http://h/ \r", "http://h"),
         ("h:12", "http://h:12"),
     ],
 )
@@ -1472,7 +1473,7 @@ def test_a_key_does_not_travel_over_plain_http(monkeypatch):
         raise OSError("no network here")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    far = "example.org 0.0.0.0 127.1 127.0.0.1.evil.example 10.0.0.1 [::2] localhost.evil.example"
+    far = "example.org 0.0.0.0.evil.example 127.1 127.0.0.1.evil.example 10.0.0.1 [::2] localhost.evil.example"
     for host in far.split():
         base = f"http://{host}/v1"
         with pytest.raises(LLMError, match=r"plain http would.*allow_http=True"):
@@ -1483,6 +1484,7 @@ def test_a_key_does_not_travel_over_plain_http(monkeypatch):
         assert asked_at("m", base_url=base, api_key=KEY, allow_http=True).startswith(base)
         assert asked_at("m", base_url=base).startswith(base)  # no key, no secret
         looked_up.clear()
+    assert "//127.0.0.1:4000/" in asked_at("m", base_url="http://0.0.0.0:4000", api_key=KEY)
     for host in ("localhost", "127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]"):
         assert asked_at("m", base_url=f"http://{host}/v1", api_key=KEY)
 
