@@ -4123,7 +4123,8 @@ PROTOCOLS = {
 }
 # Who serves language models, by the first part of a name, as in "groq/llama-3": the protocol, the
 # base address, variables that may hold the key (the first that is set wins), the variable that
-# moves the address, and what stands behind what that says. "compatible" serves bare names.
+# moves the address, and what stands behind what that says. "compatible" serves bare names, and has
+# no address of its own.
 PROVIDERS: dict[str, tuple[str, ...]] = {
     row.split("  ")[0]: tuple(row.split("  ")[1:])
     for row in """
@@ -4142,9 +4143,9 @@ xai  openai  https://api.x.ai/v1  XAI_API_KEY
 lmstudio  openai  http://127.0.0.1:1234/v1
 vllm  openai  http://127.0.0.1:8000/v1  VLLM_API_KEY
 llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
+compatible  openai    OPENAI_API_KEY  OPENAI_BASE_URL
 """.strip().splitlines()
 }
-PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 
 
 def _moved_address(variable: str, path: str) -> str:
@@ -4163,8 +4164,6 @@ _REFUSES = (
     "un(supported|known|recognized|expected)|not (support|allowed|accepted)|permitted"
     "|extra_forbidden|deprecated|no longer"
 )
-_FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
-_TELLING = "location", "x-should-retry"  # headers of an answer that belong to its words
 # The first line whose pattern is found in "kind status words" has the advice, and says whether the
 # same may be asked again (->) or that it is hopeless (=>).
 _ADVICE = """
@@ -4238,7 +4237,7 @@ def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
             return reply, "network", status, f"no whole JSON: {words}"
         return reply, "unreadable", status, words
     kind = reply.finish_reason
-    if kind not in _FAILURES:
+    if kind not in ("refused", "filtered", "failed", "cut off"):  # whatever the text
         kind = "" if reply.strip() else "cut off" if kind == "length" else "empty"
     thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
     said = _dig(data, _REFUSAL) or reply.strip() or ("all is in its reasoning" if thought else "")
@@ -4439,7 +4438,8 @@ class _Route:
             return Reply(self.redact(reply), **vars(reply) | {"model": model})
         wait = _wait(headers, body)
         words += f" [it asks to wait {wait:g} s]" if wait else ""
-        words += "".join(f" [{name}: {headers[name]}]" for name in _TELLING if name in headers)
+        for name in "location", "x-should-retry":
+            words += f" [{name}: {headers[name]}]" if name in headers else ""
         return self.error(kind, words, status, wait)
 
 
