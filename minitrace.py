@@ -3756,7 +3756,8 @@ class _View:
 #
 # A language model is any callable from messages to text; these are the ones we bring. A message is
 # {"role": ..., "content": ...}; a plain text is one message of the user. Left out, on purpose:
-# streaming, tools, images, and connection reuse (a reply takes seconds, a handshake does not).
+# streaming, tools, images, connection reuse (a reply takes seconds, a handshake does not), and what
+# else a provider's own client reads from the environment: `headers=` can say it.
 
 _Messages = list[Fields]
 
