@@ -4172,8 +4172,8 @@ x-should-retry: true -> try again later, or raise retries= and timeout=
 insufficient.(quota|balance|funds|credits)|balance is too low|(any|more|no) credits|billing_error\
 |^status 402 => the account has nothing left: top it up or use another
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
-|token count|too many (input )?tokens|less than \\d+ tokens|must be <= \\d+|request.too.large\
-|reduce the length|status 413 => shorten the prompt
+|token count|too many (input )?tokens|inputs`.{0,30} must|request.too.large|reduce the length\
+|status 413 => shorten the prompt
 the proxy \\S+: (no connection|.*407) => \
 see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
@@ -4439,7 +4439,7 @@ class _Route:
             return Reply(self.redact(reply), **vars(reply) | {"model": model})
         wait = _wait(headers, body)
         words += f" [it asks to wait {wait:g} s]" if wait else ""
-        for name in "location", "x-should-retry":
+        for name in "location", "x-should-retry", "content-encoding":
             words += f" [{name}: {headers[name]}]" if name in headers else ""
         return self.error(kind, words, status, wait)
 

@@ -494,6 +494,7 @@ MODES = {
     "long_filtered": says(text="x" * 100_000, finish="content_filter"),
     "choice_refusal": choice_error({"message": "Bad request upstream", "code": 400}),
     "xai_balance": status(403, "Your newly created team doesn't have any credits yet."),
+    "hot": status(400, "temperature must be <= 2"),
     "flagged": status(400, "Invalid prompt: it was flagged.", code="invalid_prompt"),
     "busy_anthropic": status(
         529, "Overloaded", [("x-should-retry", "true"), ("retry-after", "1e9")]
