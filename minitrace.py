@@ -3758,7 +3758,8 @@ class _View:
 #
 # A language model is any callable from messages to text; these are the ones we bring. A message is
 # {"role": ..., "content": ...}; a plain text is one message of the user. Left out, on purpose:
-# streaming, tools, images, and connection reuse (a reply takes seconds, a handshake does not).
+# streaming, tools, images, connection reuse (a reply takes seconds, a handshake does not), and what
+# else a provider's own client reads from the environment: `headers=` can say it.
 
 _Messages = list[Fields]
 
@@ -3777,6 +3778,7 @@ class LLMError(MinitraceError):
         status: the HTTP status, 0 if there was none.
         words: what the server said.
         hopeless: whether it is known that asking the same again cannot help.
+        wait: the seconds that the server asks to wait before that, 0 if it does not.
         provider, model, url: who was asked, and where, without the query string.
 
     >>> try:
@@ -3787,6 +3789,7 @@ class LLMError(MinitraceError):
     """
 
     kind, status, provider, model, url, words, hopeless = "setup", 0, "", "", "", "", False
+    wait = 0.0
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -3854,7 +3857,8 @@ class Reply(str):
             text = _content(_dig(answer, "choices 0 message content|content"))
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        end, model = _content(_dig(answer, _END)), _content(_dig(answer, "model"))
+        refused, model = _dig(answer, _REFUSAL), _content(_dig(answer, "model"))
+        end = "refusal" if refused else _content(_dig(answer, _END))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
         told, usage = facts.get("usage") or _dig(answer, "usage"), Fields()
         for name, *kinds in map(str.split, _COUNTS):
@@ -3868,6 +3872,7 @@ class Reply(str):
 
 # Where an answer has the word for why its text ended. OpenAI's form comes first, then Anthropic's.
 _END = "choices 0 finish_reason|stop_reason"
+_REFUSAL = "choices 0 message refusal"  # words in place of a text
 # What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
 _ENDS = {
     word: row.split(": ")[0]
@@ -3876,7 +3881,8 @@ stop: end_turn stop_sequence eos
 length: max_tokens model_length max_output_tokens
 cut off: model_context_window_exceeded
 refused: refusal
-filtered: content_filter content_filtered sensitive safety recitation blocklist prohibited_content
+filtered: content_filter content_filtered sensitive safety recitation blocklist prohibited_content \
+invalid_prompt content_policy_violation data_inspection_failed
 failed: error network_error insufficient_system_resource abort aborted cancelled
 """.strip().splitlines()
     for word in row.split(": ")[1].split()
@@ -3992,9 +3998,8 @@ class LanguageModel:
             if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
                 raise
             told = f"{self.model or type(self).__name__} raised {to_text(error, 500)}"
-            raise LLMError(
-                f"the language model {told}, the cause of this", kind="raised"
-            ) from error
+            words = f"the language model {told}, the cause of this"
+            raise LLMError(words, kind="raised") from error
         return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
@@ -4088,11 +4093,10 @@ class _Protocol(NamedTuple):
     fields: Callable[[_Messages], Fields]  # from messages to the fields that carry them
     headers: Mapping[str, str] = {}  # those it demands beside the key
 
-
-def _wire_names(options: str) -> dict[str, list[str]]:
-    """The names on the wire of each option."""
-    pairs = re.findall(r"(\w+)=?(\S*)", options)
-    return {option: (names or option).split("|") for option, names in pairs}
+    def names(self) -> dict[str, list[str]]:
+        """The names on the wire of each option."""
+        pairs = re.findall(r"(\w+)=?(\S*)", self.options)
+        return {option: (names or option).split("|") for option, names in pairs}
 
 
 def _anthropic_fields(messages: _Messages) -> Fields:
@@ -4100,14 +4104,14 @@ def _anthropic_fields(messages: _Messages) -> Fields:
     on_top = ("system", "developer")
     system = "\n\n".join(_content(m["content"]) for m in messages if m["role"] in on_top)
     turns = [m for m in messages if m["role"] not in on_top]
-    fields = {"max_tokens": 8192, "messages": turns or [{"role": "user", "content": system}]}
-    return {**fields, "system": system} if system and turns else fields
+    alone = [_message("user", system)]
+    return _given(max_tokens=8192, messages=turns or alone, system=(turns and system) or None)
 
 
 PROTOCOLS = {
     "openai": _Protocol(
         "/chat/completions",
-        "temperature top_p seed stop reasoning_effort response_format "
+        "temperature top_p seed=seed|random_seed stop reasoning_effort response_format "
         "max_tokens=max_tokens|max_completion_tokens",
         lambda messages: {"messages": messages},
     ),
@@ -4122,7 +4126,8 @@ PROTOCOLS = {
 }
 # Who serves language models, by the first part of a name, as in "groq/llama-3": the protocol, the
 # base address, variables that may hold the key (the first that is set wins), the variable that
-# moves the address, and what stands behind what that says. "compatible" serves bare names.
+# moves the address, and what stands behind what that says. "compatible" serves bare names, and has
+# no address of its own.
 PROVIDERS: dict[str, tuple[str, ...]] = {
     row.split("  ")[0]: tuple(row.split("  ")[1:])
     for row in """
@@ -4141,95 +4146,41 @@ xai  openai  https://api.x.ai/v1  XAI_API_KEY
 lmstudio  openai  http://127.0.0.1:1234/v1
 vllm  openai  http://127.0.0.1:8000/v1  VLLM_API_KEY
 llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
+compatible  openai    OPENAI_API_KEY  OPENAI_BASE_URL
 """.strip().splitlines()
-}
-PROVIDERS["compatible"] = ("openai", "", "OPENAI_API_KEY", "OPENAI_BASE_URL")
-# Options that have other names than in the protocol, by a part of a provider's name or address.
-_OTHER_OPTIONS = {
-    "mistral": "seed=random_seed|seed",
-    "//api.openai.com/": "max_tokens=max_completion_tokens|max_tokens",
 }
 
 
 def _moved_address(variable: str, path: str) -> str:
-    """The base address that a variable names: a URL, in OLLAMA_HOST also a host and a port."""
-    said = os.environ.get(variable, "").rstrip("/")
+    """The base address that a variable names: a URL, in OLLAMA_HOST also a host with a port."""
+    said = os.environ.get(variable, "").strip().rstrip("/")
     if said and variable == "OLLAMA_HOST" and "://" not in said:
-        host, port = re.findall(r"^(.*?)(:\d+)?$", said)[0]
-        said = f"http://{host or '127.0.0.1'}{port or ':11434'}"
-    said = said.replace("//0.0.0.0", "//127.0.0.1")  # where a server listens, and none can call
-    return said if not said or said.endswith(("/v1", "/openai")) else said + path
+        said = f"http://{said}" if ":" in said else f"http://{said}:11434"
+    return said + path if said and not said.endswith(path) else said
 
 
-# ---- The wire: one POST, its answer as plain data, and a deadline that holds.
+# ---- The wire: one POST, read to a reply or an error, and a deadline that holds.
 
 _LARGEST = 16 << 20  # bytes in an answer
 _CONNECT = 10.0  # seconds until a host that does not answer counts as not there
-
-
-class _Answer(NamedTuple):
-    """What came back, or why nothing did: the `kind` of an `LLMError`, and words as `body`."""
-
-    kind: str = ""
-    body: str = ""
-    status: int = 0
-    headers: Mapping[str, str] = {}
-
-    def words(self, error: Any) -> str:
-        """A server's own words for an error, in whichever of the many shapes they come."""
-        page = re.sub(r"<[^>]*>|[^\w!-~]", " ", self.body[:2000])
-        words = _dig(error, "message") or error or page
-        text = (words if isinstance(words, str) else json.dumps(words))[:500]
-        for name in "code", "type", "metadata raw":
-            note = _dig(error, name)
-            if isinstance(note, str):
-                text += f" [{note:.300}]"
-        if self.pause:
-            text += f" [it asks to wait {self.pause:.0f} s]"
-        text += f" {self.headers.get('location', '')}"
-        return " ".join(text.split())
-
-    @property
-    def pause(self) -> float:
-        """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
-        from email.utils import parsedate_to_datetime
-
-        after = self.headers.get("retry-after", "")
-        thousandths = f"{self.headers.get('retry-after-ms')}e-3"
-        for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', self.body)):
-            if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
-                return float(said)
-        with suppress(ValueError, TypeError, OverflowError):
-            return max(0, parsedate_to_datetime(after).timestamp() - time.time())
-        return 0
-
-    def may_heal(self, error: LLMError) -> bool:
-        """Is it worth asking again?"""
-        # A body cut where no length tells is bad JSON; a page for people begins with "<".
-        cut = error.kind == "unreadable" and self.body.strip()[:1] in ("{", "")
-        said = self.headers.get("x-should-retry")
-        return said == "true" or (said != "false" and (cut or not error.hopeless))
-
-
-# ---- Reading an answer: a text, or an error that says what to do.
-
 _REFUSES = (
     "un(supported|known|recognized|expected)|not (support|allowed|accepted)|permitted"
     "|extra_forbidden|deprecated|no longer"
 )
-_FAILURES = "refused", "filtered", "failed", "cut off"  # whatever the text
 # The first line whose pattern is found in "kind status words" has the advice, and says whether the
 # same may be asked again (->) or that it is hopeless (=>).
 _ADVICE = """
-insufficient.(quota|balance|funds|credits)|billing_error => the account has nothing left: top it up
+x-should-retry: true -> try again later, or raise retries= and timeout=
+insufficient.(quota|balance|funds|credits)|balance is too low|(any|more|no) credits|billing_error\
+|^status 402 => the account has nothing left: top it up or use another
 context.?(length|window|size|limit)|maximum (context|prompt)|(prompt|input|request) (is )?too long\
-|token count|request.too.large|reduce the length|status 413 => shorten the prompt
+|token count|too many (input )?tokens|inputs`.{0,30} must|request.too.large|reduce the length\
+|status 413 => shorten the prompt
 the proxy \\S+: (no connection|.*407) => \
 see the proxy: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names it
 CERTIFICATE => it is not trusted here: SSL_CERT_FILE can name who vouches for it
-^status (408|409|429|5).*asks to wait -> try again after that, or raise timeout= above it
-^status (408|409|429|5)|^failed -> asking again did not help: try later, or raise retries=
-billing|credit => the account has nothing left: top it up or use another
+^(failed|status (408|409|429|5)).*x-should-retry: false => it says that another try cannot help
+^status (408|409|429|5)|^failed -> try again later, or raise retries= and timeout=
 ^status 401.*x-api-key => check the key, or send it as the server asks: \
 headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 ^status 40[13]|api.?key|no connected db => check the key: api_key= or {keys}
@@ -4245,6 +4196,57 @@ headers={"x-api-key": ..., "anthropic-version": "2023-06-01"}
 """
 
 
+def _wait(headers: Any, body: str) -> float:
+    """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
+    from email.utils import parsedate_to_datetime
+
+    after = headers.get("retry-after", "").strip()
+    thousandths = f"{headers.get('retry-after-ms')}e-3"
+    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
+        if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
+            return float(said)
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0, parsedate_to_datetime(after).timestamp() - time.time())
+    return 0
+
+
+def _words(error: Any) -> str:
+    """A server's own words for an error, in whichever of the many shapes they come."""
+    words = _dig(error, "message") or error
+    text = (words if isinstance(words, str) else json.dumps(words))[:500]
+    notes = [_dig(error, name) for name in ("code", "type", "metadata raw")]
+    return text + "".join(f" [{note:.300}]" for note in notes if isinstance(note, str))
+
+
+def _read(body: str, status: int) -> tuple[Reply, str, int, str]:
+    """The reply in an answer, or the kind of error that it is, with its status and words."""
+    data, reply = None, Reply()
+    with suppress(ValueError, RecursionError):
+        data = json.loads(body, strict=False)
+    error = _dig(data, "error|0 error|choices 0 error")
+    page = re.sub(r"<[^>]*>|[^\w!-~]", " ", body[:2000])
+    words = _words(error or _dig(data, "detail|message") or page)
+    code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
+    if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
+        status = int(code)
+    if error or not 200 <= status < 300:
+        kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
+        return reply, kind, status, words
+    try:
+        reply = Reply([] if isinstance(data, str) else data)
+    except TypeError:
+        broken = data is None or "\ufffd" in body  # on its way, and not a page for people
+        if broken and body.strip()[:1] in ("{", ""):
+            return reply, "network", status, f"no whole JSON: {words}"
+        return reply, "unreadable", status, words
+    kind = reply.finish_reason
+    if kind not in ("refused", "filtered", "failed", "cut off"):  # whatever the text
+        kind = "" if reply.strip() else "cut off" if kind == "length" else "empty"
+    thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
+    said = _dig(data, _REFUSAL) or reply.strip() or ("all is in its reasoning" if thought else "")
+    return reply, kind, status, f"{str(said)[:500]} (finish reason: {end:.80})".strip()
+
+
 class _Key(str):
     """A text that no repr shows: no traceback with its variables, no `vars`, no crash report."""
 
@@ -4252,20 +4254,43 @@ class _Key(str):
         return "'[key]'"
 
 
-class _Route(NamedTuple):
-    """Where a language model is and how it is spoken to."""
+_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
 
-    provider: str
-    model: str
-    protocol: _Protocol
-    names: Mapping[str, list[str]]  # of options, on the wire, less those that were refused
-    url: str
-    keys: str
-    headers: Texts
 
-    @property
-    def name(self) -> str:
-        return f"{self.provider}/{self.model}"
+class _Route:
+    """Where a language model is and how it is spoken to. The environment is read when it is made.
+
+    Attributes:
+        name: the provider's, "/", and that of the `model`.
+        names: those of options on the wire, less those that were refused.
+        keys: the variables that may hold the key.
+        secrets: what no text may show, the longest first.
+    """
+
+    def __init__(self, llm: LLM, name: str) -> None:
+        provider, _, self.model = name.partition("/")
+        if provider not in PROVIDERS or not self.model:
+            provider, self.model = "compatible", name
+        form, base, self.keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
+        self.name, self.protocol = f"{provider}/{self.model}", PROTOCOLS[form]
+        self.names = self.protocol.names()
+        moved = llm.base_url or _moved_address(variable, path) or base
+        # Servers listen at 0.0.0.0, and say so, but it is not an address to call.
+        called = re.sub(r"//0\.0\.0\.0(?![^:/])", "//127.0.0.1", moved)
+        self.url = _address(called, self.protocol.path)
+        basic = {"content-type": "application/json", "user-agent": "minitrace"}
+        self.headers = {**basic, **self.protocol.headers, **llm._headers}
+        key = llm._key
+        if key is None and not self.headers.keys() & _CREDENTIALS:
+            key = _Key(next(filter(None, map(os.environ.get, self.keys.split())), ""))
+        if key and key.strip():
+            self.headers.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
+        secret, headers = "auth|key|token|secret|cookie", self.headers.items()
+        hidden = [value for name, value in headers if re.search(secret, name)]
+        self.secrets = sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
+        fault = self.fault(llm.allow_http, moved == base)
+        if fault:
+            raise LLMError(f"{self.name}: {fault}", provider=provider, model=self.model)
 
     @property
     def here(self) -> bool:
@@ -4273,13 +4298,6 @@ class _Route(NamedTuple):
         net = r"127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}"
         host = rf"localhost|{net}|\[::1]|\[::ffff:{net}]"
         return bool(re.match(rf"https?://({host})(?![^:/?])", self.url))
-
-    @property
-    def secrets(self) -> list[_Key]:
-        """What no text may show, the longest first."""
-        pattern, headers = "auth|key|token|secret|cookie", self.headers.items()
-        hidden = [value for name, value in headers if re.search(pattern, name)]
-        return sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
 
     def redact(self, text: str) -> str:
         """The text without the keys in it (shorter ones, such as "none", are no secret)."""
@@ -4292,8 +4310,7 @@ class _Route(NamedTuple):
         """Why nothing may be sent this way, or ""."""
         headers = (f"{name}:{value}" for name, value in self.headers.items())
         if not self.url:
-            return """name a provider (openai/NAME), or give base_url=: http(s)://..., \
-without a user or a password"""
+            return "name a provider, or give base_url=: http(s)://..., without a user or password"
         if not all(re.fullmatch("[!-9;-~]+:[ -~]+", header) for header in headers):
             return "the key, or another header, holds a line break or what else none can carry"
         if self.secrets and self.url.startswith("http:") and not (self.here or may_be_plain):
@@ -4322,29 +4339,22 @@ without a user or a password"""
                 if re.search(rf"\b{name.replace('_', '')}\b", said, re.I):
                     names[:] = [other for other in names if other != name]
                     if not names:
-                        words = f"{self.name} refuses {name!r}: it is left out from now on"
-                        _warn_outside(words)
+                        left = f"{self.name} refuses {name!r}: it is left out from now on"
+                        _warn_outside(f"{left} ({error.words})")
                     return
 
-    def error(self, kind: str, words: str, status: int = 0) -> LLMError:
+    def error(self, kind: str, words: str, status: int = 0, wait: float = 0) -> LLMError:
         """What went wrong, where, and what to do."""
-        words, url = str(Reply(self.redact(words))), self.url.partition("?")[0]
+        words, url = " ".join(self.redact(Reply(words)).split()), self.url.partition("?")[0]
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        return LLMError(
-            f"{self.name} at {url}: {said}; {advice}.",
-            kind=kind,
-            status=status,
-            words=words,
-            hopeless=sign == "=",
-            provider=self.provider,
-            model=self.model,
-            url=url,
-        )
+        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
+        facts |= {"wait": wait, "model": self.model, "provider": self.name.partition("/")[0]}
+        return LLMError(f"{self.name} at {url}: {said}; {advice}.", url=url, **facts)
 
-    def post(self, body: bytes, seconds: float) -> _Answer:
-        """The answer to one POST, or what kept it from coming within `seconds`.
+    def post(self, body: bytes, seconds: float) -> Reply | LLMError:
+        """The reply to one POST, or what kept it from coming within `seconds`.
 
         The timeout of a socket is per read: an answer that drips outlives it, and a name look-up
         has none. So a thread talks, we wait no longer than we may, and then shut down its socket.
@@ -4355,7 +4365,7 @@ without a user or a password"""
 
         sockets: list[Any] = []
 
-        def talk() -> _Answer:
+        def talk() -> Reply | LLMError:
             # Whatever goes wrong becomes text: a traceback through urllib would show the key.
             request = Request(self.url, body, {**self.headers}, method="POST")
             try:
@@ -4368,12 +4378,13 @@ without a user or a password"""
                 said = repr(getattr(error, "reason", error))
                 said = said if sockets else f"no connection: {said}"
                 direct = request.host in self.url
-                return _Answer("network", said if direct else f"the proxy {request.host}: {said}")
+                said = said if direct else f"the proxy {request.host}: {said}"
+                return self.error("network", said)
 
         talking = _in_thread(talk)
         try:
             done = wait([talking], seconds).done
-            return talking.result() if done else _Answer("timeout", "no whole answer in time")
+            return talking.result() if done else self.error("timeout", "no whole answer in time")
         finally:
             for each in sockets:
                 with suppress(OSError):  # closed already
@@ -4416,51 +4427,23 @@ without a user or a password"""
         opener.add_handler(request.UnknownHandler())
         return opener
 
-    def _receive(self, response: Any) -> _Answer:
-        """Read an answer whole, but never more than the largest we take, and without our key."""
-        body = response.read(_LARGEST + 1)
-        if len(body) > _LARGEST:
-            return _Answer("unreadable", f"an answer larger than {_LARGEST:,} bytes")
+    def _receive(self, response: Any) -> Reply | LLMError:
+        """Read an answer whole, but never more than the largest we take."""
+        raw = response.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            return self.error("unreadable", f"an answer larger than {_LARGEST:,} bytes")
         if response.length:  # read(n) is silent about what did not come
-            return _Answer("network", "the answer was cut")
-        headers = {name.lower(): self.redact(value) for name, value in response.getheaders()}
-        return _Answer(
-            "", self.redact(body.decode("utf-8-sig", "replace")), response.status, headers
-        )
-
-    def read(self, answer: _Answer) -> Reply | LLMError:
-        """The reply in an answer, or what is wrong with it."""
-        if answer.kind:
-            return self.error(answer.kind, answer.body)
-        data: Any = None
-        with suppress(ValueError, RecursionError):
-            data = json.loads(answer.body)
-        error, status = _dig(data, "error|0 error|choices 0 error"), answer.status
-        words = answer.words(error or _dig(data, "detail|message"))
-        code, end = str(_dig(error, "code")), str(_dig(data, _END) or "stop")
-        if status == 200 and re.fullmatch("[45][0-9][0-9]", code):  # as some gateways do
-            status = int(code)
-        if error or not 200 <= status < 300:
-            kind = _ENDS.get(code) or (status < 400 and _ENDS.get(end)) or "status"
-            return self.error(kind, words, status)
-        try:
-            reply = Reply(data)
-        except TypeError:
-            return self.error("unreadable", words, status)
-        refusal = _dig(data, "choices 0 message refusal")
-        kind = "refused" if refusal else reply.finish_reason
-        failed = kind in _FAILURES
-        if failed or not reply.strip():
-            kind = kind if failed else "cut off" if kind == "length" else "empty"
-            thought = _dig(data, "choices 0 message reasoning_content|choices 0 message reasoning")
-            said = refusal or reply.strip() or ("all is in its reasoning" if thought else "")
-            words = f"{str(said)[:500]} (finish reason: {end:.80})".strip()
-            return self.error(kind, words, status)
-        model = self.redact(reply.model or self.model)
-        return Reply(self.redact(reply), **vars(reply) | {"model": model})
-
-
-_CREDENTIALS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
+            return self.error("network", "the answer was cut")
+        body, headers = raw.decode("utf-8-sig", "replace"), response.headers
+        reply, kind, status, words = _read(body, response.status)
+        if not kind:
+            model = self.redact(reply.model or self.model)
+            return Reply(self.redact(reply), **vars(reply) | {"model": model})
+        wait = _wait(headers, body)
+        words += f" [it asks to wait {wait:g} s]" if wait else ""
+        for name in "location", "x-should-retry", "content-encoding":
+            words += f" [{name}: {headers[name]}]" if name in headers else ""
+        return self.error(kind, words, status, wait)
 
 
 class LLM(LanguageModel):
@@ -4524,7 +4507,8 @@ class LLM(LanguageModel):
     ) -> None:
         # Both names are bound anew, since this frame may be shown in a traceback.
         self._key = api_key = api_key and _Key(api_key)
-        self._headers = headers = {name: _Key(value) for name, value in headers.items()}
+        headers = {k.lower(): _Key(str(v).strip()) for k, v in headers.items() if v}
+        self._headers = headers
         self.model = model
         self.base_url = base_url
         self.timeout = timeout
@@ -4532,7 +4516,7 @@ class LLM(LanguageModel):
         self.allow_http = allow_http
         self.sleep = sleep
         self.options = options
-        _check_options(options, " ".join(each.options for each in PROTOCOLS.values()))
+        _check_options(options, chain(*(each.names() for each in PROTOCOLS.values())))
         if not 0 < timeout <= 1e6:
             raise ValueError(f"timeout is in seconds, above 0 and up to a million, not {timeout!r}")
 
@@ -4541,81 +4525,43 @@ class LLM(LanguageModel):
         return f"LLM({self.model!r}{''.join(given)})"
 
     def __getstate__(self) -> Fields:
-        state = {**self.__dict__, "_key": None, "_headers": {}}
-        state.pop("_route", None)
-        return state
+        kept = {name: value for name, value in vars(self).items() if name != "_route"}
+        return {**kept, "_key": None, "_headers": {}}
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         import random
 
         deadline, attempt, route = time.monotonic() + self.timeout, 0, self._route
-        _check_options(options, route.protocol.options)
+        _check_options(options, route.names)
         while True:
             sent = route.request(messages, options)
             body = json.dumps(sent, allow_nan=False).encode()
-            answer = route.post(body, deadline - time.monotonic())
-            result = route.read(answer)
+            result = route.post(body, deadline - time.monotonic())
             if isinstance(result, Reply):
                 return result
             route.learn(sent, result)
             if sent != route.request(messages, options):
                 continue
-            pause = answer.pause or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
+            pause = result.wait or min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1)
             in_time = time.monotonic() + pause < deadline
-            if attempt >= self.retries or not in_time or not answer.may_heal(result):
+            if attempt >= self.retries or not in_time or result.hopeless:
                 raise result
             self.sleep(pause)
             attempt += 1
 
     @cached_property
     def _route(self) -> _Route:
-        """Where the language model is; the environment is read here, and the key sealed."""
-        name = self.model or os.environ.get("MINITRACE_MODEL", "")
+        name = self.model or os.environ.get("MINITRACE_MODEL", "").strip()
         if not name:
             raise LLMError(
                 "no language model is configured: pass LLM('provider/name'), or set MINITRACE_MODEL"
                 f" to it and the variable of the provider's key. Providers: {', '.join(PROVIDERS)}"
             )
-        first, _, rest = name.partition("/")
-        provider, model = (first, rest) if rest and first in PROVIDERS else ("compatible", name)
-        form, base, keys, variable, path = (*PROVIDERS[provider], "", "", "")[:5]
-        protocol = PROTOCOLS[form]
-        moved = self.base_url or _moved_address(variable, path) or base
-        url = _address(moved, protocol.path)
-        other = (row for part, row in _OTHER_OPTIONS.items() if part in f"{provider} {url}")
-        names = _wire_names(" ".join([protocol.options, *other]))
-        headers = {
-            "content-type": "application/json",
-            "user-agent": "minitrace",
-            **protocol.headers,
-            **self._own_headers(variable, keys),
-        }
-        route = _Route(provider, model, protocol, names, url, keys, headers)
-        fault = route.fault(self.allow_http, moved == base)
-        if fault:
-            raise LLMError(f"{route.name}: {fault}", provider=provider, model=model)
-        return route
-
-    def _own_headers(self, variable: str, keys: str) -> Texts:
-        """The headers of one's own. Nothing is raised here, where keys are bare texts."""
-        get, prefix = os.environ.get, variable.removesuffix("_BASE_URL")
-        key: Any = self._key
-        lines = get(f"{prefix}_CUSTOM_HEADERS", "").splitlines()
-        lines += [
-            f"{prefix}-Organization:{get(f'{prefix}_ORG_ID', '')}",
-            f"{prefix}-Project:{get(f'{prefix}_PROJECT_ID', '')}",
-        ]
-        pairs = [line.partition(":")[::2] for line in lines] + [*self._headers.items()]
-        own = {name.strip().lower(): _Key(value.strip()) for name, value in pairs if value.strip()}
-        if key is None and not own.keys() & _CREDENTIALS:
-            key = next(filter(None, map(get, keys.split())), None)
-        if key and key.strip():
-            own.setdefault("authorization", _Key(f"Bearer {key.strip()}"))
-        return own
+        return _Route(self, name)
 
 
-def _check_options(options: Fields, known: str) -> None:
-    names = sorted(_wire_names(known))
+def _check_options(options: Fields, known: Iterable[str]) -> None:
+    names = sorted({*known})
     for name in sorted(options.keys() - {*names, "extra"}):
         words = "what one server alone knows goes into extra={...}"
         raise TypeError(f"no option {name!r}: known are {', '.join(names)}; {words}")
@@ -4743,7 +4689,7 @@ class StubLLM(LanguageModel):
         rows = re.findall(row, sections["Variables"], re.M)
         attempts = re.split(r"\n\d+\. ", sections["Past attempts"])[1:]
         now = "; ".join(f"{name} = {value}" for _, name, value, _ in rows)
-        tried = [self._read(attempt) for attempt in [*attempts, now + sections["Feedback"]]]
+        tried = [*map(self._read, [*attempts, now + sections["Feedback"]])]
         reasons, suggestion = [], Fields()
         for place, (kind, name, _, rules) in enumerate(rows):
             seen = [(values[name], *said) for values, *said in tried if name in values]
@@ -4754,13 +4700,13 @@ class StubLLM(LanguageModel):
         said = {"reasoning": "; ".join(reasons) + ".", "suggestion": suggestion}
         return Reply(json.dumps(said), model="stub")
 
-    def _read(self, attempt: str) -> tuple[Texts, int, float | None]:
+    def _read(self, attempt: str) -> Any:
         """The values of an attempt, the way its feedback points (up if above 0), and its score."""
         values, _, said = attempt.partition("\n")
         way = len(re.findall(_MORE, said)) - len(re.findall(_LESS, said))
-        score = re.search(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
+        scores = re.findall(r"score:? *(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", said)
         named = dict(re.findall(r"(\w+) = (.*?)(?=; \w+ = |$)", values))
-        return named, way, float(score[1]) if score else None
+        return named, way, float(scores[0]) if scores else None
 
     def _guess(self, kind: str, rules: str, seen: Any, turn: Any, rng: Any) -> tuple[Any, str]:
         """The next value of a variable, or None to leave it, and why.
@@ -4770,19 +4716,23 @@ class StubLLM(LanguageModel):
         """
         import ast
 
-        choices = re.search(r"one of (\[.*\])", rules)
-        if kind == "bool" or choices:
+        if kind == "bool":
+            rules = "one of [False, True]"
+        for choices in re.findall(r"one of (\[.*\])", rules):
             tried = {value for value, _, _ in seen}
-            listed = ast.literal_eval(choices[1]) if choices else [False, True]
-            left = [choice for choice in listed if repr(choice) not in tried]
+            left = [choice for choice in ast.literal_eval(choices) if repr(choice) not in tried]
             return (rng.choice(left), "not tried yet") if left else (None, "all were tried")
         if kind not in ("int", "float"):
             return None, "a stub cannot write"
-        seen = [(float(value), way, score) for value, way, score in seen]
+        seen = [(float(value), *said) for value, *said in seen]
         value, way, score = seen[-1]
         if not way and score is None:
             return None, "the feedback does not say which way"
-        new = self._bisect(seen) if way else self._climb(seen, *turn)
+        new = value if way else self._climb(seen, *turn)
+        if way:  # twice as far, or to the middle between the nearest two, one on each side
+            doubled = value + 2 * math.copysign(max(abs(value), 1), way)
+            beyond = [v for v, w, _ in seen if w * way < 0 < (v - value) * way]
+            new = (value + min(beyond, key=lambda v: abs(v - value), default=doubled)) / 2
         ends = dict(re.findall(r"at (least|most) (-?[\d.e+-]+)", rules))
         new = min(max(new, float(ends.get("least", "-inf"))), float(ends.get("most", "inf")))
         if kind == "int":  # on a climb away from the value, which is where it would stand still
@@ -4791,26 +4741,16 @@ class StubLLM(LanguageModel):
             return None, f"it stays at {value:g}"
         return new, f"{'up' if new > value else 'down'} from {value:g}"
 
-    def _bisect(self, seen: Any) -> Any:
-        """Twice as far while only one side is known, then the middle between the nearest two."""
-        value, way, _ = seen[-1]
-        beyond = [v for v, w, _ in seen if w * way < 0 and (v - value) * way > 0]
-        if not beyond:
-            return value + math.copysign(max(abs(value), 1), way)
-        return (value + min(beyond, key=lambda v: abs(v - value))) / 2
-
     def _climb(self, seen: Any, turn: int, variables: int) -> Any:
         """A step from the best value so far: on after a success, else back and shorter."""
         values, scores = zip(*[(v, s) for v, _, s in seen if s is not None], strict=True)
         first = scores.index(max(scores))  # as good again is no success
         best, failures = values[first], len(scores) - 1 - first
-        strides = [best - value for value in values[:first] if value != best]
-        stride = strides[-1] if strides else max(abs(best), 1) / 4
+        strides = [max(abs(best), 1) / 4, *(best - v for v in values[:first] if v != best)]
         if failures // 2 % variables != turn:
             return best
-        if not failures:
-            return best + 2 * stride
-        return best + (-1.0) ** failures * stride / 3.0 ** (failures // (2 * variables))
+        stride = strides[-1] * ((-1.0) ** failures if failures else 2)
+        return best + stride / 3.0 ** (failures // (2 * variables))
 
 
 # ---- 7. Looking ----------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ The name of the language model chooses what the server does: `ok` answers, any o
 of `MODES`. `name*2` misbehaves for the first two requests and then answers; `name#tag` keeps
 separate counts.
 `server.requests` holds every request as it came: method, path, headers (lower case) and body.
-`Server(proxying=True)` is a proxy; its tunnels lead to the port `goal`, if that is given. One that
-is "guarded" lets nobody through.
+`Server(proxying=True)` is a proxy; one that is "guarded" lets nobody through.
 """
 
 from __future__ import annotations
@@ -275,6 +274,16 @@ def cut_chunks(handler, request):
     handler.wfile.write(b'5\r\n{"ab"\r\n')
 
 
+def raw(text):
+    """A good answer whose text is made of these bytes."""
+
+    def misbehave(handler, request):
+        data = json.dumps(answer_openai(request["body"], "TEXT")).encode()
+        handler.send(200, data.replace(b"TEXT", text))
+
+    return misbehave
+
+
 def chunked(handler, request):
     data = json.dumps(handler.good(request)).encode()
     handler.head(200, [("Transfer-Encoding", "chunked")])
@@ -381,6 +390,9 @@ OVERFLOWS = {
     "gemini": (400, "The input token count (1200000) exceeds the maximum of 1048576."),
     "xai": (400, "This model's maximum prompt length is 131072 but the request has 140000."),
     "groq": (413, "Request too large for model x: please reduce your message size"),
+    "tgi": (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000"),
+    "together": (422, "`inputs` tokens + `max_new_tokens` must be <= 8193. Given: 9000 `inputs`"),
+    "bedrock": (400, "Too many input tokens"),
     "vllm_500": (500, "This model's maximum context length is 8192 tokens."),
 }
 NGINX = b"""<html>\r
@@ -420,6 +432,7 @@ MODES = {
     "context": status(400, CONTEXT, code="context_length_exceeded"),
     "unknown_model": status(404, "The model `nope` does not exist", code="model_not_found"),
     "asks_seconds": asks("2.5"), "asks_ms": asks("1500", "Retry-After-Ms"), "asks_date": asks_date,
+    "asks_blank": asks(" 2 "),
     "asks_negative": asks("-7"), "asks_nan": asks("nan"), "asks_inf": asks("inf"),
     "asks_rubbish": asks("soon"), "asks_hour": asks("3600"),
     "asks_for_ever": asks("9" * 400), "asks_ms_for_ever": asks("9" * 400, "retry-after-ms"),
@@ -444,6 +457,8 @@ MODES = {
     "page": raw_error(200, b"<html>Welcome to nginx!</html>", "text/html"),
     "nothing": raw_error(200, b""), "not_utf8": raw_error(200, b'{"choices": "\xff\xfe"}'),
     "deep": raw_error(200, b"[" * 200_000), "bom": bom, "a_list": raw_error(200, [1, 2]),
+    "just_text": raw_error(200, b'"Unauthorized"'),
+    "latin_1": raw(b"caf\xe9"), "raw_newline": raw(b"a\nb"),
     "other_shape": raw_error(200, {"result": "hello"}),
     "wrong_types": raw_error(200, {"choices": 7, "content": 7}),
     "empty": says(text=""), "blank": says(text=" \n"),
@@ -463,7 +478,8 @@ MODES = {
     "only_max_tokens": refuses("max_completion_tokens"),
     "only_max_completion_tokens": refuses("max_tokens"),
     "no_max": refuses("max_tokens", "max_completion_tokens"),
-    "no_temperature": refuses("temperature"), "no_seed": refuses("seed", style="fastapi"),
+    "no_temperature": refuses("temperature"), "mistral_seed": refuses("seed", style="fastapi"),
+    "no_seed": refuses("seed", "random_seed", style="fastapi"),
     "cool": refuses("temperature", style="value"),
     "no_heat_any_more": refuses("temperature", style="deprecated"),
     "no_top_p_any_more": refuses("top_p", style="gone"),
@@ -477,6 +493,12 @@ MODES = {
     "odd_refusal": message(content=None, refusal={"why": "x" * 9000}),
     "long_filtered": says(text="x" * 100_000, finish="content_filter"),
     "choice_refusal": choice_error({"message": "Bad request upstream", "code": 400}),
+    "xai_balance": status(403, "Your newly created team doesn't have any credits yet."),
+    "hot": status(400, "temperature must be <= 2"),
+    "flagged": status(400, "Invalid prompt: it was flagged.", code="invalid_prompt"),
+    "busy_anthropic": status(
+        529, "Overloaded", [("x-should-retry", "true"), ("retry-after", "1e9")]
+    ),
     "azure": status(400, "The response was filtered due to the prompt", code="content_filter"),
     **{f"overflow_{name}": status(code, words) for name, (code, words) in OVERFLOWS.items()},
     "raw": status(502, "Provider returned error", metadata={"raw": "the real reason"}),
@@ -584,9 +606,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address, daemon_threads, request_queue_size, block_on_close = True, True, 128, False
 
-    def __init__(self, key=KEY, proxying=False, tls=None, goal=None, port=0):
+    def __init__(self, key=KEY, proxying=False, tls=None, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.key, self.proxying, self.tls, self.goal = key, proxying, tls, goal
+        self.key, self.proxying, self.tls = key, proxying, tls
         self.requests, self.counts = [], Counter()
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.port = self.server_address[1]
@@ -604,7 +626,7 @@ class Server(socketserver.ThreadingTCPServer):
             return True
         if request["method"] != "CONNECT":
             return False
-        port = self.goal or int(request["path"].rpartition(":")[2])
+        port = int(request["path"].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as goal:  # whatever its name
             handler.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             wires = [(handler.connection, goal), (goal, handler.connection)]
