@@ -2507,6 +2507,13 @@ def _is_same(old: Any, new: Any) -> bool:
     return old is new or (type(old) is type(new) and to_text(old) == to_text(new))
 
 
+def _finite(value: T) -> T:
+    """The value itself, which `ValueError` or `OverflowError` says is no finite number."""
+    if hasattr(value, "as_integer_ratio"):
+        value.as_integer_ratio()
+    return value
+
+
 def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
     """The value as the type of `like`: 7.0 is the int 7, a list may be a tuple. Or a choice of any
     type. Else `ValueError`."""
@@ -2516,14 +2523,14 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     old, new = type(_as_builtin(like)), _as_builtin(value)
     with suppress(ValueError, TypeError, ArithmeticError):
         if old in _NUMBERS:
-            fits = type(new) in _NUMBERS and (new % 1 == 0 if old is int else math.isfinite(new))
+            fits = type(new) in _NUMBERS and (old is float or new % 1 == 0)
         else:
             listed = type(new) in _LISTS and old in (*_LISTS, set, frozenset)
             fits = listed or type(new) is old
         if fits and (old is not str or isinstance(like, str)):
-            return _filled(like, old(new))
+            return _finite(_filled(like, old(new)))
         if fits and any(hasattr(kind, name) for name in _READ_TEXT):
-            return getattr(kind, "fromisoformat", kind)(new)
+            return _finite(getattr(kind, "fromisoformat", kind)(new))
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
@@ -2565,11 +2572,13 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
     A choice is named by what it amounts to, in the prompt's form or as plain text, or by its name
     in an Enum.
     """
-    for choice in parameter.choices or ():
-        plain = _as_builtin(choice)
-        named = isinstance(raw, str) and raw.strip() in (str(plain), getattr(choice, "name", plain))
-        if named or to_text(raw) == to_text(plain):
-            return choice
+    choices = [(choice, _as_builtin(choice)) for choice in parameter.choices or ()]
+    exact = [choice for choice, plain in choices if to_text(raw) == to_text(plain)]
+    for choice, plain in choices:
+        if isinstance(raw, str) and raw.strip() in (str(plain), getattr(choice, "name", plain)):
+            exact.append(choice)
+    if exact:
+        return exact[0]
     return coerce_value(raw, parameter._data)
 
 
@@ -2636,20 +2645,21 @@ def _spell(token: Match) -> str:
 
 
 # How models mark their thoughts, and where the answer begins after them.
-_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
+_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|details|cot\b"
 _THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}>
     | \[/?THINK(?:ING)?\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
     | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
+    | \[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b
     | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
-_THOUGHT_KIND = rf"(?i){_THINKING}|unused|channel|assistant|response"
+_THOUGHT_KIND = rf"(?i){_THINKING}|unused|channel|assistant|response|INST|user"
 _THOUGHT_END = r"(?i)/|end|final|unused95|response"
 _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
-_OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?>"
+_OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?> | <!--(?s:.*?)(?:-->|\Z)"
 _BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
 _FORM_WORDS = "reasoning answer suggestion variable think thinking thought analysis reflection"
 _FIELDS = ("reasoning", "answer", "suggestion")
@@ -2689,9 +2699,12 @@ class _ReplyReader:
         """Read the whole text."""
         pos = 0
         while opening := re.compile(_OPENING).search(self.text, pos):
-            self.unread += self.text[pos : opening.start()]
+            self.before = self.text[pos : opening.start()]
+            self.unread += self.before
             if opening[0] == "{":
                 pos = self.read_object(opening)
+            elif opening[0].startswith("<!--"):
+                pos = opening.end()
             elif opening["thought"] and not self.name(opening[0].strip("</>")):
                 pos = self.skip_thought(opening)
             else:
@@ -2700,7 +2713,8 @@ class _ReplyReader:
             self.take(_TAGGED, [], "The reply is cut short inside a tag.")
         if not self.problems and re.search(_BROKEN, self.unread + self.text[pos:]):
             self.take(_WHOLE, [], "The reply cannot be read: an answer in it is broken.")
-        if not (self.rank or self.words["reasoning"]):
+        reasoning = self.words["reasoning"]
+        if not self.rank and (not reasoning or _ReplyReader(reasoning, self.names).read().values):
             self.take(_BARE, [], "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
         return Reading(**self.words, values=values, problems=self.problems[:8])
@@ -2723,7 +2737,7 @@ class _ReplyReader:
 
     def name(self, given: Any) -> str:
         """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
-        plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
+        plain = re.sub(r"^\s*\(\w+\)|[\s\"'`:]", "", str(given))
         return plain if plain in self.names else self.folded.get(plain.casefold(), "")
 
     def take(self, rank: int, pairs: list[Any], *problems: str) -> None:
@@ -2777,6 +2791,7 @@ class _ReplyReader:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
         said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
         form = {key: value for key, value in said if key in _FIELDS}
+        nested = [value for value in made.values() if isinstance(value, dict)]
         given = form.get("suggestion") or {}
         if not isinstance(given, dict):
             words = "its suggestion is not an object of names and values"
@@ -2790,8 +2805,10 @@ class _ReplyReader:
         if "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs):
             rank = _WHOLE if form.keys() - {"answer"} else _BARE
             self.take(rank, [*given.items(), *pairs])
-        elif self.rank and any("suggestion" in v for v in made.values() if isinstance(v, dict)):
-            self.take(_WHOLE, [], "The reply cannot be read: an answer stands inside an object.")
+        elif not self.rank and len(nested) == 1 and "suggestion" in nested[0]:  # of a tool's call
+            self.read_fields(nested[0])
+        elif self.rank and any(key == "suggestion" or self.name(key) for key in chain(*nested)):
+            self.take(self.rank, [], "The reply cannot be read: an answer stands inside an object.")
 
     def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
@@ -2810,12 +2827,15 @@ class _ReplyReader:
         after = re.compile(f"(?xi){same}").search(self.text, start)
         inside = start, after.start() if after else len(self.text)
         at_end = r"(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"  # of a line, or before another tag
-        pattern = re.compile(rf"(?i)</\s*{re.escape(word)}\s*>{at_end}")
+        pattern = re.compile(rf"(?im)(?P<alone>^[^\S\n]*)?</\s*{re.escape(word)}\s*>{at_end}")
         ends = [*pattern.finditer(self.text, *inside)]
         if not ends:
             other = element and after and tag not in (after["attribute"], after["child"])
-            return self.skip_unended(tag, inside, again=bool(after and not other))
+            mentioned = self.before.rpartition("\n")[2].strip()
+            return self.skip_unended(tag, inside, bool(after and mentioned and not other))
         last = [end for end in ends if end["last"] is not None] or ends
+        if self.text[start : start + 1] == "\n":
+            last = [end for end in last if end["alone"] is not None] or last
         end = ends[0] if field else last[-1]
         body = self.text[start : end.start()]
         if field == "answer" and _ReplyReader(body, self.names).read().values:
@@ -2827,13 +2847,13 @@ class _ReplyReader:
             self.take(_TAGGED, [(tag, _untag(body, "_code" in name))])
         return end.end()
 
-    def skip_unended(self, tag: str, inside: tuple[int, int], again: bool) -> int:
+    def skip_unended(self, tag: str, inside: tuple[int, int], mentioned: bool) -> int:
         """Go on after a tag without an end: it was a draft in a thought, or mentioned, or cut."""
         thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
         if thought and re.search(_THOUGHT_END, thought[0]):
             return thought.start()
-        if again:
-            return inside[1]
+        if mentioned:
+            return inside[0]
         self.take(_TAGGED, [], f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
         return len(self.text)
 
@@ -2867,7 +2887,7 @@ def _untag(body: str, code: bool) -> str:
     body = re.sub(inner, r"\2", body)
     body = _unfence(re.sub(r"\A[ \t]*\r?\n|\r?\n[ \t]*\Z", "", body))
     section = re.match(r"(?s)\s*<!\[CDATA\[(.*)\]\]>\s*\Z", body)
-    if section or "<" in body or "&lt;" not in body:
+    if section or "<" in body or not (code or "&lt;" in body):
         return section[1] if section else body
     with suppress(ValueError):
         if code and _parse(body):  # it is right as it stands
@@ -3291,7 +3311,8 @@ class Optimizer:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
         values = {name: p._data for name, p in self._named.items()}
         if not proposal and proposal.refused and reason == "no change":
-            reason = f"{len(proposal.replies)} replies refused: {proposal.refused[-1]}"
+            counts = f"{len(proposal.refused)} of {len(proposal.replies)} replies"
+            reason = f"{counts} refused: {proposal.refused[-1]}"
         outputs = [to_text(each.node._data, 100) for each in graph.outputs]
         story = proposal, proposal.diff(), reason, outputs
         self.remember(Attempt(values, graph.feedback, graph.score, *story))
@@ -3410,6 +3431,7 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
         made = None
         with suppress(ValueError):
             made = _from_reply(_as_builtin(each._data), each)
+            made = _as_type_of(each._data, made, each.choices)
         if type(made) is not each.type:
             raise TypeError(
                 f"no reply can give {each.name} another {each.type.__name__}: keep it as a text, a "
