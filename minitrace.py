@@ -2572,14 +2572,12 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
     A choice is named by what it amounts to, in the prompt's form or as plain text, or by its name
     in an Enum.
     """
-    choices = [(choice, _as_builtin(choice)) for choice in parameter.choices or ()]
-    exact = [choice for choice, plain in choices if to_text(raw) == to_text(plain)]
-    for choice, plain in choices:
-        if isinstance(raw, str) and raw.strip() in (str(plain), getattr(choice, "name", plain)):
-            exact.append(choice)
-    if exact:
-        return exact[0]
-    return coerce_value(raw, parameter._data)
+    choices = [(each, _as_builtin(each)) for each in parameter.choices or ()]
+    meant = [each for each, plain in choices if to_text(plain) == to_text(raw)]
+    if isinstance(raw, str):
+        names = [(each, (str(plain), getattr(each, "_name_", plain))) for each, plain in choices]
+        meant += [each for each, known in names if raw.strip() in known]
+    return meant[0] if meant else coerce_value(raw, parameter._data)
 
 
 Match = re.Match[str]
@@ -2660,6 +2658,7 @@ _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
 _OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?> | <!--(?s:.*?)(?:-->|\Z)"
+_CLOSING = r"(?im)(?P<alone>^[^\S\n]*)?</\s*{}\s*>(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"
 _BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
 _FORM_WORDS = "reasoning answer suggestion variable think thinking thought analysis reflection"
 _FIELDS = ("reasoning", "answer", "suggestion")
@@ -2684,8 +2683,6 @@ class _ReplyReader:
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self.text, self.names = text, names
-        folded = {name.casefold(): name for name in names}
-        self.folded = folded if len(folded) == len(names) else {}
         self.forget()
 
     def forget(self) -> None:
@@ -2703,8 +2700,6 @@ class _ReplyReader:
             self.unread += self.before
             if opening[0] == "{":
                 pos = self.read_object(opening)
-            elif opening[0].startswith("<!--"):
-                pos = opening.end()
             elif opening["thought"] and not self.name(opening[0].strip("</>")):
                 pos = self.skip_thought(opening)
             else:
@@ -2738,29 +2733,32 @@ class _ReplyReader:
     def name(self, given: Any) -> str:
         """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
         plain = re.sub(r"^\s*\(\w+\)|[\s\"'`:]", "", str(given))
-        return plain if plain in self.names else self.folded.get(plain.casefold(), "")
+        folded = plain.casefold()
+        alike = [name for name in self.names if name.casefold() == folded]
+        return plain if plain in alike else alike[0] if len(alike) == 1 else ""
 
     def take(self, rank: int, pairs: list[Any], *problems: str) -> None:
         """Take an answer, values by name or what is wrong, unless a higher one was taken; a whole
         or higher one drops all before it.
 
-        Where an object and tags say different things, or two objects are about different variables,
-        it is not clear which counts.
+        Where an object and tags say different things, two objects are about different variables, or
+        a bare object that ends a line differs from what was said, it is not clear which counts.
         """
         given = {self.name(name): str(value).strip() for name, value in pairs}
         taken = {name: str(value).strip() for name, value in self.values.items()}
-        unclear = given and taken and taken.keys().isdisjoint(given)
-        unclear = unclear and {rank, self.rank} in ({_WHOLE}, {_WHOLE, _TAGGED})
-        unclear = unclear or (_BARE < rank < self.rank and {**taken, **given} != taken)
-        if rank < self.rank and not unclear:
-            return
+        if rank < self.rank:
+            unclear = (rank > _BARE or self.ends_line) and {**taken, **given} != taken
+            if not unclear:
+                return
+        else:
+            disjoint = given and taken and taken.keys().isdisjoint(given)
+            unclear = disjoint and rank == _WHOLE and self.rank > _BARE
         if rank > self.rank or rank == _WHOLE:
             self.rank, self.values, self.problems, self.unread = rank, {}, [], ""
-        if unclear:
-            self.problems.append(
-                "The reply gives several answers, and it is not clear which counts."
-            )
         self.problems += problems
+        if unclear:
+            problem = "The reply gives several answers, and it is not clear which counts."
+            self.problems.append(problem)
         for key, value in pairs:
             self.assign(key, value)
 
@@ -2768,19 +2766,21 @@ class _ReplyReader:
         """Note a value for a variable, or what is wrong with it."""
         name = self.name(key)
         value = _unfence(value) if "_code" in name and isinstance(value, str) else value
+        problem = ""
         if not name:
-            self.problems.append(
-                f"There is no variable {to_text(key, 80)}, only {', '.join(self.names)}."
-            )
+            problem = f"There is no variable {to_text(key, 80)}, only {', '.join(self.names)}."
         elif repr(self.values.setdefault(name, value)) != repr(value):
-            self.problems.append(f"The reply gives {name} twice, with different values.")
+            problem = f"The reply gives {name} twice, with different values."
         elif isinstance(value, str) and value.strip() == _TEMPLATE:
-            self.problems.append(f"The value of {name} has only the words of the form.")
+            problem = f"The value of {name} has only the words of the form."
+        if problem:
+            self.problems.append(problem)
 
     def read_object(self, opening: Match) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
         found, pos, problem = _read_literal(self.text, opening.start())
         key = opening["key"] or ""
+        self.ends_line = self.text[pos : pos + 1] in "\n"  # or all of the text
         if isinstance(found, dict):
             self.read_fields(found)
         elif problem and (pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS):
@@ -2791,33 +2791,34 @@ class _ReplyReader:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
         said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
         form = {key: value for key, value in said if key in _FIELDS}
-        nested = [value for value in made.values() if isinstance(value, dict)]
+        rest = [(key, value) for key, value in said if key not in _FIELDS]
+        known = [(key, value) for key, value in rest if key in self.names]
         given = form.get("suggestion") or {}
+        nested = [value for value in made.values() if isinstance(value, dict)]
+        self.words |= {key: str(form[key]) for key in self.words if form.get(key) not in (None, "")}
+        problem = ""
         if not isinstance(given, dict):
-            words = "its suggestion is not an object of names and values"
-            self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
-            return
-        loose = "suggestion" not in form
-        pairs = [(n, v) for n, v in said if n in self.names or (loose and n not in _FIELDS)]
-        for field in self.words:
-            if form.get(field) not in (None, ""):
-                self.words[field] = str(form[field])
-        if "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs):
-            rank = _WHOLE if form.keys() - {"answer"} else _BARE
-            self.take(rank, [*given.items(), *pairs])
-        elif not self.rank and len(nested) == 1 and "suggestion" in nested[0]:  # of a tool's call
-            self.read_fields(nested[0])
+            problem = "its suggestion is not an object of names and values"
+        elif "suggestion" in form:
+            self.take(_WHOLE, [*given.items(), *known])
+        elif known or (form and rest):
+            self.take(_WHOLE if "reasoning" in form else _BARE, rest)
         elif self.rank and any(key == "suggestion" or self.name(key) for key in chain(*nested)):
-            self.take(self.rank, [], "The reply cannot be read: an answer stands inside an object.")
+            problem = "an answer stands inside an object"
+        elif len(nested) == 1 and "suggestion" in nested[0]:  # the arguments of a tool
+            self.read_fields(nested[0])
+        if problem:
+            self.take(_WHOLE, [], f"The reply cannot be read: {problem}.")
 
     def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
-        A value may hold ends of tags itself: the last one before the next such tag counts.
+        A value may hold ends of tags itself: the last one before the next such tag counts, of those
+        alone on a line if its beginning ends one, or else of those at the end of a line.
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
-        tag = tag.strip()
-        name, element, start = self.name(tag), opening["element"], opening.end()
+        tag, start = tag.strip(), opening.end()
+        name, element = self.name(tag), opening["element"]
         field = tag.lower() if tag.lower() in self.words and not name else ""
         if not (element or field or name):
             if _stem(tag) in map(_stem, self.names) and f"</{tag}" in self.text:
@@ -2826,15 +2827,12 @@ class _ReplyReader:
         same, word = (_NAMED, element) if element else (rf"<{re.escape(tag)}(?:\s[^<>]*)?>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, start)
         inside = start, after.start() if after else len(self.text)
-        at_end = r"(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"  # of a line, or before another tag
-        pattern = re.compile(rf"(?im)(?P<alone>^[^\S\n]*)?</\s*{re.escape(word)}\s*>{at_end}")
-        ends = [*pattern.finditer(self.text, *inside)]
+        ends = [*re.compile(_CLOSING.format(re.escape(word))).finditer(self.text, *inside)]
         if not ends:
-            other = element and after and tag not in (after["attribute"], after["child"])
-            mentioned = self.before.rpartition("\n")[2].strip()
-            return self.skip_unended(tag, inside, bool(after and mentioned and not other))
+            again = after and tag in after[0] and self.before.rpartition("\n")[2].strip()
+            return self.skip_unended(tag, inside, bool(again))
         last = [end for end in ends if end["last"] is not None] or ends
-        if self.text[start : start + 1] == "\n":
+        if self.text[start] == "\n":
             last = [end for end in last if end["alone"] is not None] or last
         end = ends[0] if field else last[-1]
         body = self.text[start : end.start()]
@@ -2847,12 +2845,12 @@ class _ReplyReader:
             self.take(_TAGGED, [(tag, _untag(body, "_code" in name))])
         return end.end()
 
-    def skip_unended(self, tag: str, inside: tuple[int, int], mentioned: bool) -> int:
+    def skip_unended(self, tag: str, inside: tuple[int, int], again: bool) -> int:
         """Go on after a tag without an end: it was a draft in a thought, or mentioned, or cut."""
         thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
         if thought and re.search(_THOUGHT_END, thought[0]):
             return thought.start()
-        if mentioned:
+        if again:
             return inside[0]
         self.take(_TAGGED, [], f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
         return len(self.text)
@@ -2860,7 +2858,7 @@ class _ReplyReader:
 
 def _stem(name: str) -> str:
     """What a name and those that may be meant for it share."""
-    return re.sub(r"\\|_code|[\d_]+$", "", name).casefold()
+    return name.casefold().replace("\\", "").replace("_code", "").rstrip("_0123456789")
 
 
 _FENCED = r"""(?xs) \s* (`{3,}|~{3,}) [^\n`]* \n
