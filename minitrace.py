@@ -2508,9 +2508,8 @@ def _is_same(old: Any, new: Any) -> bool:
 
 
 def _finite(value: T) -> T:
-    """The value itself, which `ValueError` or `OverflowError` says is no finite number."""
-    if hasattr(value, "as_integer_ratio"):
-        value.as_integer_ratio()
+    """The value itself; `ValueError` or `OverflowError` if it is a number that is not finite."""
+    getattr(value, "as_integer_ratio", int)()
     return value
 
 
@@ -2569,14 +2568,13 @@ def coerce_value(value: Any, like: Any) -> Any:
 def _from_reply(raw: Any, parameter: Parameter) -> Any:
     """A reply's raw value for a parameter: the choice that it names, or else a value of its type.
 
-    A choice is named by what it amounts to, in the prompt's form or as plain text, or by its name
-    in an Enum.
+    A choice is named by what it amounts to, in the prompt's form or else as plain text, or by its
+    name in an Enum.
     """
     choices = [(each, _as_builtin(each)) for each in parameter.choices or ()]
     meant = [each for each, plain in choices if to_text(plain) == to_text(raw)]
-    if isinstance(raw, str):
-        names = [(each, (str(plain), getattr(each, "_name_", plain))) for each, plain in choices]
-        meant += [each for each, known in names if raw.strip() in known]
+    said = str(raw).strip()
+    meant += [each for each, text in choices if said in (str(text), getattr(each, "_name_", text))]
     return meant[0] if meant else coerce_value(raw, parameter._data)
 
 
@@ -2643,7 +2641,8 @@ def _spell(token: Match) -> str:
 
 
 # How models mark their thoughts, and where the answer begins after them.
-_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|details|cot\b"
+_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft"
+_THINKING += r"|details|cot\b"
 _THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}>
     | \[/?THINK(?:ING)?\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
@@ -2658,7 +2657,8 @@ _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
 _OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?> | <!--(?s:.*?)(?:-->|\Z)"
-_CLOSING = r"(?im)(?P<alone>^[^\S\n]*)?</\s*{}\s*>(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"
+# The end of a tag, with a group for each side on which it stands at the end of a line.
+_CLOSING = r"(?im)(^[^\S\n]*)?</\s*{}\s*>((?=[^\S\n]*(?:\n|<|\Z)))?"
 _BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
 _FORM_WORDS = "reasoning answer suggestion variable think thinking thought analysis reflection"
 _FIELDS = ("reasoning", "answer", "suggestion")
@@ -2789,20 +2789,19 @@ class _ReplyReader:
 
     def read_fields(self, made: dict[Any, Any]) -> None:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
-        said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
-        form = {key: value for key, value in said if key in _FIELDS}
-        rest = [(key, value) for key, value in said if key not in _FIELDS]
-        known = [(key, value) for key, value in rest if key in self.names]
-        given = form.get("suggestion") or {}
+        known = [(key, value) for key, value in made.items() if self.name(key)]
+        form = {str(key).strip().lower(): made[key] for key in made if not self.name(key)}
+        strange = [(key, value) for key, value in form.items() if key not in _FIELDS]
         nested = [value for value in made.values() if isinstance(value, dict)]
+        given = form.get("suggestion") or {}
         self.words |= {key: str(form[key]) for key in self.words if form.get(key) not in (None, "")}
         problem = ""
         if not isinstance(given, dict):
             problem = "its suggestion is not an object of names and values"
         elif "suggestion" in form:
             self.take(_WHOLE, [*given.items(), *known])
-        elif known or (form and rest):
-            self.take(_WHOLE if "reasoning" in form else _BARE, rest)
+        elif known or len(form) > len(strange) > 0:  # beside another field
+            self.take(_WHOLE if "reasoning" in form else _BARE, known + strange)
         elif self.rank and any(key == "suggestion" or self.name(key) for key in chain(*nested)):
             problem = "an answer stands inside an object"
         elif len(nested) == 1 and "suggestion" in nested[0]:  # the arguments of a tool
@@ -2814,7 +2813,7 @@ class _ReplyReader:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
         A value may hold ends of tags itself: the last one before the next such tag counts, of those
-        alone on a line if its beginning ends one, or else of those at the end of a line.
+        alone on a line if there are any, or else of those at the end of a line.
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
         tag, start = tag.strip(), opening.end()
@@ -2831,10 +2830,8 @@ class _ReplyReader:
         if not ends:
             again = after and tag in after[0] and self.before.rpartition("\n")[2].strip()
             return self.skip_unended(tag, inside, bool(again))
-        last = [end for end in ends if end["last"] is not None] or ends
-        if self.text[start] == "\n":
-            last = [end for end in last if end["alone"] is not None] or last
-        end = ends[0] if field else last[-1]
+        alone = max(reversed(ends), key=lambda end: [each is not None for each in end.groups()])
+        end = ends[0] if field else alone
         body = self.text[start : end.start()]
         if field == "answer" and _ReplyReader(body, self.names).read().values:
             self.forget()  # it is not the answer to a question, but stands around all
@@ -2920,7 +2917,6 @@ def ask_until_usable(
     >>> ask_until_usable(Script(["seven", "7"]), [{"role": "user", "content": "How many?"}], read)
     ('7', ['seven', '7'], [['Only digits, please.']])
     """
-    llm = _default_llm() if llm is None else llm
     messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
     while True:
         reply = _ask_any(llm, [*messages], options)
@@ -3156,12 +3152,12 @@ class Optimizer:
                 f"{', '.join(strays)}: no parameter of this optimizer, "
                 f"which has {', '.join(self.names)}"
             )
-        good, found = getattr(values, "accepted", {}), dict[Parameter, Any]()
+        accepted, good = getattr(values, "accepted", {}), dict[Parameter, Any]()
         for key, value in values.items():
             each = known[key]
-            accepted = each in good and good[each] is value
-            found[each] = value if accepted else each.checked(value)
-        return found
+            is_new = accepted.get(each, accepted) is not value
+            good[each] = each.checked(value) if is_new else value
+        return good
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -3257,8 +3253,10 @@ class Optimizer:
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
-        known = [each for each in self.parameters if each in graph.values]
-        return not all(_is_same(each._data, graph.values[each]) for each in known)
+        return any(
+            each in graph.values and not _is_same(each._data, graph.values[each])
+            for each in self.parameters
+        )
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
@@ -3385,8 +3383,8 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
         yield f"   score: {attempt.score:g}"
     for name in long:
         old, new = (str(each.get(name)).splitlines() for each in (values, then))
-        rows = difflib.unified_diff(old, new, n=0, lineterm="")
-        changed = [f"   {row}" for row in rows if not re.match(r"@@|---|\+\+\+", row)]
+        rows = [*difflib.unified_diff(old, new, n=0, lineterm="")][2:]  # no names of files
+        changed = [f"   {row}" for row in rows if not row.startswith("@@")]
         if changed:
             yield f"   then {name} was changed:"
             yield from changed[:20]
@@ -3559,8 +3557,7 @@ class _Critic(SumPropagator):
 
     def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
-        llm, inputs = self.optimizer.llm, node.inputs
-        llm = _default_llm() if llm is None else llm
+        inputs = node.inputs
         call = ", ".join(f"{name}={to_text(p._data, 1000)}" for name, p in inputs.items())
         step = f"{node.op_name}({call}) gave {to_text(node._data, 1000)}.\n{node.op_name}: "
         step = _cut(step, 6000) + _cut(node.description, 1000)
@@ -3569,7 +3566,7 @@ class _Critic(SumPropagator):
             if not inputs[name]._depends:
                 return None
             question = _message("user", _CRITICISM.format(step, _said(feedback, 3000), name))
-            return _ask_any(llm, [question])
+            return _ask_any(self.optimizer.llm, [question])
 
         return _side_by_side(criticism, [*inputs])
 
@@ -4060,7 +4057,9 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
-    """Ask any callable from messages to text, seen by hooks as ours are."""
+    """Ask any callable from messages to text, or by default the one that the environment names;
+    hooks see it as they see ours."""
+    llm = _default_llm() if llm is None else llm
     if not isinstance(llm, LanguageModel):
         function, llm = llm, LanguageModel()
         llm.function = function
