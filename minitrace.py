@@ -2426,7 +2426,7 @@ as JSON nor in tags.
 
     def __init__(self, why: str, replies: Sequence[str] = (), problems: Sequence[str] = ()) -> None:
         super().__init__(why)
-        self.replies, self.problems = list(replies), list(problems)
+        self.replies, self.problems = [*replies], [*problems]
 
 
 # What a reply may weigh: characters, and brackets inside brackets. More is refused, not tried.
@@ -2641,15 +2641,14 @@ def _spell(token: Match) -> str:
 
 
 # How models mark their thoughts, and where the answer begins after them.
-_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft"
-_THINKING += r"|details|cot\b"
-_THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}>
+_THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
+_THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:details|{_THINKING})[^<>]{{0,200}}>
     | \[/?THINK(?:ING)?\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
     | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
     | \[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b
     | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
-_THOUGHT_KIND = rf"(?i){_THINKING}|unused|channel|assistant|response|INST|user"
+_THOUGHT_KIND = rf"(?i){_THINKING}|details|unused|channel|assistant|response|INST|user"
 _THOUGHT_END = r"(?i)/|end|final|unused95|response"
 _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
@@ -2696,8 +2695,7 @@ class _ReplyReader:
         """Read the whole text."""
         pos = 0
         while opening := re.compile(_OPENING).search(self.text, pos):
-            self.before = self.text[pos : opening.start()]
-            self.unread += self.before
+            self.unread += self.text[pos : opening.start()]
             if opening[0] == "{":
                 pos = self.read_object(opening)
             elif opening["thought"] and not self.name(opening[0].strip("</>")):
@@ -2827,9 +2825,10 @@ class _ReplyReader:
         after = re.compile(f"(?xi){same}").search(self.text, start)
         inside = start, after.start() if after else len(self.text)
         ends = [*re.compile(_CLOSING.format(re.escape(word))).finditer(self.text, *inside)]
+        if not ends and after and tag in after[0] and self.unread.rpartition("\n")[2].strip():
+            return start  # it was only mentioned, in the middle of a line
         if not ends:
-            again = after and tag in after[0] and self.before.rpartition("\n")[2].strip()
-            return self.skip_unended(tag, inside, bool(again))
+            return self.skip_unended(tag, *inside)
         alone = max(reversed(ends), key=lambda end: [each is not None for each in end.groups()])
         end = ends[0] if field else alone
         body = self.text[start : end.start()]
@@ -2842,20 +2841,16 @@ class _ReplyReader:
             self.take(_TAGGED, [(tag, _untag(body, "_code" in name))])
         return end.end()
 
-    def skip_unended(self, tag: str, inside: tuple[int, int], again: bool) -> int:
-        """Go on after a tag without an end: it was a draft in a thought, or mentioned, or cut."""
-        thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
-        if thought and re.search(_THOUGHT_END, thought[0]):
-            return thought.start()
-        if again:
-            return inside[0]
+    def skip_unended(self, tag: str, start: int, stop: int) -> int:
+        """Go on after a tag without an end, which was cut, or else was a draft in a thought."""
         self.take(_TAGGED, [], f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
-        return len(self.text)
+        thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, start, stop)
+        return thought.start() if thought else len(self.text)
 
 
 def _stem(name: str) -> str:
     """What a name and those that may be meant for it share."""
-    return name.casefold().replace("\\", "").replace("_code", "").rstrip("_0123456789")
+    return re.sub(r"\\|_code|(?<![\d_])[\d_]+$", "", name).casefold()
 
 
 _FENCED = r"""(?xs) \s* (`{3,}|~{3,}) [^\n`]* \n
@@ -3306,7 +3301,7 @@ class Optimizer:
     def _remember_step(self, proposal: Proposal, reason: str) -> None:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
         values = {name: p._data for name, p in self._named.items()}
-        if not proposal and proposal.refused and reason == "no change":
+        if proposal.refused and reason == "no change":
             counts = f"{len(proposal.refused)} of {len(proposal.replies)} replies"
             reason = f"{counts} refused: {proposal.refused[-1]}"
         outputs = [to_text(each.node._data, 100) for each in graph.outputs]
@@ -3426,8 +3421,8 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
     for each in parameters:
         made = None
         with suppress(ValueError):
-            made = _from_reply(_as_builtin(each._data), each)
-            made = _as_type_of(each._data, made, each.choices)
+            read = _from_reply(_as_builtin(each._data), each)
+            made = _as_type_of(each._data, read, each.choices)
         if type(made) is not each.type:
             raise TypeError(
                 f"no reply can give {each.name} another {each.type.__name__}: keep it as a text, a "
@@ -3628,9 +3623,7 @@ def _fitted(text: str, room: int) -> str:
 
 
 def _listed(values: Options) -> str:
-    return "; ".join(
-        f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()
-    )
+    return "; ".join(f"{name} = {to_text(_as_builtin(each), 300)}" for name, each in values.items())
 
 
 def _variable_text(name: str, parameter: Parameter) -> str:
@@ -3725,9 +3718,7 @@ class _View:
         if re.match(_FORMULA, words):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
-            for parent in codes:
-                if self.names[parent] != parent._base:
-                    given["code"] = self.names[parent]
+            given |= {"code": self.names[p] for p in codes if self.names[p] != p._base}
             call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
             code = " ".join(str(parent._data) for parent in codes if parent in self.own)
             if words and " ".join(words.split()) not in " ".join(code.split()):
