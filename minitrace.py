@@ -2504,13 +2504,7 @@ def _changed_since(parameter: Parameter, number: int) -> bool:
 
 def _is_same(old: Any, new: Any) -> bool:
     """Are two values of a parameter the same, as far as a reader can tell?"""
-    return old is new or (type(old) is type(new) and to_text(old) == to_text(new))
-
-
-def _finite(value: T) -> T:
-    """The value itself; `ValueError` or `OverflowError` if it is a number that is not finite."""
-    getattr(value, "as_integer_ratio", int)()
-    return value
+    return type(old) is type(new) and to_text(old) == to_text(new)
 
 
 def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
@@ -2519,7 +2513,7 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     kind = type(like)
     if like is None or (isinstance(value, kind) and kind not in _NUMBERS):
         return value
-    old, new = type(_as_builtin(like)), _as_builtin(value)
+    old, new, made = type(_as_builtin(like)), _as_builtin(value), None
     with suppress(ValueError, TypeError, ArithmeticError):
         if old in _NUMBERS:
             fits = type(new) in _NUMBERS and (old is float or new % 1 == 0)
@@ -2527,9 +2521,12 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
             listed = type(new) in _LISTS and old in (*_LISTS, set, frozenset)
             fits = listed or type(new) is old
         if fits and (old is not str or isinstance(like, str)):
-            return _finite(_filled(like, old(new)))
-        if fits and any(hasattr(kind, name) for name in _READ_TEXT):
-            return _finite(getattr(kind, "fromisoformat", kind)(new))
+            made = _filled(like, old(new))
+        elif fits and any(hasattr(kind, name) for name in _READ_TEXT):
+            made = getattr(kind, "fromisoformat", kind)(new)
+        if made is not None:
+            getattr(made, "as_integer_ratio", int)()  # a number that is not finite has none
+            return made
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
@@ -2654,8 +2651,8 @@ _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
-_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
-_OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?> | <!--(?s:.*?)(?:-->|\Z)"
+_OPENING = rf"""(?xi) \{{{_KEY} | {_NAMED} | (?P<thought>{_THOUGHT})
+    | <(?P<tag>[\w:\\]{{1,99}})(?:\s[^<>]{{0,200}})?> | <!--(?s:.*?)(?:-->|\Z)"""
 # The end of a tag, with a group for each side on which it stands at the end of a line.
 _CLOSING = r"(?im)(^[^\S\n]*)?</\s*{}\s*>((?=[^\S\n]*(?:\n|<|\Z)))?"
 _BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
@@ -2731,8 +2728,7 @@ class _ReplyReader:
     def name(self, given: Any) -> str:
         """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
         plain = re.sub(r"^\s*\(\w+\)|[\s\"'`:]", "", str(given))
-        folded = plain.casefold()
-        alike = [name for name in self.names if name.casefold() == folded]
+        alike = [name for name in self.names if name.casefold() == plain.casefold()]
         return plain if plain in alike else alike[0] if len(alike) == 1 else ""
 
     def take(self, rank: int, pairs: list[Any], *problems: str) -> None:
@@ -2749,14 +2745,13 @@ class _ReplyReader:
             if not unclear:
                 return
         else:
-            disjoint = given and taken and taken.keys().isdisjoint(given)
+            disjoint = bool(given and taken) and taken.keys().isdisjoint(given)
             unclear = disjoint and rank == _WHOLE and self.rank > _BARE
         if rank > self.rank or rank == _WHOLE:
             self.rank, self.values, self.problems, self.unread = rank, {}, [], ""
-        self.problems += problems
         if unclear:
-            problem = "The reply gives several answers, and it is not clear which counts."
-            self.problems.append(problem)
+            problems = ("The reply gives several answers, and it is not clear which counts.",)
+        self.problems += problems
         for key, value in pairs:
             self.assign(key, value)
 
@@ -2764,15 +2759,14 @@ class _ReplyReader:
         """Note a value for a variable, or what is wrong with it."""
         name = self.name(key)
         value = _unfence(value) if "_code" in name and isinstance(value, str) else value
-        problem = ""
         if not name:
-            problem = f"There is no variable {to_text(key, 80)}, only {', '.join(self.names)}."
+            self.problems.append(
+                f"There is no variable {to_text(key, 80)}, only {', '.join(self.names)}."
+            )
         elif repr(self.values.setdefault(name, value)) != repr(value):
-            problem = f"The reply gives {name} twice, with different values."
+            self.problems.append(f"The reply gives {name} twice, with different values.")
         elif isinstance(value, str) and value.strip() == _TEMPLATE:
-            problem = f"The value of {name} has only the words of the form."
-        if problem:
-            self.problems.append(problem)
+            self.problems.append(f"The value of {name} has only the words of the form.")
 
     def read_object(self, opening: Match) -> int:
         """Read the object that begins here, if it is one, and say where to go on."""
@@ -2792,20 +2786,18 @@ class _ReplyReader:
         strange = [(key, value) for key, value in form.items() if key not in _FIELDS]
         nested = [value for value in made.values() if isinstance(value, dict)]
         given = form.get("suggestion") or {}
-        self.words |= {key: str(form[key]) for key in self.words if form.get(key) not in (None, "")}
-        problem = ""
+        self.words |= {key: str(form[key]) for key in self.words if form.get(key) is not None}
         if not isinstance(given, dict):
-            problem = "its suggestion is not an object of names and values"
+            words = "its suggestion is not an object of names and values"
+            self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
         elif "suggestion" in form:
             self.take(_WHOLE, [*given.items(), *known])
         elif known or len(form) > len(strange) > 0:  # beside another field
             self.take(_WHOLE if "reasoning" in form else _BARE, known + strange)
         elif self.rank and any(key == "suggestion" or self.name(key) for key in chain(*nested)):
-            problem = "an answer stands inside an object"
+            self.take(_WHOLE, [], "The reply cannot be read: an answer stands inside an object.")
         elif len(nested) == 1 and "suggestion" in nested[0]:  # the arguments of a tool
             self.read_fields(nested[0])
-        if problem:
-            self.take(_WHOLE, [], f"The reply cannot be read: {problem}.")
 
     def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
@@ -2853,15 +2845,14 @@ def _stem(name: str) -> str:
     return re.sub(r"\\|_code|(?<![\d_])[\d_]+$", "", name).casefold()
 
 
-_FENCED = r"""(?xs) \s* (`{3,}|~{3,}) [^\n`]* \n
+_FENCED = r"""(?xs) \A\s* (`{3,}|~{3,}) [^\n`]* \n
     (?! (?:(?![ \t]*\1)[^\n]*\n)* [ \t]*\1[^\S\n]*\n \s*\S )  # it ends, and another thing follows
     (.*) \n [ \t]* \1 \s* \Z"""
 
 
 def _unfence(text: str) -> str:
     """What stands inside a fence of ``` or ~~~, if the text is one fence and nothing else."""
-    fence = re.match(_FENCED, text)
-    return fence[2] if fence else text
+    return re.sub(_FENCED, r"\2", text)
 
 
 def _untag(body: str, code: bool) -> str:
@@ -2876,9 +2867,8 @@ def _untag(body: str, code: bool) -> str:
     inner = r"(?is)\A\s*(?:<(\w+)>[^<>]*</\1>\s*)*<\s*value\s*>(.*)</\s*value\s*>\s*\Z"
     body = re.sub(inner, r"\2", body)
     body = _unfence(re.sub(r"\A[ \t]*\r?\n|\r?\n[ \t]*\Z", "", body))
-    section = re.match(r"(?s)\s*<!\[CDATA\[(.*)\]\]>\s*\Z", body)
-    if section or "<" in body or not (code or "&lt;" in body):
-        return section[1] if section else body
+    if "<" in body or not (code or "&lt;" in body):
+        return re.sub(r"(?s)\A\s*<!\[CDATA\[(.*)\]\]>\s*\Z", r"\1", body)
     with suppress(ValueError):
         if code and _parse(body):  # it is right as it stands
             return body
@@ -2926,8 +2916,7 @@ def ask_until_usable(
             return result, replies, refused
         again = _AGAIN.format("\n- ".join(problems))
         if reply.strip():
-            said = _message("assistant", _cut(reply, 12_000))
-            messages += [said, _message("user", again)]
+            messages += [_message("assistant", _cut(reply, 12_000)), _message("user", again)]
         else:  # some servers refuse an empty turn, or two of the user
             messages = [*prompt[:-1], _message("user", f"{prompt[-1]['content']}\n\n{again}")]
 
@@ -2996,8 +2985,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
         rows = list[str]()
         for parameter, value in self.items():
             name, values = parameter.py_name, (self.before.get(parameter, parameter._data), value)
-            texts = [each if isinstance(each, str) else to_text(each) for each in values]
-            old, new = map(str.splitlines, texts)
+            old, new = ((v if isinstance(v, str) else to_text(v)).splitlines() for v in values)
             rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
         return "\n".join(rows)
 
@@ -3105,10 +3093,7 @@ class Optimizer:
             approve: a function of the diff that returns true, or words of refusal.
         """
         if any(map(self._is_stale, self._graphs())):
-            warn(
-                "some feedback is older than the last change: call zero_feedback() before it",
-                stacklevel=2,
-            )
+            warn("some feedback is older than the last change: call zero_feedback()", stacklevel=2)
         proposal: Proposal = self.propose()
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
@@ -3118,7 +3103,7 @@ class Optimizer:
             named = {parameter.py_name: value for parameter, value in proposal.items()}
             self.refused[f"{_listed(named)}: {refusal}"] = None
             self._remember_step(proposal, refusal)
-            told: Proposal = copy.copy(proposal)
+            told = copy.copy(proposal)
             told.clear()
             return told
         if bypassing:
@@ -3150,8 +3135,7 @@ class Optimizer:
         accepted, good = getattr(values, "accepted", {}), dict[Parameter, Any]()
         for key, value in values.items():
             each = known[key]
-            is_new = accepted.get(each, accepted) is not value
-            good[each] = each.checked(value) if is_new else value
+            good[each] = value if accepted.get(each, accepted) is value else each.checked(value)
         return good
 
     def propose(self, n: int | None = None) -> Any:
@@ -3159,9 +3143,8 @@ class Optimizer:
 
         With `n`, a list of `n`, asked for side by side; each prompt says which of them it is.
         """
-        count, note = n or 1, ""
-        if count > 1:
-            note = " This is candidate {} of {}: seek one unlike the others."
+        count = n or 1
+        note = " This is candidate {} of {}: seek one unlike the others." if count > 1 else ""
         prompts = [self._prompts(note.format(i + 1, count)) for i in range(count)]
         proposals = _side_by_side(self._ask, prompts)
         return proposals[0] if n is None else proposals
@@ -3305,8 +3288,8 @@ class Optimizer:
             counts = f"{len(proposal.refused)} of {len(proposal.replies)} replies"
             reason = f"{counts} refused: {proposal.refused[-1]}"
         outputs = [to_text(each.node._data, 100) for each in graph.outputs]
-        story = proposal, proposal.diff(), reason, outputs
-        self.remember(Attempt(values, graph.feedback, graph.score, *story))
+        said = graph.feedback, graph.score
+        self.remember(Attempt(values, *said, proposal, proposal.diff(), reason, outputs))
 
     def remember(self, attempt: Attempt) -> None:
         """Put an attempt into the history; of the hundred before it everything is kept."""
@@ -3320,14 +3303,12 @@ class Optimizer:
     def best(self) -> Attempt | None:
         """The attempt with the highest score, the latest of equals; of those whose values stayed
         or were the program's own, not of those tried and "not kept"."""
-        kept = [
-            each for each in self.history if each.score is not None and each.reason != "not kept"
-        ]
+        kept = [a for a in self.history if a.score is not None and a.reason != "not kept"]
         return max(reversed(kept), key=lambda each: each.score or 0, default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        strays = attempt.values.keys() - self._named.keys()
+        strays = [name for name in attempt.values if name not in self._named]
         if strays:
             raise ValueError(
                 f"the attempt has values of {', '.join(strays)}, which this optimizer has not"
@@ -3399,11 +3380,9 @@ def _by_name(parameters: Any) -> Named:
         parameters = parameters.values()
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
-    for each in chain(*groups):
+    for each in {id(each): each for each in chain(*groups)}.values():
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
-        if any(each is other for other in named.values()):
-            continue
         name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())
         if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
@@ -3421,9 +3400,8 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
     for each in parameters:
         made = None
         with suppress(ValueError):
-            read = _from_reply(_as_builtin(each._data), each)
-            made = _as_type_of(each._data, read, each.choices)
-        if type(made) is not each.type:
+            made = _from_reply(_as_builtin(each._data), each)
+        if type(made) is not each.type and not each.choices:
             raise TypeError(
                 f"no reply can give {each.name} another {each.type.__name__}: keep it as a text, a "
                 "number or a list and convert it in a bundle, or give it choices=[...]"
@@ -3538,9 +3516,7 @@ Say in a few sentences how its input {} should change for better feedback."""
 class _Critic(SumPropagator):
     """Feedback that a language model rewrites at every step, for each parent its own."""
 
-    def __init__(self, optimizer: TextGrad) -> None:
-        super().__init__()
-        self.optimizer = optimizer
+    optimizer: TextGrad
 
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """What was said, which the optimizer's history keeps."""
@@ -3581,7 +3557,9 @@ class TextGrad(Optimizer):
     """
 
     def _flow(self) -> Propagator:
-        return _Critic(self)
+        critic = _Critic()
+        critic.optimizer = self
+        return critic
 
     def _questions(self) -> Iterator[tuple[Named, str]]:
         """A prompt for each parameter that has feedback."""
@@ -3718,7 +3696,9 @@ class _View:
         if re.match(_FORMULA, words):
             call = re.sub(r"\b(x|y|index)\b", lambda found: given.get(found[0], found[0]), words)
         else:
-            given |= {"code": self.names[p] for p in codes if self.names[p] != p._base}
+            for parent in codes:
+                if self.names[parent] != parent._base:
+                    given["code"] = self.names[parent]
             call = f"{each.op_name}({', '.join(map('='.join, given.items()))})"
             code = " ".join(str(parent._data) for parent in codes if parent in self.own)
             if words and " ".join(words.split()) not in " ".join(code.split()):

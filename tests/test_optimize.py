@@ -1467,6 +1467,17 @@ def test_past_attempts_show_what_changed_in_code_and_what_was_given():
     assert len(re.findall(r"(?m)^# Feedback", user)) == 1
 
 
+def test_changed_lines_that_begin_with_signs_are_told():
+    query = node("-- of last year\nSELECT 1\n", name="query", trainable=True)
+    new = "++ of this year\nSELECT 1\n"
+    optimizer = OPRO([query], llm=lambda messages: f"<query0>\n{new}\n</query0>")
+    optimizer.backward(query + "", "wrong year")
+    optimizer.step()
+    optimizer.zero_feedback()
+    optimizer.backward(query + "", "right")
+    assert "   then query0 was changed:\n   --- of last year\n   +++ of this year" in text(optimizer)
+
+
 def test_documentation_has_no_empty_lines():
     x = node(1, name="x", trainable=True)
     optimizer = OptoPrime([x], llm=StubLLM())
