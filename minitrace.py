@@ -2643,15 +2643,15 @@ _THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:details|{_THIN
     | \[/?THINK(?:ING)?\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
     | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
-    | \[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b
     | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
-_THOUGHT_KIND = rf"(?i){_THINKING}|details|unused|channel|assistant|response|INST|user"
+_THOUGHT_KIND = rf"(?i){_THINKING}|details|unused|channel|assistant|response"
 _THOUGHT_END = r"(?i)/|end|final|unused95|response"
 _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"""(?xi) \{{{_KEY} | {_NAMED} | (?P<thought>{_THOUGHT})
+    | (?P<turn>\[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b)
     | <(?P<tag>[\w:\\]{{1,99}})(?:\s[^<>]{{0,200}})?> | <!--(?s:.*?)(?:-->|\Z)"""
 # The end of a tag, with a group for each side on which it stands at the end of a line.
 _CLOSING = r"(?im)(^[^\S\n]*)?</\s*{}\s*>((?=[^\S\n]*(?:\n|<|\Z)))?"
@@ -2693,7 +2693,9 @@ class _ReplyReader:
         pos = 0
         while opening := re.compile(_OPENING).search(self.text, pos):
             self.unread += self.text[pos : opening.start()]
-            if opening[0] == "{":
+            if opening["turn"] and self.rank:  # of the user: what follows was made up
+                pos = len(self.text)
+            elif opening[0] == "{":
                 pos = self.read_object(opening)
             elif opening["thought"] and not self.name(opening[0].strip("</>")):
                 pos = self.skip_thought(opening)
