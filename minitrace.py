@@ -2498,8 +2498,10 @@ def _as_builtin(value: Any) -> Any:
 
 def _changed_since(parameter: Parameter, number: int) -> bool:
     """Had a parameter another value when the node with this number was made?"""
-    older = [value for changed, value in parameter._changes if changed > number]
-    return bool(older) and not _is_same(older[0], parameter._data)
+    for changed, older in parameter._changes:
+        if changed > number:
+            return not _is_same(older, parameter._data)
+    return False
 
 
 def _is_same(old: Any, new: Any) -> bool:
@@ -2569,10 +2571,13 @@ def _from_reply(raw: Any, parameter: Parameter) -> Any:
     name in an Enum.
     """
     choices = [(each, _as_builtin(each)) for each in parameter.choices or ()]
-    meant = [each for each, plain in choices if to_text(plain) == to_text(raw)]
-    said = str(raw).strip()
-    meant += [each for each, text in choices if said in (str(text), getattr(each, "_name_", text))]
-    return meant[0] if meant else coerce_value(raw, parameter._data)
+    for each, plain in choices:
+        if to_text(plain) == to_text(raw):
+            return each
+    for each, plain in choices:
+        if str(raw).strip() in (str(plain), getattr(each, "_name_", plain)):
+            return each
+    return coerce_value(raw, parameter._data)
 
 
 Match = re.Match[str]
@@ -2674,7 +2679,8 @@ class _ReplyReader:
     outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
     up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
     nothing inside or after it counts, except another answer that replaces it. What stands in
-    thoughts, or before the end of thoughts whose beginning is missing, is no answer.
+    thoughts and in comments of HTML, before the end of thoughts whose beginning is missing, or
+    after an answer in a turn that is marked as the user's, is no answer.
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
@@ -2788,7 +2794,9 @@ class _ReplyReader:
         strange = [(key, value) for key, value in form.items() if key not in _FIELDS]
         nested = [value for value in made.values() if isinstance(value, dict)]
         given = form.get("suggestion") or {}
-        self.words |= {key: str(form[key]) for key in self.words if form.get(key) is not None}
+        for key in self.words:
+            if form.get(key) is not None:
+                self.words[key] = str(form[key])
         if not isinstance(given, dict):
             words = "its suggestion is not an object of names and values"
             self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
@@ -3195,8 +3203,9 @@ class Optimizer:
                 "raise it, or optimize fewer parameters"
             )
         feedback, past = _fitted(feedback, room // 3), self._past(named, room // 3)
-        title = "Past attempts, the oldest first"
-        tail = _page({"Variables": variables, "Feedback": feedback, title: past})
+        tail = _page(
+            {"Variables": variables, "Feedback": feedback, "Past attempts, the oldest first": past}
+        )
         left = self.max_chars - len(system + head + tail) - 2
         shown = _cut(self.describe(left), left)
         text = "\n".join(filter(None, (head, shown, tail)))
@@ -3287,8 +3296,7 @@ class Optimizer:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
         values = {name: p._data for name, p in self._named.items()}
         if proposal.refused and reason == "no change":
-            counts = f"{len(proposal.refused)} of {len(proposal.replies)} replies"
-            reason = f"{counts} refused: {proposal.refused[-1]}"
+            reason = f"replies refused ({len(proposal.refused)}): {proposal.refused[-1]}"
         outputs = [to_text(each.node._data, 100) for each in graph.outputs]
         said = graph.feedback, graph.score
         self.remember(Attempt(values, *said, proposal, proposal.diff(), reason, outputs))
@@ -3361,8 +3369,8 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
         yield f"   score: {attempt.score:g}"
     for name in long:
         old, new = (str(each.get(name)).splitlines() for each in (values, then))
-        rows = [*difflib.unified_diff(old, new, n=0, lineterm="")][2:]  # no names of files
-        changed = [f"   {row}" for row in rows if not row.startswith("@@")]
+        rows = difflib.unified_diff(old, new, n=0, lineterm="")
+        changed = [f"   {row}" for row in rows if not re.match(r"@@|(---|\+\+\+) $", row)]
         if changed:
             yield f"   then {name} was changed:"
             yield from changed[:20]
@@ -3680,7 +3688,9 @@ class _View:
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
         self.own = graph.named
         inputs = {*chain(*map(graph.parents, self.nearest))}.difference(self.own, self.calls)
-        self.names, self.inputs, self.docs = {**graph.names}, dict[Any, str](), dict[Any, str]()
+        self.names = {**graph.names}
+        self.inputs: dict[Any, str] = {}
+        self.docs: dict[Any, str] = {}
         for each in inputs:
             text = "" if _is_code(each) else _said(to_text(graph.value(each), self.limit))
             if len(text) > 40:

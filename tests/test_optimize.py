@@ -1559,10 +1559,10 @@ def test_refused_replies_are_in_the_step_and_in_the_history():
     optimizer = problem(x, llm=lambda messages: "banana", on_refusal="keep", retries=1)
     proposal = optimizer.step()
     assert len(proposal.refused) == 2 and "No answer was found" in proposal.refused[0]
-    assert optimizer.history[-1].reason.startswith("2 of 2 replies refused: No answer was found")
+    assert optimizer.history[-1].reason.startswith("replies refused (2): No answer was found")
     optimizer.llm = Script(["banana", reply()])
     optimizer.step()
-    assert optimizer.history[-1].reason.startswith("1 of 2 replies refused: No answer was found")
+    assert optimizer.history[-1].reason.startswith("replies refused (1): No answer was found")
 
 
 @pytest.mark.parametrize("kind", [Optimizer, OptoPrime, OPRO, TextGrad])
