@@ -2656,7 +2656,7 @@ _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"""(?xi) \{{{_KEY} | {_NAMED} | (?P<thought>{_THOUGHT})
-    | (?P<turn>\[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b)
+    | (?P<turn>(?m:^|(?<=>))[^\S\n]*(?:\[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b))
     | <(?P<tag>[\w:\\]{{1,99}})(?:\s[^<>]{{0,200}})?> | <!--(?s:.*?)(?:-->|\Z)"""
 # The end of a tag, with a group for each side on which it stands at the end of a line.
 _CLOSING = r"(?im)(^[^\S\n]*)?</\s*{}\s*>((?=[^\S\n]*(?:\n|<|\Z)))?"

@@ -381,6 +381,7 @@ SEVERAL = {
     "a reasoning block whose opening is lost", "the name of another variable inside a value",
     "a value that holds the end of its own tag", "ends of tags inside code",
     "ends of tags inside a value tag",
+    "seen: a mark of a turn mentioned between two variables",
     "seen: parameters around two", "seen: an end named in prose", "seen: an attribute on a tag of ours", "seen: a draft, and the answer in a tag",
     "thoughts: stripped channel", "thoughts: nested", "thoughts: process", "thoughts: final response",
     "thoughts: a variable that is called so", "thoughts: a draft in a tag that does not end",
