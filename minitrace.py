@@ -2644,12 +2644,12 @@ def _spell(token: Match) -> str:
 
 # How models mark their thoughts, and where the answer begins after them.
 _THINKING = r"think|thought|reflect|analysis|scratchpad|monologue|deliberat|planning|draft|cot\b"
-_THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:details|{_THINKING})[^<>]{{0,200}}>
+_THOUGHT = rf"""<\s*/?\s*[|｜]?(?:[\w-]{{1,20}}[:_-])?(?:ant)?(?:{_THINKING})[^<>]{{0,200}}>
     | \[/?THINK(?:ING)?\]
     | ◁/?think▷ | <[|｜](?:begin|end|start)[_▁](?:of[_▁])?(?:think|thought)[^<>]{{0,20}}>
     | <unused9[45]> | <\|channel\|>\s*\w{{1,20}}
     | \bassistantfinal | \[BEGIN\ FINAL\ RESPONSE\] | here\ is\ my\ response: """
-_THOUGHT_KIND = rf"(?i){_THINKING}|details|unused|channel|assistant|response"
+_THOUGHT_KIND = rf"(?i){_THINKING}|unused|channel|assistant|response"
 _THOUGHT_END = r"(?i)/|end|final|unused95|response"
 _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
@@ -2657,7 +2657,8 @@ _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
 _OPENING = rf"""(?xi) \{{{_KEY} | {_NAMED} | (?P<thought>{_THOUGHT})
     | (?P<turn>(?m:^|(?<=>))[^\S\n]*(?:\[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b))
-    | <(?P<tag>[\w:\\]{{1,99}})(?:\s[^<>]{{0,200}})?> | <!--(?s:.*?)(?:-->|\Z)"""
+    | (?m:^)[^\S\n]* <(?: !--(?s:.*?)(?:-->|\Z) | details\b(?s:.*?)(?:</details>|\Z))
+    | <(?P<tag>[\w:\\]{{1,99}})(?:\s[^<>]{{0,200}})?>"""
 # The end of a tag, with a group for each side on which it stands at the end of a line.
 _CLOSING = r"(?im)(^[^\S\n]*)?</\s*{}\s*>((?=[^\S\n]*(?:\n|<|\Z)))?"
 _BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
@@ -2679,7 +2680,7 @@ class _ReplyReader:
     outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
     up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
     nothing inside or after it counts, except another answer that replaces it. What stands in
-    thoughts and in comments of HTML, before the end of thoughts whose beginning is missing, or
+    thoughts, in HTML's comments and details, before the end of thoughts whose beginning is missing, or
     after an answer in a turn that is marked as the user's, is no answer.
     """
 
