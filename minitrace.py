@@ -2680,8 +2680,8 @@ class _ReplyReader:
     outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
     up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
     nothing inside or after it counts, except another answer that replaces it. What stands in
-    thoughts, in HTML's comments and details, before the end of thoughts whose beginning is missing, or
-    after an answer in a turn that is marked as the user's, is no answer.
+    thoughts, in comments or details of HTML, before the end of thoughts whose beginning is missing,
+    or after an answer in a turn that is marked as the user's, is no answer.
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
