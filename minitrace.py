@@ -2427,7 +2427,7 @@ as JSON nor in tags.
 
     def __init__(self, why: str, replies: Sequence[str] = (), problems: Sequence[str] = ()) -> None:
         super().__init__(why)
-        self.replies, self.problems = list(replies), list(problems)
+        self.replies, self.problems = [*replies], [*problems]
 
 
 # The limits of a reply: its characters, and brackets inside brackets. More is refused, not tried.
@@ -2500,13 +2500,15 @@ def _as_builtin(value: Any) -> Any:
 
 def _changed_since(parameter: Parameter, number: int) -> bool:
     """Did a parameter have another value when the node with this number was made?"""
-    older = [value for changed, value in parameter._changes if changed > number]
-    return bool(older) and not _is_same(older[0], parameter._data)
+    for changed, older in parameter._changes:
+        if changed > number:
+            return not _is_same(older, parameter._data)
+    return False
 
 
 def _is_same(old: Any, new: Any) -> bool:
     """Are two values of a parameter the same, as far as a reader can tell?"""
-    return old is new or (type(old) is type(new) and to_text(old) == to_text(new))
+    return type(old) is type(new) and to_text(old) == to_text(new)
 
 
 def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
@@ -2515,17 +2517,20 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     kind = type(like)
     if like is None or (isinstance(value, kind) and kind not in _NUMBERS):
         return value
-    old, new = type(_as_builtin(like)), _as_builtin(value)
+    old, new, made = type(_as_builtin(like)), _as_builtin(value), None
     with suppress(ValueError, TypeError, ArithmeticError):
         if old in _NUMBERS:
-            fits = type(new) in _NUMBERS and (new % 1 == 0 if old is int else math.isfinite(new))
+            fits = type(new) in _NUMBERS and (old is float or new % 1 == 0)
         else:
             listed = type(new) in _LISTS and old in (*_LISTS, set, frozenset)
             fits = listed or type(new) is old
         if fits and (old is not str or isinstance(like, str)):
-            return _filled(like, old(new))
-        if fits and any(hasattr(kind, name) for name in _READ_TEXT):
-            return getattr(kind, "fromisoformat", kind)(new)
+            made = _filled(like, old(new))
+        elif fits and any(hasattr(kind, name) for name in _READ_TEXT):
+            made = getattr(kind, "fromisoformat", kind)(new)
+        if made is not None:
+            getattr(made, "as_integer_ratio", int)()  # a number that is not finite has none
+            return made
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
@@ -2564,14 +2569,16 @@ def coerce_value(value: Any, like: Any) -> Any:
 def _from_reply(raw: Any, parameter: Parameter) -> Any:
     """A reply's raw value for a parameter: the choice that it names, or else a value of its type.
 
-    A choice is named by what it amounts to, in the prompt's form or as plain text, or by its name
-    in an Enum.
+    A choice is named by what it amounts to, in the prompt's form or else as plain text, or by its
+    name in an Enum.
     """
-    for choice in parameter.choices or ():
-        plain = _as_builtin(choice)
-        named = isinstance(raw, str) and raw.strip() in (str(plain), getattr(choice, "name", plain))
-        if named or to_text(raw) == to_text(plain):
-            return choice
+    choices = [(each, _as_builtin(each)) for each in parameter.choices or ()]
+    for each, plain in choices:
+        if to_text(plain) == to_text(raw):
+            return each
+    for each, plain in choices:
+        if str(raw).strip() in (str(plain), getattr(each, "_name_", plain)):
+            return each
     return coerce_value(raw, parameter._data)
 
 
@@ -2650,8 +2657,12 @@ _NAMED = r"""<\s*(?P<element>var|variable|param|parameter)\b
     (?: (?:[^<>]{0,200}?\bname)? \s*=[\s"'`]* (?P<attribute>[^\s"'`<>]{1,99}) [^<>]*>
       | [^<>]*>\s*<\s*name\s*> (?P<child>[^<>]{1,99}) </\s*name\s*> )"""
 _KEY = r"""(?=\s*(?:(?:["'`](?P<key>[\w:. -]{1,99})["'`]|[\w:]{1,99})\s{0,9}:|[/#]))"""
-_OPENING = rf"(?xi) \{{{_KEY} | (?P<named>{_NAMED}) | (?P<thought>{_THOUGHT})"
-_OPENING += r"| <(?P<tag>[\w:\\]{1,99})(?:\s[^<>]{0,200})?>"
+_OPENING = rf"""(?xi) \{{{_KEY} | {_NAMED} | (?P<thought>{_THOUGHT})
+    | (?P<turn>(?m:^|(?<=>))[^\S\n]*(?:\[INST\] | <(?:\||start_of_turn>)[\w|>]{{0,25}}user\b))
+    | (?m:^)[^\S\n]* <(?: !--(?s:.*?)(?:-->|\Z) | details\b(?s:.*?)(?:</details>|\Z))
+    | <(?P<tag>[\w:\\]{{1,99}})(?:\s[^<>]{{0,200}})?>"""
+# The end of a tag, with a group for each side on which it stands at the end of a line.
+_CLOSING = r"(?im)(^[^\S\n]*)?</\s*{}\s*>((?=[^\S\n]*(?:\n|<|\Z)))?"
 _BROKEN = r"(?i)[\"'“”{,]\s*suggestion[\"'”]?\s*[:=：]|suggestion[\"'”]?\s*="
 _FORM_WORDS = "reasoning answer suggestion variable think thinking thought analysis reflection"
 _FIELDS = ("reasoning", "answer", "suggestion")
@@ -2670,14 +2681,13 @@ class _ReplyReader:
     An object with a suggestion is whole and replaces the one before. It outranks tags, and tags
     outrank bare objects such as `{"x0": 5}`, so that examples in the prose change nothing; tags add
     up, and so do bare objects. An answer that is broken or cut short keeps its rank as a problem:
-    nothing inside or after it counts, except another answer that replaces it. Nothing in a thought
-    is an answer, nor anything before the end of a thought whose beginning is missing.
+    nothing inside or after it counts, except another answer that replaces it. Nothing in a thought,
+    or in a comment or details of HTML, is an answer, nor anything before the end of a thought whose
+    beginning is missing, or after an answer in a turn that is marked as the user's.
     """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self.text, self.names = text, names
-        folded = {name.casefold(): name for name in names}
-        self.folded = folded if len(folded) == len(names) else {}
         self.forget()
 
     def forget(self) -> None:
@@ -2692,7 +2702,9 @@ class _ReplyReader:
         pos = 0
         while opening := re.compile(_OPENING).search(self.text, pos):
             self.unread += self.text[pos : opening.start()]
-            if opening[0] == "{":
+            if opening["turn"] and self.rank:  # of the user: what follows was made up
+                pos = len(self.text)
+            elif opening[0] == "{":
                 pos = self.read_object(opening)
             elif opening["thought"] and not self.name(opening[0].strip("</>")):
                 pos = self.skip_thought(opening)
@@ -2702,7 +2714,8 @@ class _ReplyReader:
             self.take(_TAGGED, [], "The reply is cut short inside a tag.")
         if not self.problems and re.search(_BROKEN, self.unread + self.text[pos:]):
             self.take(_WHOLE, [], "The reply cannot be read: an answer in it is broken.")
-        if not (self.rank or self.words["reasoning"]):
+        reasoning = self.words["reasoning"]
+        if not self.rank and (not reasoning or _ReplyReader(reasoning, self.names).read().values):
             self.take(_BARE, [], "No answer was found in the reply, neither as JSON nor in tags.")
         values = {} if self.problems else self.values
         return Reading(**self.words, values=values, problems=self.problems[:8])
@@ -2725,29 +2738,30 @@ class _ReplyReader:
 
     def name(self, given: Any) -> str:
         """The variable that is meant, or an empty text: `x:0`, "`X0` " and `x0` are one."""
-        plain = str(given).strip(" \t\r\n\"'`").replace(":", "")
-        return plain if plain in self.names else self.folded.get(plain.casefold(), "")
+        plain = re.sub(r"^\s*\(\w+\)|[\s\"'`:]", "", str(given))
+        alike = [name for name in self.names if name.casefold() == plain.casefold()]
+        return plain if plain in alike else alike[0] if len(alike) == 1 else ""
 
     def take(self, rank: int, pairs: list[Any], *problems: str) -> None:
         """Take an answer, values by name or what is wrong, unless a higher one was taken; a whole
         or higher one drops all before it.
 
-        Where an object and tags say different things, or two objects are about different variables,
-        it is not clear which counts.
+        Where an object and tags say different things, two objects are about different variables, or
+        a bare object that ends a line differs from what was said, it is not clear which counts.
         """
         given = {self.name(name): str(value).strip() for name, value in pairs}
         taken = {name: str(value).strip() for name, value in self.values.items()}
-        unclear = given and taken and taken.keys().isdisjoint(given)
-        unclear = unclear and {rank, self.rank} in ({_WHOLE}, {_WHOLE, _TAGGED})
-        unclear = unclear or (_BARE < rank < self.rank and {**taken, **given} != taken)
-        if rank < self.rank and not unclear:
-            return
+        if rank < self.rank:
+            unclear = (rank > _BARE or self.ends_line) and {**taken, **given} != taken
+            if not unclear:
+                return
+        else:
+            disjoint = bool(given and taken) and taken.keys().isdisjoint(given)
+            unclear = disjoint and rank == _WHOLE and self.rank > _BARE
         if rank > self.rank or rank == _WHOLE:
             self.rank, self.values, self.problems, self.unread = rank, {}, [], ""
         if unclear:
-            self.problems.append(
-                "The reply gives several answers, and it is not clear which counts."
-            )
+            problems = ("The reply gives several answers, and it is not clear which counts.",)
         self.problems += problems
         for key, value in pairs:
             self.assign(key, value)
@@ -2769,6 +2783,7 @@ class _ReplyReader:
         """Read the object that begins here, if it is one, and say where to go on."""
         found, pos, problem = _read_literal(self.text, opening.start())
         key = opening["key"] or ""
+        self.ends_line = self.text[pos : pos + 1] in "\n"  # or all of the text
         if isinstance(found, dict):
             self.read_fields(found)
         elif problem and (pos >= len(self.text) or self.name(key) or key.lower() in _FIELDS):
@@ -2777,32 +2792,35 @@ class _ReplyReader:
 
     def read_fields(self, made: dict[Any, Any]) -> None:
         """Take an answer from an object, if it has one of its fields or a variable's name."""
-        said = [(self.name(key) or str(key).strip().lower(), value) for key, value in made.items()]
-        form = {key: value for key, value in said if key in _FIELDS}
+        known = [(key, value) for key, value in made.items() if self.name(key)]
+        form = {str(key).strip().lower(): made[key] for key in made if not self.name(key)}
+        strange = [(key, value) for key, value in form.items() if key not in _FIELDS]
+        nested = [value for value in made.values() if isinstance(value, dict)]
         given = form.get("suggestion") or {}
+        for key in self.words:
+            if form.get(key) is not None:
+                self.words[key] = str(form[key])
         if not isinstance(given, dict):
             words = "its suggestion is not an object of names and values"
             self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
-            return
-        loose = "suggestion" not in form
-        pairs = [(n, v) for n, v in said if n in self.names or (loose and n not in _FIELDS)]
-        for field in self.words:
-            if form.get(field) not in (None, ""):
-                self.words[field] = str(form[field])
-        if "suggestion" in form or (pairs and form) or any(n in self.names for n, _ in pairs):
-            rank = _WHOLE if form.keys() - {"answer"} else _BARE
-            self.take(rank, [*given.items(), *pairs])
-        elif self.rank and any("suggestion" in v for v in made.values() if isinstance(v, dict)):
+        elif "suggestion" in form:
+            self.take(_WHOLE, [*given.items(), *known])
+        elif known or len(form) > len(strange) > 0:  # beside another field
+            self.take(_WHOLE if "reasoning" in form else _BARE, known + strange)
+        elif self.rank and any(key == "suggestion" or self.name(key) for key in chain(*nested)):
             self.take(_WHOLE, [], "The reply cannot be read: an answer stands inside an object.")
+        elif len(nested) == 1 and "suggestion" in nested[0]:  # the arguments of a tool
+            self.read_fields(nested[0])
 
     def read_tag(self, opening: Match) -> int:
         """Read what a tag holds, if it is one of ours, and say where to go on.
 
-        A value may hold ends of tags itself: the last one before the next such tag counts.
+        A value may hold ends of tags itself: the last one before the next such tag counts, of those
+        alone on a line if there are any, or else of those at the end of a line.
         """
         tag = opening["attribute"] or opening["child"] or opening["tag"] or opening[0].strip("</>")
-        tag = tag.strip()
-        name, element, start = self.name(tag), opening["element"], opening.end()
+        tag, start = tag.strip(), opening.end()
+        name, element = self.name(tag), opening["element"]
         field = tag.lower() if tag.lower() in self.words and not name else ""
         if not (element or field or name):
             if _stem(tag) in map(_stem, self.names) and f"</{tag}" in self.text:
@@ -2811,14 +2829,13 @@ class _ReplyReader:
         same, word = (_NAMED, element) if element else (rf"<{re.escape(tag)}(?:\s[^<>]*)?>", tag)
         after = re.compile(f"(?xi){same}").search(self.text, start)
         inside = start, after.start() if after else len(self.text)
-        at_end = r"(?P<last>(?=[^\S\n]*(?:\n|<|\Z)))?"  # of a line, or before another tag
-        pattern = re.compile(rf"(?i)</\s*{re.escape(word)}\s*>{at_end}")
-        ends = [*pattern.finditer(self.text, *inside)]
+        ends = [*re.compile(_CLOSING.format(re.escape(word))).finditer(self.text, *inside)]
+        if not ends and after and tag in after[0] and self.unread.rpartition("\n")[2].strip():
+            return start  # it was only mentioned, in the middle of a line
         if not ends:
-            other = element and after and tag not in (after["attribute"], after["child"])
-            return self.skip_unended(tag, inside, again=bool(after and not other))
-        last = [end for end in ends if end["last"] is not None] or ends
-        end = ends[0] if field else last[-1]
+            return self.skip_unended(tag, *inside)
+        alone = max(reversed(ends), key=lambda end: [each is not None for each in end.groups()])
+        end = ends[0] if field else alone
         body = self.text[start : end.start()]
         if field == "answer" and _ReplyReader(body, self.names).read().values:
             self.forget()  # it is not the answer to a question, but stands around all
@@ -2829,31 +2846,26 @@ class _ReplyReader:
             self.take(_TAGGED, [(tag, _untag(body, "_code" in name))])
         return end.end()
 
-    def skip_unended(self, tag: str, inside: tuple[int, int], again: bool) -> int:
-        """Go on after a tag without an end: it was a draft in a thought, or mentioned, or cut."""
-        thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, *inside)
-        if thought and re.search(_THOUGHT_END, thought[0]):
-            return thought.start()
-        if again:
-            return inside[1]
+    def skip_unended(self, tag: str, start: int, stop: int) -> int:
+        """Go on after a tag without an end, which was cut, or else was a draft in a thought."""
         self.take(_TAGGED, [], f"The reply is cut short: the tag of {to_text(tag, 80)} has no end.")
-        return len(self.text)
+        thought = re.compile(rf"(?xi){_THOUGHT}").search(self.text, start, stop)
+        return thought.start() if thought else len(self.text)
 
 
 def _stem(name: str) -> str:
     """What a name and those that may be meant for it share."""
-    return re.sub(r"\\|_code|[\d_]+$", "", name).casefold()
+    return re.sub(r"\\|_code|(?<![\d_])[\d_]+$", "", name).casefold()
 
 
-_FENCED = r"""(?xs) \s* (`{3,}|~{3,}) [^\n`]* \n
+_FENCED = r"""(?xs) \A\s* (`{3,}|~{3,}) [^\n`]* \n
     (?! (?:(?![ \t]*\1)[^\n]*\n)* [ \t]*\1[^\S\n]*\n \s*\S )  # it ends, and another thing follows
     (.*) \n [ \t]* \1 \s* \Z"""
 
 
 def _unfence(text: str) -> str:
     """What stands inside a fence of ``` or ~~~, if the text is one fence and nothing else."""
-    fence = re.match(_FENCED, text)
-    return fence[2] if fence else text
+    return re.sub(_FENCED, r"\2", text)
 
 
 def _untag(body: str, code: bool) -> str:
@@ -2868,9 +2880,8 @@ def _untag(body: str, code: bool) -> str:
     inner = r"(?is)\A\s*(?:<(\w+)>[^<>]*</\1>\s*)*<\s*value\s*>(.*)</\s*value\s*>\s*\Z"
     body = re.sub(inner, r"\2", body)
     body = _unfence(re.sub(r"\A[ \t]*\r?\n|\r?\n[ \t]*\Z", "", body))
-    section = re.match(r"(?s)\s*<!\[CDATA\[(.*)\]\]>\s*\Z", body)
-    if section or "<" in body or "&lt;" not in body:
-        return section[1] if section else body
+    if "<" in body or not (code or "&lt;" in body):
+        return re.sub(r"(?s)\A\s*<!\[CDATA\[(.*)\]\]>\s*\Z", r"\1", body)
     with suppress(ValueError):
         if code and _parse(body):  # it is right as it stands
             return body
@@ -2904,7 +2915,6 @@ def ask_until_usable(
     >>> ask_until_usable(Script(["seven", "7"]), [{"role": "user", "content": "How many?"}], read)
     ('7', ['seven', '7'], [['Only digits, please.']])
     """
-    llm = _default_llm() if llm is None else llm
     messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
     while True:
         reply = _ask_any(llm, [*messages], options)
@@ -2919,8 +2929,7 @@ def ask_until_usable(
             return result, replies, refused
         again = _AGAIN.format("\n- ".join(problems))
         if reply.strip():
-            said = _message("assistant", _cut(reply, 12_000))
-            messages += [said, _message("user", again)]
+            messages += [_message("assistant", _cut(reply, 12_000)), _message("user", again)]
         else:  # some servers refuse an empty turn, or two of the user
             messages = [*prompt[:-1], _message("user", f"{prompt[-1]['content']}\n\n{again}")]
 
@@ -2989,8 +2998,7 @@ class Proposal(dict[ParameterNode[Any], Any]):
         rows = list[str]()
         for parameter, value in self.items():
             name, values = parameter.py_name, (self.before.get(parameter, parameter._data), value)
-            texts = [each if isinstance(each, str) else to_text(each) for each in values]
-            old, new = map(str.splitlines, texts)
+            old, new = ((v if isinstance(v, str) else to_text(v)).splitlines() for v in values)
             rows += difflib.unified_diff(old, new, name, f"{name} (new)", lineterm="")
         return "\n".join(rows)
 
@@ -3098,10 +3106,7 @@ class Optimizer:
             approve: a function of the diff that returns true, or words of refusal.
         """
         if any(map(self._is_stale, self._graphs())):
-            warn(
-                "some feedback is older than the last change: call zero_feedback() before it",
-                stacklevel=2,
-            )
+            warn("some feedback is older than the last change: call zero_feedback()", stacklevel=2)
         proposal: Proposal = self.propose()
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
@@ -3111,7 +3116,7 @@ class Optimizer:
             named = {parameter.py_name: value for parameter, value in proposal.items()}
             self.refused[f"{_listed(named)}: {refusal}"] = None
             self._remember_step(proposal, refusal)
-            told: Proposal = copy.copy(proposal)
+            told = copy.copy(proposal)
             told.clear()
             return told
         if bypassing:
@@ -3140,21 +3145,19 @@ class Optimizer:
                 f"{', '.join(strays)}: no parameter of this optimizer, "
                 f"which has {', '.join(self.names)}"
             )
-        good, found = getattr(values, "accepted", {}), dict[Parameter, Any]()
+        accepted, good = getattr(values, "accepted", {}), dict[Parameter, Any]()
         for key, value in values.items():
             each = known[key]
-            accepted = each in good and good[each] is value
-            found[each] = value if accepted else each.checked(value)
-        return found
+            good[each] = value if accepted.get(each, accepted) is value else each.checked(value)
+        return good
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
 
         With `n`, a list of `n`, asked for side by side; each prompt says which of them it is.
         """
-        count, note = n or 1, ""
-        if count > 1:
-            note = " This is candidate {} of {}: seek one unlike the others."
+        count = n or 1
+        note = " This is candidate {} of {}: seek one unlike the others." if count > 1 else ""
         prompts = [self._prompts(note.format(i + 1, count)) for i in range(count)]
         proposals = _side_by_side(self._ask, prompts)
         return proposals[0] if n is None else proposals
@@ -3203,8 +3206,9 @@ class Optimizer:
                 "raise it, or optimize fewer parameters"
             )
         feedback, past = _fitted(feedback, room // 3), self._past(named, room // 3)
-        title = "Past attempts, the oldest first"
-        tail = _page({"Variables": variables, "Feedback": feedback, title: past})
+        tail = _page(
+            {"Variables": variables, "Feedback": feedback, "Past attempts, the oldest first": past}
+        )
         left = self.max_chars - len(system + head + tail) - 2
         shown = _cut(self.describe(left), left)
         text = "\n".join(filter(None, (head, shown, tail)))
@@ -3241,8 +3245,10 @@ class Optimizer:
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
-        known = [each for each in self.parameters if each in graph.values]
-        return not all(_is_same(each._data, graph.values[each]) for each in known)
+        return any(
+            each in graph.values and not _is_same(each._data, graph.values[each])
+            for each in self.parameters
+        )
 
     def _ask(self, prompts: Sequence[Prompt]) -> Proposal:
         """One proposal from the answers to all the prompts, which are asked side by side."""
@@ -3292,11 +3298,11 @@ class Optimizer:
     def _remember_step(self, proposal: Proposal, reason: str) -> None:
         graph = TraceGraph.merged(each for each in self._graphs() if not self._is_stale(each))
         values = {name: p._data for name, p in self._named.items()}
-        if not proposal and proposal.refused and reason == "no change":
-            reason = f"{len(proposal.replies)} replies refused: {proposal.refused[-1]}"
+        if proposal.refused and reason == "no change":
+            reason = f"replies refused ({len(proposal.refused)}): {proposal.refused[-1]}"
         outputs = [to_text(each.node._data, 100) for each in graph.outputs]
-        story = proposal, proposal.diff(), reason, outputs
-        self.remember(Attempt(values, graph.feedback, graph.score, *story))
+        said = graph.feedback, graph.score
+        self.remember(Attempt(values, *said, proposal, proposal.diff(), reason, outputs))
 
     def remember(self, attempt: Attempt) -> None:
         """Add an attempt to the history; the hundred before it are kept in full."""
@@ -3310,14 +3316,12 @@ class Optimizer:
     def best(self) -> Attempt | None:
         """The attempt with the highest score, the latest if several are equal; attempts whose
         values were tried and "not kept" do not count."""
-        kept = [
-            each for each in self.history if each.score is not None and each.reason != "not kept"
-        ]
+        kept = [a for a in self.history if a.score is not None and a.reason != "not kept"]
         return max(reversed(kept), key=lambda each: each.score or 0, default=None)
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        strays = attempt.values.keys() - self._named.keys()
+        strays = [name for name in attempt.values if name not in self._named]
         if strays:
             raise ValueError(
                 f"the attempt has values of {', '.join(strays)}, which this optimizer does not have"
@@ -3369,7 +3373,7 @@ def _attempt_rows(number: int, attempt: Attempt, values: Options, then: Options)
     for name in long:
         old, new = (str(each.get(name)).splitlines() for each in (values, then))
         rows = difflib.unified_diff(old, new, n=0, lineterm="")
-        changed = [f"   {row}" for row in rows if not re.match(r"@@|---|\+\+\+", row)]
+        changed = [f"   {row}" for row in rows if not re.match(r"@@|(---|\+\+\+) $", row)]
         if changed:
             yield f"   then {name} was changed:"
             yield from changed[:20]
@@ -3389,11 +3393,9 @@ def _by_name(parameters: Any) -> Named:
         parameters = parameters.values()
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
-    for each in chain(*groups):
+    for each in {id(each): each for each in chain(*groups)}.values():
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
-        if any(each is other for other in named.values()):
-            continue
         name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())
         if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
@@ -3412,7 +3414,7 @@ def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
         made = None
         with suppress(ValueError):
             made = _from_reply(_as_builtin(each._data), each)
-        if type(made) is not each.type:
+        if type(made) is not each.type and not each.choices:
             raise TypeError(
                 f"no reply can give {each.name} another {each.type.__name__}: keep it as a text, a "
                 "number or a list and convert it in a bundle, or give it choices=[...]"
@@ -3527,9 +3529,7 @@ Say in a few sentences how its input {} should change for better feedback."""
 class _Critic(SumPropagator):
     """Feedback that a language model rewrites at every step, for each parent its own."""
 
-    def __init__(self, optimizer: TextGrad) -> None:
-        super().__init__()
-        self.optimizer = optimizer
+    optimizer: TextGrad
 
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """What was said, which the optimizer's history keeps."""
@@ -3541,8 +3541,7 @@ class _Critic(SumPropagator):
 
     def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
-        llm, inputs = self.optimizer.llm, node.inputs
-        llm = _default_llm() if llm is None else llm
+        inputs = node.inputs
         call = ", ".join(f"{name}={to_text(p._data, 1000)}" for name, p in inputs.items())
         step = f"{node.op_name}({call}) gave {to_text(node._data, 1000)}.\n{node.op_name}: "
         step = _cut(step, 6000) + _cut(node.description, 1000)
@@ -3551,7 +3550,7 @@ class _Critic(SumPropagator):
             if not inputs[name]._depends:
                 return None
             question = _message("user", _CRITICISM.format(step, _said(feedback, 3000), name))
-            return _ask_any(llm, [question])
+            return _ask_any(self.optimizer.llm, [question])
 
         return _side_by_side(criticism, [*inputs])
 
@@ -3571,7 +3570,9 @@ class TextGrad(Optimizer):
     """
 
     def _flow(self) -> Propagator:
-        return _Critic(self)
+        critic = _Critic()
+        critic.optimizer = self
+        return critic
 
     def _questions(self) -> Iterator[tuple[Named, str]]:
         """A prompt for each parameter that has feedback."""
@@ -3613,9 +3614,7 @@ def _fitted(text: str, room: int) -> str:
 
 
 def _listed(values: Options) -> str:
-    return "; ".join(
-        f"{name} = {to_text(_as_builtin(value), 300)}" for name, value in values.items()
-    )
+    return "; ".join(f"{name} = {to_text(_as_builtin(each), 300)}" for name, each in values.items())
 
 
 def _variable_text(name: str, parameter: Parameter) -> str:
@@ -3692,7 +3691,9 @@ class _View:
         self.nearest = [*islice(nearest_calls(graph), room // 15)]
         self.own = graph.named
         inputs = {*chain(*map(graph.parents, self.nearest))}.difference(self.own, self.calls)
-        self.names, self.inputs, self.docs = {**graph.names}, dict[Any, str](), dict[Any, str]()
+        self.names = {**graph.names}
+        self.inputs: dict[Any, str] = {}
+        self.docs: dict[Any, str] = {}
         for each in inputs:
             text = "" if _is_code(each) else _said(to_text(graph.value(each), self.limit))
             if len(text) > 40:
@@ -4047,7 +4048,9 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
-    """Ask any callable from messages to text, seen by hooks as ours are."""
+    """Ask any callable from messages to text, or by default the one that the environment names;
+    hooks see it as they see ours."""
+    llm = _default_llm() if llm is None else llm
     if not isinstance(llm, LanguageModel):
         function, llm = llm, LanguageModel()
         llm.function = function

@@ -166,7 +166,6 @@ LOOK_DOWN = {
     (3, "_read_graph"): "TraceGraph.from_json",
     (5, "Reply"): "what a list of replies holds",
     (5, "_ask_any"): "an optimizer asks any callable",
-    (5, "_default_llm"): "the language model if none is named",
     (5, "_in_thread"): "whether a thread can be started",
 }
 

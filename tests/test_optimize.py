@@ -1189,7 +1189,8 @@ def test_a_reply_changes_values_of_many_kinds(value, raw, wanted, shown):
 
 @pytest.mark.parametrize("value, raw", [(Color.RED, '"green"'), (Size.SMALL, "3"), (Size.SMALL, "true"),
     (decimal.Decimal(1), '"one"'), (datetime.date(2020, 1, 2), '"tomorrow"'), (Pair(1, 2), "[1]"),
-    (Celsius(1), '"warm"')])  # fmt: skip
+    (Celsius(1), '"warm"'), (Celsius(1), "1e999"), (decimal.Decimal(1), "1e999"),
+    (decimal.Decimal(1), '"NaN"'), (fractions.Fraction(1), "1e999")])  # fmt: skip
 def test_a_wrong_value_of_such_a_kind_is_refused(value, raw):
     x, optimizer = asked(value, raw)
     with pytest.raises(ReplyError):
@@ -1227,6 +1228,23 @@ def test_a_value_that_no_reply_could_give_is_refused_before_anything_is_paid(val
     Own([x])  # which asks nobody
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_number_that_is_too_large_for_its_kind_is_refused():
+    numpy = pytest.importorskip("numpy")
+    x, optimizer = asked(numpy.float32(1), "1e39")
+    with pytest.raises(ReplyError, match="Expected float32, not 1e\\+39"):
+        optimizer.step()
+    assert x.data == 1
+
+
+def test_choices_may_come_from_an_array():
+    numpy = pytest.importorskip("numpy")
+    for first, choices, raw in (0.5, numpy.linspace(0, 1, 3), "1"), (1, numpy.arange(3), "2"):
+        x, optimizer = asked(first, raw, choices=choices)
+        optimizer.step()
+        assert x.data == int(raw)
+
+
 def test_an_array_is_refused_with_advice():
     numpy = pytest.importorskip("numpy")
     with pytest.raises(TypeError, match="another ndarray: keep it as a text, a number or a list"):
@@ -1244,6 +1262,14 @@ def test_choices_of_any_kind_are_matched_by_their_text():
     z, optimizer = asked(1, "true", choices=[1, 2])
     with pytest.raises(ReplyError):
         optimizer.step()
+
+
+@pytest.mark.parametrize("choices, raw, wanted", [([1, 2, "2"], '"2"', "2"), (["a", " a"], '" a"', " a"),
+    ([None, "None", "a"], "null", None), (["'b'", "b"], '"b"', "b")])  # fmt: skip
+def test_the_choice_that_is_written_out_comes_before_one_that_reads_alike(choices, raw, wanted):
+    x, optimizer = asked(choices[0], raw, choices=choices)
+    optimizer.step()
+    assert x.data == wanted
 
 
 # ---- What a person types
@@ -1441,6 +1467,17 @@ def test_past_attempts_show_what_changed_in_code_and_what_was_given():
     assert len(re.findall(r"(?m)^# Feedback", user)) == 1
 
 
+def test_changed_lines_that_begin_with_signs_are_told():
+    query = node("-- of last year\nSELECT 1\n", name="query", trainable=True)
+    new = "++ of this year\nSELECT 1\n"
+    optimizer = OPRO([query], llm=lambda messages: f"<query0>\n{new}\n</query0>")
+    optimizer.backward(query + "", "wrong year")
+    optimizer.step()
+    optimizer.zero_feedback()
+    optimizer.backward(query + "", "right")
+    assert "   then query0 was changed:\n   --- of last year\n   +++ of this year" in text(optimizer)
+
+
 def test_documentation_has_no_empty_lines():
     x = node(1, name="x", trainable=True)
     optimizer = OptoPrime([x], llm=StubLLM())
@@ -1522,7 +1559,10 @@ def test_refused_replies_are_in_the_step_and_in_the_history():
     optimizer = problem(x, llm=lambda messages: "banana", on_refusal="keep", retries=1)
     proposal = optimizer.step()
     assert len(proposal.refused) == 2 and "No answer was found" in proposal.refused[0]
-    assert optimizer.history[-1].reason.startswith("2 replies refused: No answer was found")
+    assert optimizer.history[-1].reason.startswith("replies refused (2): No answer was found")
+    optimizer.llm = Script(["banana", reply()])
+    optimizer.step()
+    assert optimizer.history[-1].reason.startswith("replies refused (1): No answer was found")
 
 
 @pytest.mark.parametrize("kind", [Optimizer, OptoPrime, OPRO, TextGrad])

@@ -145,7 +145,7 @@ def test_escapes(written, meant):
 
 @pytest.mark.parametrize("comment", ["// why\n", "# why\n", "/* why */ "])
 def test_an_object_may_begin_with_a_comment(comment):
-    text = "{" + comment + '"reasoning": "r", "suggestion": {"x0": 7}} or {"x0": 3}'
+    text = "{" + comment + '"reasoning": "r", "suggestion": {"x0": 7}} or {"x0": 3}.'
     assert read_reply(text, ["x0"]) == ("r", "", {"x0": 7}, [])
 
 
@@ -189,7 +189,7 @@ def test_an_answer_is_empty_where_none_is_given_and_stays_where_one_was():
 
 
 def test_names_beside_an_answer_are_bare_and_tags_outrank_them():
-    text = '<x0>7</x0> {"answer": "12", "x0": 3}'
+    text = '<x0>7</x0> {"answer": "12", "x0": 3}.'
     assert read_reply(text, ["x0"]) == ("", "12", {"x0": "7"}, [])
     assert read_reply(text[11:], ["x0"]) == ("", "12", {"x0": 3}, [])
 
@@ -381,6 +381,9 @@ SEVERAL = {
     "a reasoning block whose opening is lost", "the name of another variable inside a value",
     "a value that holds the end of its own tag", "ends of tags inside code",
     "ends of tags inside a value tag",
+    "seen: a mark of a turn mentioned between two variables",
+    "seen: the beginning of a comment of HTML mentioned between two variables",
+    "seen: the beginning of details of HTML mentioned between two variables",
     "seen: parameters around two", "seen: an end named in prose", "seen: an attribute on a tag of ours", "seen: a draft, and the answer in a tag",
     "thoughts: stripped channel", "thoughts: nested", "thoughts: process", "thoughts: final response",
     "thoughts: a variable that is called so", "thoughts: a draft in a tag that does not end",
@@ -403,6 +406,9 @@ HOSTILE = {
     "keys": "'{\"x0\": {' + ''.join(f'{i}:1,' for i in range(n // 5)) + '}}'",
     "unknown": "'{\"suggestion\": {' + ''.join(f'\"y{i}\":1,' for i in range(n // 10)) + '}}'",
     "objects": "'{\"x0\":1}' * n",
+    "comments of HTML": "'<!--1' * n",
+    "a comment of digits": "'<!--' + '1' * n",
+    "details": "'<details>' * n",
     "open comments": "'{\"x0\":/*' * n",
     "line comments": "'{\"x0\"://' * n",
     "hash comments": "'{x0:1#' * n",
