@@ -3076,6 +3076,18 @@ class Optimizer:
         """How feedback flows if nothing else is said."""
         return GraphPropagator()
 
+    def rename(self, names: Mapping[Parameter, str]) -> None:
+        """Call parameters as another process did, in the history too, so that prompts agree."""
+        for each, name in names.items():
+            each._base, _, index = name.partition(":")
+            each._index = int(index) if index else None
+        old, self._named = self._named, _by_name(self.parameters)
+        self.names = [*self._named]
+        new = dict(zip(old, self.names, strict=True))
+        for place, attempt in enumerate(self.history):
+            values = {new.get(name, name): value for name, value in attempt.values.items()}
+            self.history[place] = attempt._replace(values=values)
+
     def zero_feedback(self) -> None:
         """Forget the feedback of every parameter."""
         self._heard.clear()

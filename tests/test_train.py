@@ -3158,7 +3158,7 @@ def test_a_journal_is_carried_to_another_process_and_extended(tmp_path, candidat
 
 
 def test_the_same_cell_run_again_resumes(tmp_path):
-    script = Script([json.dumps({"suggestion": {f"offset{n}": n + 3}}) for n in (0, 2)])
+    script = Script([json.dumps({"suggestion": {"offset0": n}}) for n in (3, 5)])
 
     def cell(epochs):
         shift = Shift()  # offset:0, then offset:1, and so on
@@ -3171,7 +3171,8 @@ def test_the_same_cell_run_again_resumes(tmp_path):
     assert cell(1) == (-4, 3, 1)
     with pytest.warns(UserWarning, match="holds the whole of this run"):
         assert cell(1) == (-4, 3, 1)
-    assert cell(2) == (-2, 5, 2)  # offset:2, to which the reply on record says offset0
+    assert cell(2) == (-2, 5, 2)  # offset:2, which is asked about as the run began: as offset0
+    assert "offset0 = 3" in script.asked[1][-1]["content"]
 
 
 def test_names_that_have_changed_places_are_told_apart(tmp_path):

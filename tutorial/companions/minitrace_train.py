@@ -687,128 +687,6 @@ def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
 # ---- The journal: all that happens, line by line, and every reply, so that a run can go on -------
 
 
-class _Names:
-    """What parameters are called now, and what the journal calls them: `x:3` may be its `x:0`.
-
-    A name counts how often it was given in a process. The journal keeps those of its first run, so
-    that any other run asks and answers in the same words. All names change at once, each into
-    another one, so that two that change places stay two. Texts that are values keep theirs.
-    """
-
-    def __init__(self, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-        pairs: list[tuple[str, str]] = []
-        for path, names in now.items():
-            pairs += zip(names, then.get(path, names), strict=False)
-        whole = _permutation(dict(pairs))
-        self.then = {new: old for new, old in whole.items() if new != old}
-        self.now = {old: new for new, old in self.then.items()}
-        self.kept: set[str] = set()
-
-    def keep(self, *values: Any) -> None:
-        """Leave the texts in these values as they are, wherever they are seen."""
-        if self.then:
-            name = re.compile(_any_of(self.then))
-            whole = list(_texts_in(values))
-            lines = [line for text in whole for line in text.splitlines()]  # may be indented
-            texts = {text for text in whole + lines if name.search(text)}
-            for text in texts.difference(self.then):
-                self.kept |= {text, repr(text)[1:-1], json.dumps(text)[1:-1]}
-                self.kept.add(json.dumps(text, ensure_ascii=False)[1:-1])
-
-    def as_then(self, value: Any) -> Any:
-        """A value with the names that the journal uses."""
-        if not self.then:
-            return value
-        if isinstance(value, Mapping):
-            said = value.get("content") if value.get("role") == "assistant" else None
-            if isinstance(said, str):
-                return {**value, "content": self.reply_as_then(said)}
-            return {self.as_then(key): self.as_then(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.as_then(item) for item in value]
-        return _renamed(value, self.then, self.kept) if isinstance(value, str) else value
-
-    def record_as_then(self, record: _Record) -> _Record:
-        """A record with the names that the journal uses; what the program saw keeps its own."""
-        plain = {"values", "query"}
-        if not record.get("failed"):  # then these are words of minitrace
-            plain |= {"response", "feedback"}
-        return {key: each if key in plain else self.as_then(each) for key, each in record.items()}
-
-    def reply_as_then(self, reply: str) -> str:
-        """A reply with the names that the journal uses."""
-        return self.reply(reply, self.then)
-
-    def reply_as_now(self, reply: str) -> str:
-        """A reply on record with the names of this run."""
-        return self.reply(reply, self.now)
-
-    def reply(self, text: str, names: Mapping[str, str]) -> str:
-        """A reply with other names, but for those in the values that it proposes."""
-        if not names:
-            return text
-        self.keep(read_reply(text, list(names)).values)
-        return _renamed(text, names, self.kept, is_reply=True)
-
-
-def _permutation(names: Mapping[str, str]) -> dict[str, str]:
-    """A renaming, with that of the names which are taken: each new name is an old one, too."""
-    back = {old: new for new, old in names.items()}
-    whole = dict(names)
-    for taken in back.keys() - names.keys():
-        start = taken
-        while start in back:
-            start = back[start]
-        whole[taken] = start
-    return whole
-
-
-def _any_of(names: Iterable[str]) -> str:
-    """A pattern of names that stand alone."""
-    found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    return rf"(?<!\w)(?:{found})(?!\w)"
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """The texts in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
-        for each in value:
-            yield from _texts_in(each)
-        if isinstance(value, Mapping):
-            yield from _texts_in(list(value.values()))
-
-
-def _renamed(
-    text: str, names: Mapping[str, str], kept: Iterable[str] = (), is_reply: bool = False
-) -> str:
-    """A text with other names in it, but not in what is kept nor, in a reply, in its values."""
-    longest_first = sorted(kept, key=len, reverse=True)
-    pattern = re.compile("|".join([*map(re.escape, longest_first), _any_of(names)]))
-    parts, done = list[str](), 0
-    while match := pattern.search(text, done):
-        end = match.end()
-        parts += [text[done : match.start()], names.get(match[0], match[0])]
-        done = _end_of_value(text, end) if is_reply and match[0] in names else end
-        parts.append(text[end:done])
-    return "".join([*parts, text[done:]])
-
-
-_COLON = re.compile(r"[\"']?\s*:\s*")
-_TAGGED = re.compile(r"[\"']?\s*(?:</name>\s*<value>|>).*?</(?:value|variable)>", re.DOTALL)
-
-
-def _end_of_value(text: str, start: int) -> int:
-    """Where the value ends that follows a name in a reply, as JSON or in a tag, if one does."""
-    colon, tagged = _COLON.match(text, start), _TAGGED.match(text, start)
-    with suppress(ValueError, RecursionError):  # it is no JSON
-        if colon:
-            return json.JSONDecoder(strict=False).raw_decode(text, colon.end())[1]
-    return tagged.end() if tagged else start
-
-
-_SAME_NAMES = _Names({}, {})
 _FACTS = "usage", "model", "finish_reason"
 
 
@@ -820,28 +698,21 @@ class _Spot:
     """
 
     def __init__(
-        self,
-        place: _Record,
-        replies: Mapping[Any, Any],
-        write: Callable[[_Record], None],
-        names: _Names = _SAME_NAMES,
+        self, place: _Record, replies: Mapping[Any, Any], write: Callable[[_Record], None]
     ) -> None:
-        self.place, self.replies, self.write, self.names = place, replies, write, names
+        self.place, self.replies, self.write = place, replies, write
         self.turns = Counter[str]()
         self.lock = threading.Lock()
 
     def __call__(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
-        asked = self.names.as_then(messages)
-        key = _call_key(_asked(llm), asked, options)
+        key = _call_key(_asked(llm), messages, options)
         with self.lock:
             self.turns[key] += 1
             turn = self.turns[key]
         given = self.replies.get((turn, key))
         if given is None:
             record = {"event": "call", **self.place, "turn": turn, "key": key}
-            given = self.new({**record, "messages": asked, "options": options}, ask)
-        elif self.names.now and isinstance(given, Reply):  # a new one has the names of this run
-            given = Reply(self.names.reply_as_now(given), **vars(given))
+            given = self.new({**record, "messages": messages, "options": options}, ask)
         if isinstance(given, LLMError):
             raise given
         return given
@@ -852,10 +723,7 @@ class _Spot:
         given: Reply | LLMError
         try:
             given = ask()
-            told = {
-                "reply": self.names.reply_as_then(given),
-                "tokens": _tokens(record["messages"], given),
-            }
+            told = {"reply": str(given), "tokens": _tokens(record["messages"], given)}
             told |= {name: getattr(given, name) for name in _FACTS}
         except BaseException as error:
             if not (isinstance(error, LLMError) and error.kind in _UNSPOKEN):
@@ -943,7 +811,6 @@ class _Journal:
         self.first: _Record = {}  # the first record
         self.passed: list[Any] = []  # the values after each step
         self.ended = ""  # why a run on record ended
-        self.names = _SAME_NAMES
         self.spot: _Spot | None = None  # for calls from threads that do not know their place
         self.changed: list[str] = []  # what is not as it was, but may be
         self.lock = threading.Lock()
@@ -1032,8 +899,7 @@ class _Journal:
         if not self.path:
             yield
             return
-        names = self.names if place["part"] in ("propose", "backward") else _SAME_NAMES
-        spot, outer = _Spot(place, self.replies_at(place), self.write, names), self.spot
+        spot, outer = _Spot(place, self.replies_at(place), self.write), self.spot
         token = _spots.set({**_spots.get(), self: spot})
         if shared:
             self.spot = spot
@@ -1051,8 +917,6 @@ class _Journal:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         try:
             # A copy as it can be read again, for `redact` may change what it is shown.
-            if record["event"] != "call":  # which is written in those names already
-                record = self.names.record_as_then(record)
             text = json.dumps({"event": record["event"], "time": now, **record}, default=to_text)
             record = json.loads(text)
             kept = self.redacted(json.loads(text))
@@ -1104,10 +968,10 @@ class _Journal:
                 why = f"{' and '.join(self.changed)} changed since; to start over name another file"
             _warn(f"{self.path}: the run differs from the one on record: {why}. Now {new:.200}")
 
-    def begin(self, configuration: _Record, made_of: _Record, names: Mapping[str, Any]) -> Any:
+    def begin(self, configuration: _Record, made_of: _Record, names: _Record) -> _Record:
         """Note what is run or, if that was noted before, check that it is the same.
 
-        Returns: the values that the run began with; the present ones may also be its last.
+        Returns: the record of that. The values may be those that the run began or ended with.
         """
         now = json.loads(json.dumps(configuration))
         first = self.first or {"configuration": now, "names": names, "made_of": made_of}
@@ -1124,9 +988,8 @@ class _Journal:
             raise MinitraceError(
                 f"{self.path} is the journal of another run: {'; '.join(told)}; name another file"
             )
-        self.names = _Names(names, first["names"])
         self.changed = [key for key in made_of if made_of[key] != first["made_of"].get(key)]
-        return then["parameters"]
+        return first
 
     def tell_if_finished(self) -> None:
         """Say so if the whole run was on record."""
@@ -1332,7 +1195,9 @@ class _Training:
         past = [len(optimizer.history), len(optimizer.refused)]
         past = self.journal.first.get("configuration", {}).get("history", past)
         names = {path: [each.name, each.py_name] for each, path in self.names.items()}
-        began = self.journal.begin({"parameters": now, "history": past, **facts}, made_of, names)
+        first = self.journal.begin({"parameters": now, "history": past, **facts}, made_of, names)
+        began, names = first["configuration"]["parameters"], first["names"] or names
+        optimizer.rename({each: names[path][0] for each, path in self.names.items()})
         del optimizer.history[past[0] :]
         for words in list(optimizer.refused)[past[1] :]:
             del optimizer.refused[words]
@@ -1461,7 +1326,6 @@ class _Training:
         """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
         self.optimizer.zero_feedback()
         results = self.workers.run(batch, self.place("forward"), traced=True)
-        self.keep_texts(batch, results)
         found = self.scored(batch, results)
         if self.held_out:
             del found["examples"]
@@ -1484,12 +1348,6 @@ class _Training:
             best=self.best_as_dict(),
             graph=self.graph_as_dict(self.optimizer.graph()),
         )
-
-    def keep_texts(self, batch: _Examples, results: Sequence[_Result]) -> None:
-        """Tell the journal which texts in the prompts are values."""
-        seen = [[each.response, each.feedback] for each in results if not each.failed]
-        values = list(self.values().values())
-        self.journal.names.keep([pair for _, pair in batch], seen, to_data(values))
 
     def proposals(self, results: Sequence[_Result]) -> list[Proposal]:
         """Send back what was said, and ask for proposals; a refusal is one that changes nothing."""
