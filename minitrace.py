@@ -3077,16 +3077,12 @@ class Optimizer:
         return GraphPropagator()
 
     def rename(self, names: Mapping[Parameter, str]) -> None:
-        """Call parameters as another process did, in the history too, so that prompts agree."""
+        """Call parameters by names such as `x:0`, as another process did, so that prompts agree."""
         for each, name in names.items():
             each._base, _, index = name.partition(":")
             each._index = int(index) if index else None
-        old, self._named = self._named, _by_name(self.parameters)
-        self.names = [*self._named]
-        new = dict(zip(old, self.names, strict=True))
-        for place, attempt in enumerate(self.history):
-            values = {new.get(name, name): value for name, value in attempt.values.items()}
-            self.history[place] = attempt._replace(values=values)
+        self._named = _by_name(self.parameters)
+        self.names[:] = self._named
 
     def zero_feedback(self) -> None:
         """Forget the feedback of every parameter."""
@@ -3108,10 +3104,8 @@ class Optimizer:
             approve: a function of the diff that returns true, or words of refusal.
         """
         if any(map(self._is_stale, self._graphs())):
-            warn(
-                "some feedback is older than the last change: call zero_feedback() before it",
-                stacklevel=2,
-            )
+            words = "some feedback is older than the last change: call zero_feedback() before it"
+            warn(words, stacklevel=2)
         proposal: Proposal = self.propose()
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
@@ -3142,7 +3136,7 @@ class Optimizer:
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
-        known = {key: p for p in self.parameters for key in (p, p.name, p.py_name)}
+        known: dict[Any, Parameter] = {key: p for p in self.parameters for key in (p, p.name)}
         known |= self._named  # two functions of one name have names of their own here
         strays = [to_text(key, 60) for key in values if key not in known]
         if strays:
@@ -3162,9 +3156,8 @@ class Optimizer:
 
         With `n`, a list of `n`, asked for side by side; each prompt says which of them it is.
         """
-        count, note = n or 1, ""
-        if count > 1:
-            note = " This is candidate {} of {}: seek one unlike the others."
+        count = n or 1
+        note = " This is candidate {} of {}: seek one unlike the others." * (count > 1)
         prompts = [self._prompts(note.format(i + 1, count)) for i in range(count)]
         proposals = _side_by_side(self._ask, prompts)
         return proposals[0] if n is None else proposals
@@ -3399,11 +3392,9 @@ def _by_name(parameters: Any) -> Named:
         parameters = parameters.values()
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
-    for each in chain(*groups):
+    for each in {id(each): each for each in chain(*groups)}.values():
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
-        if any(each is other for other in named.values()):
-            continue
         name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())
         if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
@@ -3589,9 +3580,7 @@ class TextGrad(Optimizer):
             if each.feedback:
                 yield {name: each}, "\n".join(f"{name}: {_said(words)}" for words in each.feedback)
 
-    def describe(self, room: int) -> str:
-        """Nothing of the program: the criticisms have seen it."""
-        return ""
+    describe = OPRO.describe  # nothing of the program: the criticisms have seen it
 
 
 # ---- What a prompt shows: feedback, variables, and as much of the graph as there is room for.
