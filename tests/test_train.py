@@ -830,6 +830,26 @@ def test_of_what_was_tried_in_vain_the_whole_setting_and_four_words_are_remember
     assert optimizer.history[1].score == 6.5
 
 
+def test_functions_of_one_name_are_told_apart_in_what_a_run_remembers_and_returns():
+    def made(step):
+        @bundle(trainable=True)
+        def f(x):
+            return x + step
+
+        return f
+
+    model = Module()
+    model.a, model.b = made(1), made(2)
+    model.forward = lambda x: model.a(model.b(x))
+    worse = "def f(x):\n    return x - 9"
+    llm = Script([json.dumps({"suggestion": {"f_code": worse}})])
+    optimizer = OptoPrime(model, llm=llm)
+    run = train(model, [(1, 5)], near, optimizer)
+    assert [*run.values] == optimizer.names and len(optimizer.names) == 2
+    assert optimizer.history[-1].values.keys() == run.values.keys()
+    assert optimizer.history[-1].values["f_code"] == worse
+
+
 def test_a_projection_is_tried_as_it_will_be_set():
     rate = node(3.0, name="rate", trainable=True, projections=[lambda value: round(value)])
     seen = []
@@ -1981,8 +2001,8 @@ def test_redact_sees_copies_and_keeps_the_first_record(tmp_path):
 
     train(shift, [(1, 8)], near, OptoPrime(shift, llm=script), journal=tmp_path / "a", redact=spoil)
     assert "XXX" not in json.dumps(script.asked) and "XXX" in (tmp_path / "a").read_text()
-    for bad in (lambda record: None), (lambda record: "text"):
-        with pytest.raises(MinitraceError, match=r"redact= gave .* for the record of a run"):
+    for bad in (lambda record: None), (lambda record: "text"), (lambda record: {}):
+        with pytest.raises(MinitraceError, match=r"redact= gave .* for a record of the event 'run'"):
             train(Shift(), [(1, 8)], near, Steps(Shift(), [1]), journal=tmp_path / "b", redact=bad)
 
 
@@ -3173,6 +3193,20 @@ def test_the_same_cell_run_again_resumes(tmp_path):
         assert cell(1) == (-4, 3, 1)
     assert cell(2) == (-2, 5, 2)  # offset:2, which is asked about as the run began: as offset0
     assert "offset0 = 3" in script.asked[1][-1]["content"]
+
+
+def test_a_run_that_goes_on_leaves_names_as_they_were(tmp_path):
+    models = Shift(), Shift()
+    for shift in models:
+        optimizer = OptoPrime(shift, llm=Script([SEVEN]))
+        optimizer.history.append(minitrace.Attempt({optimizer.names[0]: -1}, ["low"], None))
+        run = train(shift, [(1, 8)], near, optimizer, journal=tmp_path / "j")
+        assert run.values == {shift.offset.py_name: 7}
+        assert [each.values for each in optimizer.history] == [
+            {optimizer.names[0]: value} for value in (-1, 0)
+        ]
+        assert calls(tmp_path / "j")[0]["messages"][1]["content"].count("offset0 = -1") == 1
+    assert OptoPrime(models, llm=StubLLM()).names == ["offset0", "offset1"]
 
 
 def test_names_that_have_changed_places_are_told_apart(tmp_path):

@@ -87,7 +87,7 @@ _Record = dict[str, Any]
 _Scores = Mapping[int, float]  # by the number of the example
 
 
-# ---- Guides: how good is a response? -------------------------------------------------------------
+# ---- How good is a response? Guides --------------------------------------------------------------
 
 
 class Guide:
@@ -197,7 +197,7 @@ def _score_and_feedback(said: Any) -> tuple[float | None, Any]:
     raise TypeError(f"{words}, not {to_text(said, 80)}")
 
 
-# ---- One example: the program runs, and the guide judges -----------------------------------------
+# ---- What comes of one example? The program runs, and the guide judges ---------------------------
 
 
 @dataclass
@@ -297,7 +297,7 @@ def _what_ends_a_run(error: BaseException) -> MinitraceError | None:
     return None
 
 
-# ---- Async code: one event loop for all that is awaited, so that clients and locks serve every run
+# ---- Where is async code awaited? On one event loop, so that clients and locks serve every run ---
 
 
 def _awaited(value: Any) -> Any:
@@ -352,7 +352,7 @@ def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
 setattr(minitrace, "_on_shared_loop", _awaited)  # for `run_coroutine`
 
 
-# ---- Side by side: examples in threads, or in other processes ------------------------------------
+# ---- How do examples run side by side? In threads, or in other processes -------------------------
 
 
 class _Silence(Reply):
@@ -679,7 +679,7 @@ def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
     raise TypeError(f"{to_text(model, 60)} {words}")
 
 
-# ---- The journal: all that happens, line by line, and every reply, so that a run can go on -------
+# ---- How does a run go on after a crash? By its journal, with every reply in it ------------------
 
 
 _FACTS = "usage", "model", "finish_reason"
@@ -907,9 +907,10 @@ class _Journal:
         """A record as the user's function wants it to be kept."""
         event = record["event"]
         kept = self.redact(record) if self.redact else record
-        if isinstance(kept, dict) or (kept is None and event != "run"):
+        told = isinstance(kept, dict) and kept.get("event") == event
+        if told or (kept is None and event != "run"):
             return kept
-        raise TypeError(f"redact= gave {to_text(kept, 60)} for the record of a {event}")
+        raise TypeError(f"redact= gave {to_text(kept, 60)} for a record of the event {event!r}")
 
     def append(self, record: _Record) -> None:
         """Add a line, all of it or nothing."""
@@ -1005,7 +1006,7 @@ def _lock(file: Any, path: str) -> None:
         raise MinitraceError(f"{path} is being written by another run: name another file") from None
 
 
-# ---- The loop: a step for each batch, and the best values at the end -----------------------------
+# ---- What is a run? A step for each batch, and the best values at the end ------------------------
 
 
 class Run(NamedTuple):
@@ -1138,6 +1139,7 @@ class _Training:
             self.progress = _show_progress
         self.journal, self.watch = self.workers.journal, self.workers.watch
         self.paths = _paths(self.workers.model, self.optimizer.parameters)
+        self.names = {each: each.name for each in self.paths}  # in this process
         self.refused = 0  # replies
         self.compares = bool(self.options.gate or self.held_out or self.options.candidates > 1)
         self.began = time.monotonic()
@@ -1161,18 +1163,13 @@ class _Training:
 
     def begin(self, facts: _Record, made_of: _Record) -> None:
         """Note what is run, or go back to where the run in the journal began."""
-        optimizer, old = self.optimizer, list(self.optimizer.names)
+        optimizer = self.optimizer
         facts["parameters"] = now = self.encoded(self.values())
         facts["history"] = [len(optimizer.history), len(optimizer.refused)]
         names = {path: [each.name, each.py_name] for each, path in self.paths.items()}
         first = self.journal.begin(facts, made_of, names)
         began, names = first["configuration"], first["names"] or names
-        optimizer.rename({each: names[path][0] for each, path in self.paths.items()})
-        new = dict(zip(old, optimizer.names, strict=True))
         attempts, rules = began["history"]
-        for place, attempt in enumerate(optimizer.history[:attempts]):
-            values = {new.get(name, name): value for name, value in attempt.values.items()}
-            optimizer.history[place] = Attempt(values, *attempt[1:])
         del optimizer.history[attempts:]
         for words in list(optimizer.refused)[rules:]:
             del optimizer.refused[words]
@@ -1180,6 +1177,16 @@ class _Training:
             values = {each: decode(began["parameters"][path]) for each, path in self.paths.items()}
             _restore(optimizer.checked(values))
         self.now = self.best = replace(self.now, values=self.values())
+        self.rename({each: names[path][0] for each, path in self.paths.items()})
+
+    def rename(self, names: Mapping[ParameterNode[Any], str]) -> None:
+        """Call the parameters by other names, also in what the optimizer remembers."""
+        optimizer, old = self.optimizer, list(self.optimizer.names)
+        optimizer.rename(names)
+        new = dict(zip(old, optimizer.names, strict=True))
+        for place, attempt in enumerate(optimizer.history):
+            values = {new.get(name, name): value for name, value in attempt.values.items()}
+            optimizer.history[place] = Attempt(values, *attempt[1:])
 
     def run(self) -> Run:
         """Take all steps, leave the best values in the model in any case, and say how it ended."""
@@ -1194,6 +1201,7 @@ class _Training:
                 raise KeyboardInterrupt(self.how_to_go_on()) from None
         finally:
             _restore(self.best.values)
+            self.rename(self.names)
             if self.progress is _show_progress:
                 print(file=sys.stderr)
         run = self.outcome(reason)
@@ -1658,7 +1666,7 @@ def _in_code(value: Any) -> Iterator[str]:
         yield repr(value)
 
 
-# ---- Measuring alone -----------------------------------------------------------------------------
+# ---- How good is a program as it is? Measuring alone ---------------------------------------------
 
 
 class Evaluation(NamedTuple):
