@@ -1351,15 +1351,21 @@ def length(query, response, info):
     return len(response), response
 
 
-def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes):
+NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+
+
+@pytest.mark.parametrize("start", [pytest.param("fork", marks=NO_FORK), "spawn"])
+def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes, start):
     path, served = tmp_path / "run", tmp_path / "served"
     for _ in range(2):
         minitrace.GRAPH.clear()
         model = Asking(str(served))
-        train(
-            model, [("b", 1), ("c", 1)], length, Steps(model, ["d"]), batch_size=2,
-            executor=processes, journal=path,
-        )  # fmt: skip
+        forked = ProcessPoolExecutor(1, get_context(start)) if start == "fork" else None
+        with forked or contextlib.nullcontext():  # begun in the run, with all that it has open
+            train(
+                model, [("b", 1), ("c", 1)], length, Steps(model, ["d"]), batch_size=2,
+                executor=forked or processes, journal=path,
+            )  # fmt: skip
         assert len(served.read_text().splitlines()) == len(calls(path)) == 4
 
 
@@ -1369,6 +1375,19 @@ def scolds(query, response, info):
 
 def gives_up(query, response, info):
     raise LLMError("down", kind="status", status=500)
+
+
+def test_what_ends_after_a_failure_in_another_process_is_on_record_once(tmp_path, processes):
+    path, served = tmp_path / "run", tmp_path / "served"
+    model = Asking(str(served))
+    for _ in range(2):
+        with pytest.raises(LLMError, match="down"):
+            train(
+                model, [(each, 1) for each in "bcd"], gives_up, Steps(model, ["d"]), batch_size=3,
+                executor=processes, journal=path,
+            )  # fmt: skip
+        marks = [(call["example"], call["key"]) for call in calls(path)]
+        assert len(marks) == len(set(marks)) == len(served.read_text().splitlines())
 
 
 def test_exceptions_come_back_from_another_process_as_they_were(processes):
@@ -2955,6 +2974,19 @@ def test_of_several_candidates_only_the_silent_one_is_lost(tmp_path, kind):
         assert silent == ["I would rather not"] and len(calls(tmp_path / "j")) == 3
 
 
+def test_silence_is_told_of_the_candidate_that_it_befell(tmp_path):
+    def llm(messages):
+        if "candidate 2 of" in messages[1]["content"]:
+            raise LLMError("I would rather not", kind="refused")
+        return '{"suggestion": {}}'
+
+    shift = Shift()
+    optimizer = OptoPrime(shift, llm=llm)
+    train(shift, DATASET, near, optimizer, candidates=2, batch_size=4, journal=tmp_path / "j")
+    refused = [each["refused"] for each in records(tmp_path / "j") if each["event"] == "proposal"]
+    assert refused == [[], ["I would rather not"]]
+
+
 @UNSPOKEN
 def test_a_critic_that_gets_no_word_changes_nothing_at_that_step(kind):
     word = node("dry", name="word", trainable=True)
@@ -3413,6 +3445,22 @@ def test_a_changed_guide_program_or_optimizer_is_named(tmp_path):
         run(name)
         with pytest.warns(UserWarning, match=f"the run differs .*: {name} changed since"):
             run(name, **change)
+
+
+def test_a_guide_whose_class_says_something_else_is_a_changed_one(tmp_path):
+    for name in "low", "lower":
+        minitrace.GRAPH.clear()
+        shift = Shift()
+
+        class Fixed(Guide):
+            words = name
+
+            def get_feedback(self, query, response, info):
+                return len(self.words), self.words
+
+        changed = pytest.warns(UserWarning, match="the guide changed since")
+        with changed if name == "lower" else contextlib.nullcontext():
+            train(shift, [(1, 8)], Fixed(), Steps(shift, [None]), journal=tmp_path / "j")
 
 
 def test_a_guide_with_other_criteria_is_a_changed_one(tmp_path):

@@ -44,7 +44,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, nullcontext, suppress
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from types import CodeType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -574,12 +574,14 @@ class _Workers:
         parameters = [] if self.here else _parameters_of(self.model)
         calls = [self.call(job, [parameter.data for parameter in parameters]) for job in jobs]
         futures: list[Future[Any]] = []
+        ended: dict[Future[Any], Any] = {}  # what they gave
         results: dict[Future[Any], _Result] = {}
         try:
             for call in calls:
                 futures.append(pool.submit(*call))
             for future in as_completed(futures):
-                results[future] = self.received(future.result(), parameters)
+                ended[future] = future.result()
+                results[future] = self.received(ended[future], parameters)
         except KeyboardInterrupt:
             self.watch.stopped = True
             begun = [future for future in futures if not (future.cancel() or future.done())]
@@ -589,7 +591,7 @@ class _Workers:
         finally:
             begun = [future for future in futures if not future.cancel()]
             wait(begun)
-            for future in set(begun).difference(results):  # its replies are paid for too
+            for future in set(begun).difference(ended):  # its replies are paid for too
                 with suppress(Exception):
                     self.received(future.result(), parameters)
         return [results[future] for future in futures]
@@ -626,9 +628,13 @@ def _run_packed(packed: bytes) -> bytes:
     parameters = _parameters_of(job.model)
     _restore(dict(zip(parameters, values, strict=True)))
     result, records, error = None, list[_Record](), None
-    try:
+
+    def run() -> Any:
         with around_calls(_Spot(job.place, replies, records.append)):
-            result = job.run()
+            return job.run()
+
+    try:
+        result = Context().run(run)  # a forked process has the hooks of the run in its own
     except Exception as caught:
         error = caught
     return _packed((result, records, error), parameters)
@@ -1660,8 +1666,9 @@ def _in_code(value: Any) -> Iterator[str]:
         for each in code.co_consts:
             yield from _in_code(each)
     elif isinstance(value, type):
-        for each in filter(callable, vars(value).values()):
-            yield from _in_code(inspect.unwrap(each))
+        for name, each in vars(value).items():
+            if callable(each) or not name.startswith("__"):
+                yield from _in_code(inspect.unwrap(each))
     elif isinstance(value, (str, int, float)):
         yield repr(value)
 
