@@ -2834,6 +2834,7 @@ def test_a_validation_set_is_what_the_score_is_of():
     model = Constant()
     run = train(model, FOUR, exact, Steps(model, list("bcda")), validation=FOUR[:2])
     assert (run.score, run.examples, run.scored_on) == (0.5, 2, "validation")
+    assert "score=0.5 (the mean of 2 examples of the validation set)" in repr(run)
 
 
 @pytest.mark.parametrize(

@@ -1059,7 +1059,8 @@ class Run(NamedTuple):
     def __repr__(self) -> str:
         score = "None"
         if self.score is not None:
-            of = f"{_several(self.examples, 'example')} of the {self.scored_on}"
+            kind = " set" * (self.scored_on == "validation")
+            of = f"{_several(self.examples, 'example')} of the {self.scored_on}{kind}"
             score = f"{self.score:g} (the mean of {of})"
         unjudged = f"unjudged={self.unjudged}, " if self.unjudged else ""
         return (
