@@ -1369,6 +1369,21 @@ def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes, s
         assert len(served.read_text().splitlines()) == len(calls(path)) == 4
 
 
+class Silent(Asking):
+    """Has a language model that would not speak."""
+
+    def llm(self, messages):
+        raise LLMError("I would rather not", kind="refused")
+
+
+def test_silence_in_another_process_is_feedback_with_or_without_a_journal(tmp_path, processes):
+    for journal in None, tmp_path / "j":
+        model = Silent(str(tmp_path / "served"))
+        run = train(model, [("b", 1)], length, Steps(model, ["d"]), executor=processes, journal=journal)
+        assert run.score == 0
+    assert [call["error"]["kind"] for call in calls(tmp_path / "j")] == ["refused"] * 2
+
+
 def scolds(query, response, info):
     raise ReplyError("no", ["said"], ["wrong"])
 

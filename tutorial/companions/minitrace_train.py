@@ -884,13 +884,14 @@ class _Journal:
 
     def write(self, record: _Record) -> None:
         """Add a record, unless it is there; before it those of silence that the run got past."""
-        if record["event"] in ("example", "step"):
-            while self.unspoken:
-                self.write_now(self.unspoken.pop(0))
+        if not self.path or self.closed:
+            return
         if record.get("error"):
             self.unspoken.append(record)
-        elif self.path and not self.closed:
-            self.write_now(record)
+            return
+        while self.unspoken and record["event"] in ("example", "step"):
+            self.write_now(self.unspoken.pop(0))
+        self.write_now(record)
 
     def write_now(self, record: _Record) -> None:
         """Add a record, in one write, unless it is there."""
