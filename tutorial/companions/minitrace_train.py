@@ -395,9 +395,7 @@ class _Watch:
             except LLMError as error:
                 if _what_ends_a_run(error) or not self.forgives:
                     raise
-                silence = _Silence('{"suggestion": {}}')
-                silence.why = str(error)
-                return silence
+                return _Silence('{"suggestion": {}}', why=str(error))
         with self.changed:
             self.spent["tokens"] += _tokens(messages, reply)
         return reply
@@ -574,14 +572,13 @@ class _Workers:
         parameters = [] if self.here else _parameters_of(self.model)
         calls = [self.call(job, [parameter.data for parameter in parameters]) for job in jobs]
         futures: list[Future[Any]] = []
-        ended: dict[Future[Any], Any] = {}  # what they gave
-        results: dict[Future[Any], _Result] = {}
+        results: dict[Future[Any], Any] = {}
         try:
             for call in calls:
                 futures.append(pool.submit(*call))
             for future in as_completed(futures):
-                ended[future] = future.result()
-                results[future] = self.received(ended[future], parameters)
+                results[future] = None  # taken, whatever comes
+                results[future] = self.received(future.result(), parameters)
         except KeyboardInterrupt:
             self.watch.stopped = True
             begun = [future for future in futures if not (future.cancel() or future.done())]
@@ -591,7 +588,7 @@ class _Workers:
         finally:
             begun = [future for future in futures if not future.cancel()]
             wait(begun)
-            for future in set(begun).difference(ended):  # its replies are paid for too
+            for future in set(begun).difference(results):  # its replies are paid for too
                 with suppress(Exception):
                     self.received(future.result(), parameters)
         return [results[future] for future in futures]
@@ -1547,7 +1544,8 @@ def train(
             (then model, guide and data are pickled, and budgets see the optimizer's calls only).
         journal: a file of JSON lines that keeps all that happens, the data too. The same call with
             the same file, in this process or another, resumes the run after a crash and pays for no
-            recorded reply again; with more epochs it goes on from where it ended.
+            recorded reply again; with more epochs it goes on from where it ended. Prompts go on to
+            call the parameters as they did when it began.
         budget: a context manager with a mapping `spent`, such as `minitrace_record.Budget`. The run
             ends when it is spent.
         progress: a function of a dict, called after each step; False for none. By default a line
