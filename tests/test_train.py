@@ -3463,6 +3463,18 @@ def test_a_changed_guide_program_or_optimizer_is_named(tmp_path):
             run(name, **change)
 
 
+def test_another_language_model_is_a_changed_optimizer_and_told_at_the_users_line(tmp_path):
+    for model in "big", "small":
+        minitrace.GRAPH.clear()
+        shift, llm = Shift(), Moody([SEVEN], {}, "")
+        llm.model = model
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(shift, [(1, 8)], near, OptoPrime(shift, llm=llm), journal=tmp_path / "j")
+    assert "the optimizer changed since; to start over" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
 def test_a_guide_whose_class_says_something_else_is_a_changed_one(tmp_path):
     for name in "low", "lower":
         minitrace.GRAPH.clear()

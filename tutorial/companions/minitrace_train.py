@@ -974,11 +974,10 @@ class _Journal:
 
 
 def _warn(words: str) -> None:
-    """Warn about the line outside this file that is at work."""
+    """Warn about the line outside these files that is at work."""
+    ours = __file__, minitrace.__file__, contextmanager.__code__.co_filename
     level, frame = 1, sys._getframe(1)
-    while frame.f_code.co_filename in (__file__, contextmanager.__code__.co_filename):
-        if frame.f_back is None:
-            break
+    while frame.f_code.co_filename in ours and frame.f_back:
         level, frame = level + 1, frame.f_back
     warnings.warn(words, stacklevel=level + 1)
 
@@ -1638,7 +1637,7 @@ def _digest(examples: Iterable[tuple[int, Any]]) -> str:
 def _made_of(model: Any, guide: Any, optimizer: Optimizer) -> dict[str, str]:
     """What may change between two calls that share a journal, but makes another run of it."""
     settings = "objective", "memory_size", "max_tokens", "max_chars", "retries", "on_refusal"
-    told = [getattr(optimizer, name, None) for name in settings]
+    told = [_asked(optimizer.llm), *(getattr(optimizer, name, None) for name in settings)]
     return {
         "the guide": _fingerprint(guide),
         "the program": _fingerprint(model),
