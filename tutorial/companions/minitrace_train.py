@@ -364,7 +364,8 @@ class _Silence(Reply):
 class _Watch:
     """A hook that counts calls and tokens, and knows what has to end before a run can stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: _Journal) -> None:
+        self.journal = journal
         self.spent = {"calls": 0, "tokens": 0}
         self.in_flight: list[tuple[str, int]] = []  # each with its thread
         self.stopped = False
@@ -373,12 +374,17 @@ class _Watch:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """A block in which it is the hook."""
+        """A block in which it is the hook; an interruption waits here for what is in flight."""
         token = _in_run.set(True)
         _open_watches.append(self)
         try:
             with around_calls(self):
                 yield
+        except KeyboardInterrupt as stop:
+            try:
+                self.settle()
+            finally:
+                raise stop
         finally:
             _open_watches.remove(self)
             _in_run.reset(token)
@@ -391,7 +397,7 @@ class _Watch:
             with self.changed:
                 self.spent["calls"] += 1
             try:
-                reply = ask()
+                reply = self.journal.answer(llm, messages, options, ask)
             except LLMError as error:
                 if _what_ends_a_run(error) or not self.forgives:
                     raise
@@ -820,14 +826,13 @@ class _Journal:
             _open_journals.add(self.file)
             self.read()
             try:
-                with around_calls(self.around):
-                    yield self
+                yield self
             finally:
                 with self.lock:
                     self.closed = True
 
-    def around(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
-        """The hook of a run: a call is answered by the spot that it comes from."""
+    def answer(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
+        """The reply to a call, by the spot that it comes from."""
         spot = self.here.get(self.shared)
         return spot(llm, messages, options, ask) if spot else ask()
 
@@ -1199,10 +1204,7 @@ class _Training:
             _restore(self.best.values)
             self.until_spent(self.measure)
         except KeyboardInterrupt:
-            try:
-                self.watch.settle()
-            finally:
-                raise KeyboardInterrupt(self.how_to_go_on()) from None
+            raise KeyboardInterrupt(self.how_to_go_on()) from None
         finally:
             _restore(self.best.values)
             self.rename(self.names)
@@ -1585,13 +1587,14 @@ def train(
     options = SimpleNamespace(**facts, measure=measure)
     facts |= {"optimizer": type(optimizer).__name__, "dataset": _digest(examples)}
     facts["validation"] = _digest(held_out)
-    watch = _Watch()
-    with budget or nullcontext(), watch.opened(), _Journal(journal, redact).opened() as opened:
+    with _Journal(journal, redact).opened() as opened, budget or nullcontext():
+        watch = _Watch(opened)
         runner = _Workers(model, guide, workers, executor, failed_score, opened, watch)
         runner.check_carries(optimizer.parameters)
         training = _Training(optimizer, runner, examples, held_out, options, progress)
         training.begin(facts, _made_of(model, guide, optimizer) if journal else {})
-        run = training.run()
+        with watch.opened():
+            run = training.run()
     return run if budget is None else Run(*run[:5], budget.spent, *run[6:])
 
 
@@ -1728,14 +1731,11 @@ def evaluate(
         inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
         dataset = [(each, None) for each in inputs]
     _check_counts(workers=workers)
-    watch = _Watch()
-    runner = _Workers(model, guide, workers, executor, failed_score, _Journal(None), watch)
+    journal = _Journal(None)
+    watch = _Watch(journal)
+    runner = _Workers(model, guide, workers, executor, failed_score, journal, watch)
     with watch.opened():
-        try:
-            return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
-        except KeyboardInterrupt:
-            watch.settle()
-            raise
+        return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
