@@ -3086,6 +3086,14 @@ class Optimizer:
         """How feedback flows by default."""
         return GraphPropagator()
 
+    def rename(self, names: Mapping[Parameter, str]) -> None:
+        """Call parameters by names such as `x:0`, as another process did, so that prompts agree."""
+        for each, name in names.items():
+            each._base, _, index = name.partition(":")
+            each._index = int(index) if index else None
+        self._named = _by_name(self.parameters)
+        self.names[:] = self._named
+
     def zero_feedback(self) -> None:
         """Forget the feedback of every parameter."""
         self._heard.clear()
@@ -3137,7 +3145,7 @@ class Optimizer:
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
-        known = {key: p for p in self.parameters for key in (p, p.name, p.py_name)}
+        known: dict[Any, Parameter] = {key: p for p in self.parameters for key in (p, p.name)}
         known |= self._named  # two functions of one name have names of their own here
         strays = [to_text(key, 60) for key in values if key not in known]
         if strays:
@@ -3580,9 +3588,7 @@ class TextGrad(Optimizer):
             if each.feedback:
                 yield {name: each}, "\n".join(f"{name}: {_said(words)}" for words in each.feedback)
 
-    def describe(self, room: int) -> str:
-        """Nothing of the program: the criticisms have seen it."""
-        return ""
+    describe = OPRO.describe  # nothing of the program: the criticisms have seen it
 
 
 # ---- What a prompt shows: feedback, variables, and as much of the graph as there is room for.

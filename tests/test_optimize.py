@@ -677,6 +677,20 @@ def test_the_stub_solves_random_number_problems(seed):
 # ---- misuse
 
 
+def test_parameters_that_are_renamed_are_called_so_in_prompts_and_replies():
+    a, b = node(1, name="x", trainable=True), node(2, name="x", trainable=True, bounds=(0, 9))
+    script = Script(['{"suggestion": {"x7": 99}}', '{"suggestion": {"rate": 3, "x7": 4}}'])
+    optimizer = OptoPrime([a, b], llm=script)
+    optimizer.rename({a: "rate", b: "x:7"})
+    assert (a.name, b.name, optimizer.names) == ("rate", "x:7", ["rate", "x7"])
+    optimizer.backward(a + b, "higher")
+    assert optimizer.step() == {a: 3, b: 4}
+    assert "(int) rate = 1\n(int) x7 = 2" in script.asked[0][1]["content"]
+    assert "x7: parameter x:7 cannot take 99" in script.asked[1][-1]["content"]
+    with pytest.raises(ValueError, match="two parameters are called x7"):
+        optimizer.rename({a: "x:7"})
+
+
 def test_names_must_differ_and_parameters_must_be_parameters():
     a, b = node(1, name="x", trainable=True), node(2, name="x0", trainable=True)
     minitrace.GRAPH.clear()

@@ -189,9 +189,12 @@ def test_a_refused_proposal_is_a_cross_and_says_why():
 
 
 def test_validation_is_what_is_drawn_where_there_is_any():
-    records = [RUN, step(1, validation=0.1), step(2, validation=0.4)]
+    end = {"event": "end", "score": 0.4, "examples": 2, "scored_on": "validation"}
+    records = [RUN, step(1, validation=0.1), step(2, score=0.0, validation=0.4), end]
     page = report.page("\n".join(map(json.dumps, records)).encode())
     assert "The validation score of the current values" in page and "Step 2, current: 0.4" in page
+    assert "measured on: 2 examples of the validation set" in page
+    assert "score: 0 · validation: 0.4" in page
     tried = {"event": "example", "step": 0, "part": "validate", "query": "how many?", "score": 0.1}
     page = report.page("\n".join(map(json.dumps, [RUN, tried, step(1)])).encode())
     assert "Step 0, before anything changed" in page and "how many?" in page

@@ -830,6 +830,26 @@ def test_of_what_was_tried_in_vain_the_whole_setting_and_four_words_are_remember
     assert optimizer.history[1].score == 6.5
 
 
+def test_functions_of_one_name_are_told_apart_in_what_a_run_remembers_and_returns():
+    def made(step):
+        @bundle(trainable=True)
+        def f(x):
+            return x + step
+
+        return f
+
+    model = Module()
+    model.a, model.b = made(1), made(2)
+    model.forward = lambda x: model.a(model.b(x))
+    worse = "def f(x):\n    return x - 9"
+    llm = Script([json.dumps({"suggestion": {"f_code": worse}})])
+    optimizer = OptoPrime(model, llm=llm)
+    run = train(model, [(1, 5)], near, optimizer)
+    assert [*run.values] == optimizer.names and len(optimizer.names) == 2
+    assert optimizer.history[-1].values.keys() == run.values.keys()
+    assert optimizer.history[-1].values["f_code"] == worse
+
+
 def test_a_projection_is_tried_as_it_will_be_set():
     rate = node(3.0, name="rate", trainable=True, projections=[lambda value: round(value)])
     seen = []
@@ -1331,16 +1351,37 @@ def length(query, response, info):
     return len(response), response
 
 
-def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes):
+NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+
+
+@pytest.mark.parametrize("start", [pytest.param("fork", marks=NO_FORK), "spawn"])
+def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes, start):
     path, served = tmp_path / "run", tmp_path / "served"
     for _ in range(2):
         minitrace.GRAPH.clear()
         model = Asking(str(served))
-        train(
-            model, [("b", 1), ("c", 1)], length, Steps(model, ["d"]), batch_size=2,
-            executor=processes, journal=path,
-        )  # fmt: skip
+        forked = ProcessPoolExecutor(1, get_context(start)) if start == "fork" else None
+        with forked or contextlib.nullcontext():  # begun in the run, with all that it has open
+            train(
+                model, [("b", 1), ("c", 1)], length, Steps(model, ["d"]), batch_size=2,
+                executor=forked or processes, journal=path,
+            )  # fmt: skip
         assert len(served.read_text().splitlines()) == len(calls(path)) == 4
+
+
+class Silent(Asking):
+    """Has a language model that would not speak."""
+
+    def llm(self, messages):
+        raise LLMError("I would rather not", kind="refused")
+
+
+def test_silence_in_another_process_is_feedback_with_or_without_a_journal(tmp_path, processes):
+    for journal in None, tmp_path / "j":
+        model = Silent(str(tmp_path / "served"))
+        run = train(model, [("b", 1)], length, Steps(model, ["d"]), executor=processes, journal=journal)
+        assert run.score == 0
+    assert [call["error"]["kind"] for call in calls(tmp_path / "j")] == ["refused"] * 2
 
 
 def scolds(query, response, info):
@@ -1349,6 +1390,19 @@ def scolds(query, response, info):
 
 def gives_up(query, response, info):
     raise LLMError("down", kind="status", status=500)
+
+
+def test_what_ends_after_a_failure_in_another_process_is_on_record_once(tmp_path, processes):
+    path, served = tmp_path / "run", tmp_path / "served"
+    model = Asking(str(served))
+    for _ in range(2):
+        with pytest.raises(LLMError, match="down"):
+            train(
+                model, [(each, 1) for each in "bcd"], gives_up, Steps(model, ["d"]), batch_size=3,
+                executor=processes, journal=path,
+            )  # fmt: skip
+        marks = [(call["example"], call["key"]) for call in calls(path)]
+        assert len(marks) == len(set(marks)) == len(served.read_text().splitlines())
 
 
 def test_exceptions_come_back_from_another_process_as_they_were(processes):
@@ -1981,8 +2035,8 @@ def test_redact_sees_copies_and_keeps_the_first_record(tmp_path):
 
     train(shift, [(1, 8)], near, OptoPrime(shift, llm=script), journal=tmp_path / "a", redact=spoil)
     assert "XXX" not in json.dumps(script.asked) and "XXX" in (tmp_path / "a").read_text()
-    for bad in (lambda record: None), (lambda record: "text"):
-        with pytest.raises(MinitraceError, match=r"redact= gave .* for the record of a run"):
+    for bad in (lambda record: None), (lambda record: "text"), (lambda record: {}):
+        with pytest.raises(MinitraceError, match=r"redact= gave .* for a record of the event 'run'"):
             train(Shift(), [(1, 8)], near, Steps(Shift(), [1]), journal=tmp_path / "b", redact=bad)
 
 
@@ -2795,6 +2849,7 @@ def test_a_validation_set_is_what_the_score_is_of():
     model = Constant()
     run = train(model, FOUR, exact, Steps(model, list("bcda")), validation=FOUR[:2])
     assert (run.score, run.examples, run.scored_on) == (0.5, 2, "validation")
+    assert "score=0.5 (the mean of 2 examples of the validation set)" in repr(run)
 
 
 @pytest.mark.parametrize(
@@ -2933,6 +2988,19 @@ def test_of_several_candidates_only_the_silent_one_is_lost(tmp_path, kind):
         assert run.score == 0 and run.refused == 1 and shift.offset.data == 7
         silent = [call["error"]["words"] for call in calls(tmp_path / "j") if "error" in call]
         assert silent == ["I would rather not"] and len(calls(tmp_path / "j")) == 3
+
+
+def test_silence_is_told_of_the_candidate_that_it_befell(tmp_path):
+    def llm(messages):
+        if "candidate 2 of" in messages[1]["content"]:
+            raise LLMError("I would rather not", kind="refused")
+        return '{"suggestion": {}}'
+
+    shift = Shift()
+    optimizer = OptoPrime(shift, llm=llm)
+    train(shift, DATASET, near, optimizer, candidates=2, batch_size=4, journal=tmp_path / "j")
+    refused = [each["refused"] for each in records(tmp_path / "j") if each["event"] == "proposal"]
+    assert refused == [[], ["I would rather not"]]
 
 
 @UNSPOKEN
@@ -3158,7 +3226,7 @@ def test_a_journal_is_carried_to_another_process_and_extended(tmp_path, candidat
 
 
 def test_the_same_cell_run_again_resumes(tmp_path):
-    script = Script([json.dumps({"suggestion": {f"offset{n}": n + 3}}) for n in (0, 2)])
+    script = Script([json.dumps({"suggestion": {"offset0": n}}) for n in (3, 5)])
 
     def cell(epochs):
         shift = Shift()  # offset:0, then offset:1, and so on
@@ -3171,7 +3239,22 @@ def test_the_same_cell_run_again_resumes(tmp_path):
     assert cell(1) == (-4, 3, 1)
     with pytest.warns(UserWarning, match="holds the whole of this run"):
         assert cell(1) == (-4, 3, 1)
-    assert cell(2) == (-2, 5, 2)  # offset:2, to which the reply on record says offset0
+    assert cell(2) == (-2, 5, 2)  # offset:2, which is asked about as the run began: as offset0
+    assert "offset0 = 3" in script.asked[1][-1]["content"]
+
+
+def test_a_run_that_goes_on_leaves_names_as_they_were(tmp_path):
+    models = Shift(), Shift()
+    for shift in models:
+        optimizer = OptoPrime(shift, llm=Script([SEVEN]))
+        optimizer.history.append(minitrace.Attempt({optimizer.names[0]: -1}, ["low"], None))
+        run = train(shift, [(1, 8)], near, optimizer, journal=tmp_path / "j")
+        assert run.values == {shift.offset.py_name: 7}
+        assert [each.values for each in optimizer.history] == [
+            {optimizer.names[0]: value} for value in (-1, 0)
+        ]
+        assert calls(tmp_path / "j")[0]["messages"][1]["content"].count("offset0 = -1") == 1
+    assert OptoPrime(models, llm=StubLLM()).names == ["offset0", "offset1"]
 
 
 def test_names_that_have_changed_places_are_told_apart(tmp_path):
@@ -3378,6 +3461,34 @@ def test_a_changed_guide_program_or_optimizer_is_named(tmp_path):
         run(name)
         with pytest.warns(UserWarning, match=f"the run differs .*: {name} changed since"):
             run(name, **change)
+
+
+def test_another_language_model_is_a_changed_optimizer_and_told_at_the_users_line(tmp_path):
+    for model in "big", "small":
+        minitrace.GRAPH.clear()
+        shift, llm = Shift(), Moody([SEVEN], {}, "")
+        llm.model = model
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(shift, [(1, 8)], near, OptoPrime(shift, llm=llm), journal=tmp_path / "j")
+    assert "the optimizer changed since; to start over" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+def test_a_guide_whose_class_says_something_else_is_a_changed_one(tmp_path):
+    for name in "low", "lower":
+        minitrace.GRAPH.clear()
+        shift = Shift()
+
+        class Fixed(Guide):
+            words = name
+
+            def get_feedback(self, query, response, info):
+                return len(self.words), self.words
+
+        changed = pytest.warns(UserWarning, match="the guide changed since")
+        with changed if name == "lower" else contextlib.nullcontext():
+            train(shift, [(1, 8)], Fixed(), Steps(shift, [None]), journal=tmp_path / "j")
 
 
 def test_a_guide_with_other_criteria_is_a_changed_one(tmp_path):

@@ -138,8 +138,8 @@ def el(tag, *parts, **attributes):
 def facts(**pairs):
     """Names and values in a line, without those that nobody knows."""
     found = {name.replace("_", " "): v for name, v in pairs.items() if v is not None}
-    told = [f"{name}: {v:.4g}" if number(v) else f"{name}: {text(v)}" for name, v in found.items()]
-    return el("p", " · ".join(told), class_="facts")
+    told = {name: text(v) if number(v) is None else f"{v:.4g}" for name, v in found.items()}
+    return el("p", " · ".join(map(": ".join, told.items())), class_="facts")
 
 
 def wide(part, label):
@@ -444,7 +444,8 @@ def scored_on(ending):
     count, where = number(ending.get("examples")), ending.get("scored_on")
     if not count or not isinstance(where, str):
         return None
-    return f"{count:,} example{'s' * (count != 1)} of the {where}"
+    kind = " set" * (where == "validation")
+    return f"{count:,} example{'s' * (count != 1)} of the {where}{kind}"
 
 
 def main(argv=None):

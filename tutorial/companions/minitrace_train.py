@@ -44,9 +44,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, nullcontext, suppress
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
-from types import CodeType, MappingProxyType, SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any, NamedTuple
 
 try:
@@ -87,7 +87,7 @@ _Record = dict[str, Any]
 _Scores = Mapping[int, float]  # by the number of the example
 
 
-# ---- Guides: how good is a response? -------------------------------------------------------------
+# ---- How good is a response? Guides --------------------------------------------------------------
 
 
 class Guide:
@@ -197,7 +197,7 @@ def _score_and_feedback(said: Any) -> tuple[float | None, Any]:
     raise TypeError(f"{words}, not {to_text(said, 80)}")
 
 
-# ---- One example: the program runs, and the guide judges -----------------------------------------
+# ---- What comes of one example? The program runs, and the guide judges ---------------------------
 
 
 @dataclass
@@ -227,9 +227,7 @@ class _Job(NamedTuple):
         try:
             return self.judged()
         except Exception as error:
-            ends = _what_ends_a_run(error)
-            if ends is None or ends is error:
-                raise
+            ends = _what_ends_a_run(error) or error
         raise ends
 
     def judged(self) -> _Result:
@@ -245,7 +243,8 @@ class _Job(NamedTuple):
         try:
             said = _awaited(self.guide(self.query, output.data, self.info))
         except (ReplyError, LLMError) as error:  # of a judge that asks a language model
-            _raise_unless_unspoken(error)
+            if _what_ends_a_run(error):
+                raise
             words = f"(not judged: {error})"
             return _Result(output, output.data, None, words, unjudged=str(error))
         return _Result(output, output.data, *_score_and_feedback(to_data(said)))
@@ -263,34 +262,22 @@ class _Job(NamedTuple):
         texts = {"query": self.query, "response": result.response}
         for name, value in texts.items():
             texts[name] = _in_words(value if isinstance(value, str) else to_text(value), 2000)
-        return {
-            "event": "example",
-            **self.place,
-            **texts,
-            "score": result.score,
-            "feedback": _in_words(result.feedback, 8000),
-            "failed": result.failed,
-        }
+        told = {"score": result.score, "feedback": _in_words(result.feedback, 8000)}
+        return {"event": "example", **self.place, **texts, **told, "failed": result.failed}
 
 
 _UNSPOKEN = "refused", "filtered", "empty", "cut off"  # the kinds of an LLMError that is an answer
-
-
-def _raise_unless_unspoken(error: MinitraceError) -> None:
-    """Raise what a language model has no part in, such as a network that is down."""
-    if not (isinstance(error, ReplyError) or getattr(error, "kind", "") in _UNSPOKEN):
-        raise error
+_OF_VALUES = TraceMissingInputsError, ExecutionError, ReplyError, LLMError
 
 
 def _raise_unless_about_values(error: ExecutionError) -> None:
     """Raise what no other values would avoid."""
     cause = error.__cause__
-    of_program = isinstance(cause, TraceMissingInputsError) or hasattr(cause, "failure")
-    of_program = of_program or isinstance(cause, ExecutionError)  # the cause of that one counts
-    if isinstance(cause, MinitraceError) and not of_program:
-        _raise_unless_unspoken(cause)
+    about_values = isinstance(cause, _OF_VALUES) or hasattr(cause, "failure")
     ends = _what_ends_a_run(error)
-    if ends is not None:
+    if isinstance(cause, MinitraceError) and not about_values:
+        ends = cause
+    if ends:
         raise ends
 
 
@@ -299,19 +286,18 @@ def _what_ends_a_run(error: BaseException) -> MinitraceError | None:
     seen, left = set[int](), [error]
     while left:
         each = left.pop(0)
-        if id(each) not in seen:
-            seen.add(id(each))
-            kind = getattr(each, "kind", "")
-            if isinstance(each, LLMError) and kind not in _UNSPOKEN:
-                return each
-            if isinstance(each, MinitraceError) and kind == "budget":
-                return each
-            context = None if each.__suppress_context__ else each.__context__
-            left += [*getattr(each, "exceptions", ()), *filter(None, (each.__cause__, context))]
+        kind = getattr(each, "kind", "")
+        lost = isinstance(each, LLMError) and kind not in _UNSPOKEN
+        if isinstance(each, MinitraceError) and (lost or kind == "budget"):
+            return each
+        seen.add(id(each))
+        context = None if each.__suppress_context__ else each.__context__
+        led = [*getattr(each, "exceptions", ()), each.__cause__, context]
+        left += [one for one in led if one is not None and id(one) not in seen]
     return None
 
 
-# ---- Async code: one event loop for all that is awaited, so that clients and locks serve every run
+# ---- Where is async code awaited? On one event loop, so that clients and locks serve every run ---
 
 
 def _awaited(value: Any) -> Any:
@@ -366,27 +352,39 @@ def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
 setattr(minitrace, "_on_shared_loop", _awaited)  # for `run_coroutine`
 
 
-# ---- Side by side: examples in threads, or in other processes ------------------------------------
+# ---- How do examples run side by side? In threads, or in other processes -------------------------
+
+
+class _Silence(Reply):
+    """What an optimizer reads where a language model would not speak: that nothing changes."""
+
+    why = ""
 
 
 class _Watch:
     """A hook that counts calls and tokens, and knows what has to end before a run can stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: _Journal) -> None:
+        self.journal = journal
         self.spent = {"calls": 0, "tokens": 0}
         self.in_flight: list[tuple[str, int]] = []  # each with its thread
         self.stopped = False
-        self.unspoken: list[str] | None = None  # why no reply came, where that is no error
+        self.forgives = False  # Is it no error that a language model would not speak?
         self.changed = threading.Condition()
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """A block in which it is the hook."""
+        """A block in which it is the hook; an interruption waits here for what is in flight."""
         token = _in_run.set(True)
         _open_watches.append(self)
         try:
             with around_calls(self):
                 yield
+        except KeyboardInterrupt as stop:
+            try:
+                self.settle()
+            finally:
+                raise stop
         finally:
             _open_watches.remove(self)
             _in_run.reset(token)
@@ -399,13 +397,11 @@ class _Watch:
             with self.changed:
                 self.spent["calls"] += 1
             try:
-                reply = ask()
+                reply = self.journal.answer(llm, messages, options, ask)
             except LLMError as error:
-                if self.unspoken is None:
+                if _what_ends_a_run(error) or not self.forgives:
                     raise
-                _raise_unless_unspoken(error)
-                self.unspoken.append(str(error))
-                return Reply('{"suggestion": {}}')
+                return _Silence('{"suggestion": {}}', why=str(error))
         with self.changed:
             self.spent["tokens"] += _tokens(messages, reply)
         return reply
@@ -479,21 +475,28 @@ def _side_by_side(function: Callable[[Any], Any], items: Sequence[Any], threads:
                     errors[place] = error
                     left.clear()
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in items[:threads]]
     try:
-        with suppress(RuntimeError):
-            for thread in workers:
-                thread.start()
-        if not any(thread.ident for thread in workers):
+        workers = _started(work, min(threads, len(items)))
+        if not workers:
             work()
         for thread in workers:
-            if thread.ident:
-                thread.join()
+            thread.join()
     finally:
         left.clear()
     if errors:
         raise errors[min(errors)]
     return [results[place] for place in range(len(items))]
+
+
+def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Threads that work, as many of them as can be started."""
+    started: list[threading.Thread] = []
+    with suppress(RuntimeError):
+        for _ in range(count):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            started.append(thread)
+    return started
 
 
 @dataclass
@@ -508,7 +511,7 @@ class _Workers:
     journal: _Journal
     watch: _Watch
     unjudged: int = 0  # examples, so far
-    warned: bool = False  # that all of some examples were unjudged
+    warned: set[str] = field(default_factory=set)  # about what
 
     @property
     def here(self) -> bool:
@@ -517,9 +520,7 @@ class _Workers:
 
     def check_carries(self, parameters: Iterable[ParameterNode[Any]]) -> None:
         """Raise if the model would not carry one of these parameters to another process."""
-        if self.here:
-            return
-        missing = set(parameters).difference(_parameters_of(self.model))
+        missing = () if self.here else set(parameters).difference(_parameters_of(self.model))
         if missing:
             names = ", ".join(sorted(parameter.name for parameter in missing))
             raise ValueError(
@@ -533,7 +534,7 @@ class _Workers:
             where = {**place, "example": index}
             jobs.append(_Job(self.model, self.guide, traced, query, info, where))
         with self.journal.recording(place, shared=True):
-            results = self.run_here(jobs) if self.here else self.run_elsewhere(jobs)
+            results = self.results(jobs)
         # A failure is never better than what was judged.
         scores = [result.score for result in results if result.score is not None]
         self.failed_score = min([self.failed_score, *scores])
@@ -541,23 +542,29 @@ class _Workers:
             if result.failed:
                 result.score = self.failed_score
             self.journal.write(job.record(result))
-        self.count_unjudged([result.unjudged for result in results if result.unjudged], results)
+        self.count_unjudged(results)
         return results
 
-    def count_unjudged(self, reasons: Sequence[str], results: Sequence[_Result]) -> None:
-        """Count the examples without a judgement; warn at the first time that none has one."""
-        if reasons and len(reasons) == len(results) and not self.warned:
-            self.warned = True
-            _warn(
+    def count_unjudged(self, results: Sequence[_Result]) -> None:
+        """Count the examples without a judgement; warn if none has one."""
+        reasons = [result.unjudged for result in results if result.unjudged]
+        self.unjudged += len(reasons)
+        if reasons and len(reasons) == len(results):
+            self.warn_once(
                 f"the guide judged none of {_several(len(results), 'example')}, and an example "
                 f"without a judgement has no score and teaches nothing: {reasons[-1]}"
             )
-        self.unjudged += len(reasons)
 
-    def run_here(self, jobs: Sequence[_Job]) -> list[_Result]:
-        """Run jobs in this process."""
+    def warn_once(self, words: str) -> None:
+        """Warn, if nothing that begins so was said in this run."""
+        if words[:20] not in self.warned:
+            self.warned.add(words[:20])
+            _warn(words)
+
+    def results(self, jobs: Sequence[_Job]) -> list[_Result]:
+        """The results of jobs, which run wherever they should."""
         if self.executor is not None:
-            return self.run_in_threads(self.executor, jobs)
+            return self.run_in(self.executor, jobs)
         if min(self.threads, len(jobs)) < 2:
             return [self.run_job(job) for job in jobs]
         return _side_by_side(self.run_job, jobs, self.threads)
@@ -566,55 +573,18 @@ class _Workers:
         with self.watch.flight("examples"), self.journal.recording(job.place):
             return job.run()
 
-    def run_in_threads(self, pool: Any, jobs: Sequence[_Job]) -> list[_Result]:
-        """Run each job in a thread of a pool, in a copy of this context."""
-        calls = [(copy_context().run, self.run_job, job) for job in jobs]
-        with self.submitted(pool, calls) as futures:
-            return [future.result() for future in futures]
-
-    def run_elsewhere(self, jobs: Sequence[_Job]) -> list[_Result]:
-        """Run jobs where no memory is shared: values go there, nodes and records come back."""
-        parameters = _parameters_of(self.model)
-        values = [parameter.data for parameter in parameters]
-        calls = [(_run_packed, self.packed(job, values)) for job in jobs]
-        futures: list[Future[bytes]] = []
-        results: dict[Future[bytes], _Result] = {}
-        try:
-            with self.submitted(self.executor, calls) as futures:
-                for future in as_completed(futures):
-                    results[future] = self.received(future.result(), parameters)
-        finally:  # the replies of what ended after a failure are paid for too
-            for future in filter(Future.done, set(futures).difference(results)):
-                with suppress(Exception):
-                    self.received(future.result(), parameters)
-        return [results[future] for future in futures]
-
-    def packed(self, job: _Job, values: list[Any]) -> bytes:
-        """A job for another process, with the parameters' values and the replies on record."""
-        try:
-            return _packed((job, values, self.journal.replies_at(job.place)))
-        except Exception as error:
-            words = "model, guide and data must be picklable for an executor of other processes"
-            raise TypeError(f"{words}: {error}") from error
-
-    def received(self, packed: bytes, parameters: Sequence[Any]) -> _Result:
-        """The result of a job in another process, after its calls are written down."""
-        result: _Result
-        result, records, error = _unpacked(packed, parameters)
-        for record in records:
-            self.journal.write(record)
-        if error is not None:
-            raise error
-        return result
-
-    @contextmanager
-    def submitted(self, pool: Any, calls: Iterable[tuple[Any, ...]]) -> Iterator[list[Future[Any]]]:
-        """Make calls in a pool; at the end those not begun are called off, the others awaited."""
+    def run_in(self, pool: Any, jobs: Sequence[_Job]) -> list[_Result]:
+        """Run jobs in a pool; at the end those not begun are called off, the others awaited."""
+        parameters = [] if self.here else _parameters_of(self.model)
+        calls = [self.call(job, [parameter.data for parameter in parameters]) for job in jobs]
         futures: list[Future[Any]] = []
+        results: dict[Future[Any], Any] = {}
         try:
             for call in calls:
                 futures.append(pool.submit(*call))
-            yield futures
+            for future in as_completed(futures):
+                results[future] = None  # taken, whatever comes
+                results[future] = self.received(future.result(), parameters)
         except KeyboardInterrupt:
             self.watch.stopped = True
             begun = [future for future in futures if not (future.cancel() or future.done())]
@@ -622,7 +592,37 @@ class _Workers:
                 _say(_STOPPING.format(len(begun), "examples"))
             raise
         finally:
-            wait([future for future in futures if not future.cancel()])
+            begun = [future for future in futures if not future.cancel()]
+            wait(begun)
+            for future in set(begun).difference(results):  # its replies are paid for too
+                with suppress(Exception):
+                    self.received(future.result(), parameters)
+        return [results[future] for future in futures]
+
+    def call(self, job: _Job, values: list[Any]) -> tuple[Any, ...]:
+        """What a pool has to call: in a copy of this context or, packed, where there is none.
+
+        To another process go the parameters' values and the replies on record.
+        """
+        if self.here:
+            return copy_context().run, self.run_job, job
+        try:
+            return _run_packed, _packed((job, values, self.journal.replies_at(job.place)))
+        except Exception as error:
+            words = "model, guide and data must be picklable for an executor of other processes"
+            raise TypeError(f"{words}: {error}") from error
+
+    def received(self, given: Any, parameters: Sequence[Any]) -> _Result:
+        """The result of a job; if it comes from another process, its calls are written down."""
+        if isinstance(given, _Result):
+            return given
+        result: _Result
+        result, records, error = _unpacked(given, parameters)
+        for record in records:
+            self.journal.write(record)
+        if error is not None:
+            raise error
+        return result
 
 
 def _run_packed(packed: bytes) -> bytes:
@@ -631,9 +631,13 @@ def _run_packed(packed: bytes) -> bytes:
     parameters = _parameters_of(job.model)
     _restore(dict(zip(parameters, values, strict=True)))
     result, records, error = None, list[_Record](), None
-    try:
+
+    def run() -> Any:
         with around_calls(_Spot(job.place, replies, records.append)):
-            result = job.run()
+            return job.run()
+
+    try:
+        result = Context().run(run)  # a forked process has the hooks of the run in its own
     except Exception as caught:
         error = caught
     return _packed((result, records, error), parameters)
@@ -684,131 +688,9 @@ def _parameters_of(model: Any) -> list[ParameterNode[Any]]:
     raise TypeError(f"{to_text(model, 60)} {words}")
 
 
-# ---- The journal: all that happens, line by line, and every reply, so that a run can go on -------
+# ---- How does a run go on after a crash? By its journal, with every reply in it ------------------
 
 
-class _Names:
-    """What parameters are called now, and what the journal calls them: `x:3` may be its `x:0`.
-
-    A name counts how often it was given in a process. The journal keeps those of its first run, so
-    that any other run asks and answers in the same words. All names change at once, each into
-    another one, so that two that change places stay two. Texts that are values keep theirs.
-    """
-
-    def __init__(self, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-        pairs: list[tuple[str, str]] = []
-        for path, names in now.items():
-            pairs += zip(names, then.get(path, names), strict=False)
-        whole = _permutation(dict(pairs))
-        self.then = {new: old for new, old in whole.items() if new != old}
-        self.now = {old: new for new, old in self.then.items()}
-        self.kept: set[str] = set()
-
-    def keep(self, *values: Any) -> None:
-        """Leave the texts in these values as they are, wherever they are seen."""
-        if self.then:
-            name = re.compile(_any_of(self.then))
-            whole = list(_texts_in(values))
-            lines = [line for text in whole for line in text.splitlines()]  # may be indented
-            texts = {text for text in whole + lines if name.search(text)}
-            for text in texts.difference(self.then):
-                self.kept |= {text, repr(text)[1:-1], json.dumps(text)[1:-1]}
-                self.kept.add(json.dumps(text, ensure_ascii=False)[1:-1])
-
-    def as_then(self, value: Any) -> Any:
-        """A value with the names that the journal uses."""
-        if not self.then:
-            return value
-        if isinstance(value, Mapping):
-            said = value.get("content") if value.get("role") == "assistant" else None
-            if isinstance(said, str):
-                return {**value, "content": self.reply_as_then(said)}
-            return {self.as_then(key): self.as_then(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.as_then(item) for item in value]
-        return _renamed(value, self.then, self.kept) if isinstance(value, str) else value
-
-    def record_as_then(self, record: _Record) -> _Record:
-        """A record with the names that the journal uses; what the program saw keeps its own."""
-        plain = {"values", "query"}
-        if not record.get("failed"):  # then these are words of minitrace
-            plain |= {"response", "feedback"}
-        return {key: each if key in plain else self.as_then(each) for key, each in record.items()}
-
-    def reply_as_then(self, reply: str) -> str:
-        """A reply with the names that the journal uses."""
-        return self.reply(reply, self.then)
-
-    def reply_as_now(self, reply: str) -> str:
-        """A reply on record with the names of this run."""
-        return self.reply(reply, self.now)
-
-    def reply(self, text: str, names: Mapping[str, str]) -> str:
-        """A reply with other names, but for those in the values that it proposes."""
-        if not names:
-            return text
-        self.keep(read_reply(text, list(names)).values)
-        return _renamed(text, names, self.kept, is_reply=True)
-
-
-def _permutation(names: Mapping[str, str]) -> dict[str, str]:
-    """A renaming, with that of the names which are taken: each new name is an old one, too."""
-    back = {old: new for new, old in names.items()}
-    whole = dict(names)
-    for taken in back.keys() - names.keys():
-        start = taken
-        while start in back:
-            start = back[start]
-        whole[taken] = start
-    return whole
-
-
-def _any_of(names: Iterable[str]) -> str:
-    """A pattern of names that stand alone."""
-    found = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    return rf"(?<!\w)(?:{found})(?!\w)"
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """The texts in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
-        for each in value:
-            yield from _texts_in(each)
-        if isinstance(value, Mapping):
-            yield from _texts_in(list(value.values()))
-
-
-def _renamed(
-    text: str, names: Mapping[str, str], kept: Iterable[str] = (), is_reply: bool = False
-) -> str:
-    """A text with other names in it, but not in what is kept nor, in a reply, in its values."""
-    longest_first = sorted(kept, key=len, reverse=True)
-    pattern = re.compile("|".join([*map(re.escape, longest_first), _any_of(names)]))
-    parts, done = list[str](), 0
-    while match := pattern.search(text, done):
-        end = match.end()
-        parts += [text[done : match.start()], names.get(match[0], match[0])]
-        done = _end_of_value(text, end) if is_reply and match[0] in names else end
-        parts.append(text[end:done])
-    return "".join([*parts, text[done:]])
-
-
-_COLON = re.compile(r"[\"']?\s*:\s*")
-_TAGGED = re.compile(r"[\"']?\s*(?:</name>\s*<value>|>).*?</(?:value|variable)>", re.DOTALL)
-
-
-def _end_of_value(text: str, start: int) -> int:
-    """Where the value ends that follows a name in a reply, as JSON or in a tag, if one does."""
-    colon, tagged = _COLON.match(text, start), _TAGGED.match(text, start)
-    with suppress(ValueError, RecursionError):  # it is no JSON
-        if colon:
-            return json.JSONDecoder(strict=False).raw_decode(text, colon.end())[1]
-    return tagged.end() if tagged else start
-
-
-_SAME_NAMES = _Names({}, {})
 _FACTS = "usage", "model", "finish_reason"
 
 
@@ -820,28 +702,21 @@ class _Spot:
     """
 
     def __init__(
-        self,
-        place: _Record,
-        replies: Mapping[Any, Any],
-        write: Callable[[_Record], None],
-        names: _Names = _SAME_NAMES,
+        self, place: _Record, replies: Mapping[Any, Any], write: Callable[[_Record], None]
     ) -> None:
-        self.place, self.replies, self.write, self.names = place, replies, write, names
+        self.place, self.replies, self.write = place, replies, write
         self.turns = Counter[str]()
         self.lock = threading.Lock()
 
     def __call__(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
-        asked = self.names.as_then(messages)
-        key = _call_key(_asked(llm), asked, options)
+        key = _call_key(_asked(llm), messages, options)
         with self.lock:
             self.turns[key] += 1
             turn = self.turns[key]
         given = self.replies.get((turn, key))
         if given is None:
             record = {"event": "call", **self.place, "turn": turn, "key": key}
-            given = self.new({**record, "messages": asked, "options": options}, ask)
-        elif self.names.now and isinstance(given, Reply):  # a new one has the names of this run
-            given = Reply(self.names.reply_as_now(given), **vars(given))
+            given = self.new({**record, "messages": messages, "options": options}, ask)
         if isinstance(given, LLMError):
             raise given
         return given
@@ -852,17 +727,13 @@ class _Spot:
         given: Reply | LLMError
         try:
             given = ask()
-            told = {
-                "reply": self.names.reply_as_then(given),
-                "tokens": _tokens(record["messages"], given),
-            }
-            told |= {name: getattr(given, name) for name in _FACTS}
+            told = {name: getattr(given, name) for name in _FACTS}
+            told |= {"reply": str(given), "tokens": _tokens(record["messages"], given)}
         except BaseException as error:
             if not (isinstance(error, LLMError) and error.kind in _UNSPOKEN):
                 self.take_back(record)
                 raise
-            given = error
-            told = {"reply": None, "error": {"words": str(error), **vars(error)}}
+            given, told = error, {"reply": None, "error": {"words": str(error), **vars(error)}}
         self.write({**record, **told, "seconds": round(time.monotonic() - began, 3)})
         return given
 
@@ -893,9 +764,7 @@ def _given(record: _Record) -> Reply | LLMError | None:
     if isinstance(record.get("reply"), str):
         return Reply(record["reply"], **{name: record[name] for name in _FACTS if name in record})
     error = record.get("error")
-    if isinstance(error, dict) and error.get("kind") in _UNSPOKEN:
-        return LLMError(str(error.get("words")), **error)
-    return None
+    return LLMError(str(error["words"]), **error) if error else None
 
 
 def _place(record: _Record) -> tuple[Any, ...]:
@@ -906,11 +775,8 @@ def _place(record: _Record) -> tuple[Any, ...]:
 def _mark(record: _Record) -> tuple[Any, ...]:
     """What tells records apart: a run that was resumed may have had several ends."""
     event = record["event"]
-    reason = record["reason"] if event == "end" else ""
+    reason = record.get("reason") if event == "end" else ""
     return event, *_place(record), reason, record.get("turn"), record.get("key")
-
-
-_STEP = {"event": "step"}
 
 
 def _content(record: _Record) -> str:
@@ -919,10 +785,7 @@ def _content(record: _Record) -> str:
     return json.dumps(timeless, sort_keys=True)
 
 
-# Where in the runs that are around it does this code work? Plain threads do not know it.
-_spots: ContextVar[Mapping[Any, _Spot]] = ContextVar(
-    "minitrace_train_spots", default=MappingProxyType({})
-)
+_STEP = {"event": "step"}
 _open_journals = weakref.WeakSet[Any]()
 if hasattr(os, "register_at_fork"):  # or a child would keep the lock when the run is gone
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_journals])
@@ -932,23 +795,24 @@ class _Journal:
     """An append-only file of JSON lines that tells all that happened in a run, and resumes it.
 
     To resume is to run again on the replies recorded here; a record that is there already is not
-    written again. Without a path nothing is kept.
+    written again. That a language model would not speak is written when the run has got past it,
+    so that what ended a run is asked for again. Without a path nothing is kept.
     """
 
     def __init__(self, path: Any, redact: Callable[[_Record], Any] | None = None) -> None:
         self.path = path and os.fspath(path)
         self.redact = redact
+        self.first: _Record = {}  # the first record
         self.known: dict[Any, str] = {}  # what each record says, by its mark
         self.replies: dict[Any, dict[Any, Any]] = {}  # by place, then by turn and key
-        self.first: _Record = {}  # the first record
         self.passed: list[Any] = []  # the values after each step
-        self.ended = ""  # why a run on record ended
-        self.names = _SAME_NAMES
-        self.spot: _Spot | None = None  # for calls from threads that do not know their place
+        self.finished = False  # Is the whole of this run on record, as far as we know?
+        self.unspoken: list[_Record] = []  # of calls that the run may not get past
+        self.here = ContextVar[_Spot]("minitrace_train_spot")
+        self.shared: _Spot | None = None  # for calls from threads that do not know their place
         self.changed: list[str] = []  # what is not as it was, but may be
         self.lock = threading.Lock()
         self.agrees = True
-        self.grown = False
         self.closed = False  # A plain thread of another run may still be in a call.
 
     @contextmanager
@@ -962,15 +826,14 @@ class _Journal:
             _open_journals.add(self.file)
             self.read()
             try:
-                with around_calls(self.around):
-                    yield self
+                yield self
             finally:
                 with self.lock:
                     self.closed = True
 
-    def around(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
-        """The hook of a run: a call is answered by the spot that it comes from."""
-        spot = _spots.get().get(self) or self.spot
+    def answer(self, llm: Any, messages: Any, options: Any, ask: Callable[[], Reply]) -> Reply:
+        """The reply to a call, by the spot that it comes from."""
+        spot = self.here.get(self.shared)
         return spot(llm, messages, options, ask) if spot else ask()
 
     def read(self) -> None:
@@ -980,44 +843,26 @@ class _Journal:
         lines = _whole_lines(data)
         for number, line in enumerate(lines, 1):
             try:
-                self.read_record(json.loads(line), first=number == 1)
+                self.read_record(json.loads(line))
             except (ValueError, LookupError, TypeError, AttributeError):
                 words = "not a record of a journal; name another file"
                 raise MinitraceError(f"{self.path}, line {number}: {words}") from None
-        self.forget_what_ended_it(lines)
         whole = b"".join(line + b"\n" for line in lines)
         self.file.truncate(min(len(whole), len(data)))
         self.file.write(whole[len(data) :])
 
-    def forget_what_ended_it(self, lines: Sequence[bytes]) -> None:
-        """Forget replies that never came, where no run got past them: they are asked for again."""
-        past, errors = set[Any](), dict[Any, _Record]()
-        for record in map(json.loads, lines):
-            if record["event"] == "call":
-                errors[_mark(record)] = record
-            elif record["event"] == "step":
-                past.add(record["step"])
-            elif record["event"] == "example":  # all of its batch
-                past |= {_place(record), _place({**record, "example": None})}
-        for mark, record in errors.items():
-            passed = record.get("step") in past and record.get("part") != "measure"
-            if isinstance(_given(record), LLMError) and not (passed or _place(record) in past):
-                del self.known[mark], self.replies[_place(record)][record["turn"], record["key"]]
-
-    def read_record(self, record: _Record, first: bool) -> None:
+    def read_record(self, record: _Record) -> None:
         """Take in a record of an earlier run."""
         self.known[_mark(record)] = _content(record)
-        if first:
-            self.first = {"names": {}, "made_of": {}, "configuration": record["configuration"]}
-            self.first |= record
-        given = _given(record) if record["event"] == "call" else None
-        if given is not None:
+        if not self.first:
+            begun = {"names": {}, "made_of": {}, "configuration": record["configuration"]}
+            self.first = {**begun, **record}
+        if record["event"] == "call":
             replies = self.replies.setdefault(_place(record), {})
-            replies[record["turn"], record["key"]] = given
-        if record["event"] in ("step", "end"):
-            self.passed.append(record["values"])
-        if record["event"] == "end":
-            self.ended = record["reason"]
+            replies[record["turn"], record["key"]] = _given(record)
+        elif record["event"] in ("step", "end"):
+            self.passed.append(record.get("values"))
+            self.finished |= not record.get("reason", "budget").startswith("budget")
 
     def replies_at(self, place: _Record) -> Mapping[Any, Any]:
         """The replies on record for this place of the run, by turn and key."""
@@ -1029,55 +874,52 @@ class _Journal:
 
         A shared place is also that of the calls from plain threads.
         """
-        if not self.path:
-            yield
-            return
-        names = self.names if place["part"] in ("propose", "backward") else _SAME_NAMES
-        spot, outer = _Spot(place, self.replies_at(place), self.write, names), self.spot
-        token = _spots.set({**_spots.get(), self: spot})
+        spot, outer = _Spot(place, self.replies_at(place), self.write), self.shared
+        token = self.here.set(spot)
         if shared:
-            self.spot = spot
+            self.shared = spot
         try:
             yield
         finally:
-            _spots.reset(token)
-            if shared:
-                self.spot = outer
+            self.here.reset(token)
+            self.shared = outer if shared else self.shared
 
     def write(self, record: _Record) -> None:
-        """Add a record, in one write, unless it is there."""
+        """Add a record, unless it is there; before it those of silence that the run got past."""
         if not self.path or self.closed:
             return
+        if record.get("error"):
+            self.unspoken.append(record)
+            return
+        while self.unspoken and record["event"] in ("example", "step"):
+            self.write_now(self.unspoken.pop(0))
+        self.write_now(record)
+
+    def write_now(self, record: _Record) -> None:
+        """Add a record, in one write, unless it is there."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         try:
-            # A copy as it can be read again, for `redact` may change what it is shown.
-            if record["event"] != "call":  # which is written in those names already
-                record = self.names.record_as_then(record)
             text = json.dumps({"event": record["event"], "time": now, **record}, default=to_text)
-            record = json.loads(text)
-            kept = self.redacted(json.loads(text))
-            known = self.known.get(_mark(record))
-            if known is not None:
-                self.compare(known, _content(kept or {}))
-            elif kept is not None:
+            kept = self.redacted(json.loads(text))  # a copy as it can be read again
+            if kept is None:
+                return
+            known, content = self.known.get(_mark(record)), _content(kept)
+            if known is None:
                 self.append(kept)
-                if (
-                    record["event"] == "call"
-                    and _mark({**_STEP, "step": record["step"]}) in self.known
-                ):
-                    self.compare("", _content(kept))  # the run on record did not ask this here
+                again = record["event"] == "call" and _mark({**_STEP, "step": record["step"]})
+                known = "" if again in self.known else content  # it was not asked there before
+            self.compare(known, content)
         except Exception as error:  # of ours, or it would pass for a failure of the program
             raise MinitraceError(f"{self.path}: a record could not be written: {error}") from error
 
     def redacted(self, record: _Record) -> Any:
         """A record as the user's function wants it to be kept."""
-        if self.redact is None:
-            return record
         event = record["event"]
-        kept = self.redact(record)
-        if isinstance(kept, dict) or (kept is None and event != "run"):
+        kept = self.redact(record) if self.redact else record
+        told = isinstance(kept, dict) and kept.get("event") == event
+        if told or (kept is None and event != "run"):
             return kept
-        raise TypeError(f"redact= gave {to_text(kept, 60)} for the record of a {event}")
+        raise TypeError(f"redact= gave {to_text(kept, 60)} for a record of the event {event!r}")
 
     def append(self, record: _Record) -> None:
         """Add a line, all of it or nothing."""
@@ -1085,12 +927,11 @@ class _Journal:
         with self.lock:
             if self.closed:
                 return
-            self.grown = True
+            self.finished = False
             end = os.fstat(self.file.fileno()).st_size
             try:
                 while line:
-                    written = self.file.write(line)
-                    line = line[written:]
+                    line = line[self.file.write(line) :]
             except BaseException:
                 self.file.truncate(end)
                 raise
@@ -1098,40 +939,39 @@ class _Journal:
     def compare(self, old: str, new: str) -> None:
         """Warn, once, when what happens again is not what is recorded."""
         if self.agrees and old != new:
-            self.agrees = False
+            self.agrees = self.finished = False
             why = "something that is not recorded, such as chance or the time, has a part in it"
             if self.changed:
                 why = f"{' and '.join(self.changed)} changed since; to start over name another file"
             _warn(f"{self.path}: the run differs from the one on record: {why}. Now {new:.200}")
 
-    def begin(self, configuration: _Record, made_of: _Record, names: Mapping[str, Any]) -> Any:
+    def begin(self, configuration: _Record, made_of: _Record, names: _Record) -> _Record:
         """Note what is run or, if that was noted before, check that it is the same.
 
-        Returns: the values that the run began with; the present ones may also be its last.
+        Returns: the record of that. The values may be those that the run began or ended with.
         """
         now = json.loads(json.dumps(configuration))
-        first = self.first or {"configuration": now, "names": names, "made_of": made_of}
         if not self.first:
-            self.write({"event": "run", "version": 2, **first})
-        then = first["configuration"]
-        differ = [key for key in now if now[key] != then.get(key)]
+            self.first = {"configuration": now, "names": names, "made_of": made_of}
+            self.write({"event": "run", "version": 2, **self.first})
+        then, goes_on = self.first["configuration"], {"history"}
         if now["parameters"] in self.passed:
-            differ = [key for key in differ if key != "parameters"]
-        if "epochs" in differ and now["epochs"] > then["epochs"]:
-            differ.remove("epochs")  # it goes on from where it ended
+            goes_on.add("parameters")
+        if now["epochs"] > then["epochs"]:
+            goes_on.add("epochs")
+        differ = [key for key in now if now[key] != then.get(key) and key not in goes_on]
         if differ:
             told = [f"{key} was {then.get(key)!r:.300}, now {now[key]!r:.300}" for key in differ]
             raise MinitraceError(
                 f"{self.path} is the journal of another run: {'; '.join(told)}; name another file"
             )
-        self.names = _Names(names, first["names"])
-        self.changed = [key for key in made_of if made_of[key] != first["made_of"].get(key)]
-        return then["parameters"]
+        made_then = self.first["made_of"]
+        self.changed = [key for key in made_of if made_of[key] != made_then.get(key)]
+        return self.first
 
     def tell_if_finished(self) -> None:
         """Say so if the whole run was on record."""
-        finished = self.ended and not self.ended.startswith("budget")
-        if finished and self.agrees and not self.grown:
+        if self.finished:
             _warn(
                 f"{self.path} holds the whole of this run, so nothing was asked. To start over, "
                 "name another file or delete this one; to go on, raise epochs"
@@ -1139,11 +979,10 @@ class _Journal:
 
 
 def _warn(words: str) -> None:
-    """Warn about the line outside this file that is at work."""
+    """Warn about the line outside these files that is at work."""
+    ours = __file__, minitrace.__file__, contextmanager.__code__.co_filename
     level, frame = 1, sys._getframe(1)
-    while frame.f_code.co_filename in (__file__, contextmanager.__code__.co_filename):
-        if frame.f_back is None:
-            break
+    while frame.f_code.co_filename in ours and frame.f_back:
         level, frame = level + 1, frame.f_back
     warnings.warn(words, stacklevel=level + 1)
 
@@ -1175,7 +1014,7 @@ def _lock(file: Any, path: str) -> None:
         raise MinitraceError(f"{path} is being written by another run: name another file") from None
 
 
-# ---- The loop: a step for each batch, and the best values at the end -----------------------------
+# ---- What is a run? A step for each batch, and the best values at the end ------------------------
 
 
 class Run(NamedTuple):
@@ -1222,7 +1061,8 @@ class Run(NamedTuple):
     def __repr__(self) -> str:
         score = "None"
         if self.score is not None:
-            of = f"{_several(self.examples, 'example')} of the {self.scored_on}"
+            kind = " set" * (self.scored_on == "validation")
+            of = f"{_several(self.examples, 'example')} of the {self.scored_on}{kind}"
             score = f"{self.score:g} (the mean of {of})"
         unjudged = f"unjudged={self.unjudged}, " if self.unjudged else ""
         return (
@@ -1234,41 +1074,38 @@ class Run(NamedTuple):
 
 @dataclass
 class _Candidate:
-    """A proposal and how its values did: on the validation set, and on the batch.
+    """A proposal and how its values did: on the batch, and on the validation set.
 
     The values in force are candidate 0 of a step.
     """
 
     number: int
     proposal: Proposal
-    validation: float | None = None
-    score: float | None = None
+    scores: _Scores = field(default_factory=dict)
+    held_out: _Scores = field(default_factory=dict)
     feedback: Sequence[Any] = ()
-    examples: int = 0  # that have a part in the score which counts
     whole: bool = False  # Was the batch the whole dataset?
-    parts: tuple[_Scores, _Scores] = field(default=({}, {}))  # of validation and score
+    values: _Values = field(default_factory=dict)  # once they are in force
+    step: int = 0  # that found these
 
-    def compared(self, other: _Candidate, same: bool = True) -> list[tuple[float, float]]:
-        """The means of both by validation, and then on the batch, over the same examples.
+    @property
+    def score(self) -> float | None:
+        return _mean(self.scores)
+
+    @property
+    def validation(self) -> float | None:
+        return _mean(self.held_out)
+
+    def gain(self, other: _Candidate, same: bool = True) -> list[float]:
+        """By how much it is better, by validation and then on the batch; on the same examples.
+
+        It is better than another one if this is more than what that gains on itself.
 
         Args:
             same: whether both were measured on the same batch.
         """
-        own, others = self.parts, other.parts
-        return [_means(own[0], others[0]), _means(own[1], others[1], same)]
-
-    def against(self, other: _Candidate, same: bool = True) -> int:
-        """Is it better (1), as good (0) or worse (-1)?"""
-        for own, others in self.compared(other, same):
-            if own != others:
-                return 1 if own > others else -1
-        return 0
-
-    def gain(self, other: _Candidate) -> list[float]:
-        """By how much it is better: what candidates are compared by."""
-        return [
-            own if others == -math.inf else own - others for own, others in self.compared(other)
-        ]
+        pairs = _means(self.held_out, other.held_out), _means(self.scores, other.scores, same)
+        return [own if others == -math.inf else own - others for own, others in pairs]
 
 
 def _means(one: _Scores, other: _Scores, same: bool = True) -> tuple[float, float]:
@@ -1278,13 +1115,21 @@ def _means(one: _Scores, other: _Scores, same: bool = True) -> tuple[float, floa
     """
     common = [index for index in one if index in other]
     if common:
-        return _mean([one[i] for i in common]), _mean([other[i] for i in common])
-    mine = -math.inf if same and other else _mean(list(one.values()))
-    return mine, _mean(list(other.values()))
+        one, other = ({index: each[index] for index in common} for each in (one, other))
+    elif same and other:
+        one = {}
+    mine, others = (-math.inf if mean is None else mean for mean in map(_mean, (one, other)))
+    return mine, others
 
 
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores) if scores else -math.inf
+def _mean(scores: _Scores) -> float | None:
+    return sum(scores.values()) / len(scores) if scores else None
+
+
+def _by_example(examples: _Examples, results: Sequence[_Result]) -> _Scores:
+    """The scores that there are, by the number of the example."""
+    pairs = zip(examples, results, strict=True)
+    return {index: each.score for (index, _), each in pairs if each.score is not None}
 
 
 @dataclass
@@ -1297,120 +1142,107 @@ class _Training:
     held_out: _Examples
     options: SimpleNamespace
     progress: Any
-    names: dict[ParameterNode[Any], str] = field(init=False)  # in the journal: paths in the model
 
     def __post_init__(self) -> None:
         if self.progress is None and sys.stderr is not None and sys.stderr.isatty():
             self.progress = _show_progress
         self.journal, self.watch = self.workers.journal, self.workers.watch
-        self.names = _paths(self.workers.model, self.optimizer.parameters)
+        self.paths = _paths(self.workers.model, self.optimizer.parameters)
+        self.names = {each: each.name for each in self.paths}  # in this process
         self.refused = 0  # replies
-        self.warned: set[str] = set()  # about what
         self.compares = bool(self.options.gate or self.held_out or self.options.candidates > 1)
         self.began = time.monotonic()
         self.number = 0  # of the present step
         self.stale = 0  # steps in a row that brought nothing better
         self.scores: list[float | None] = []
-        self.now = _Candidate(0, Proposal())
-        self.kept_step = 0  # the step that found the values in force
-        self.note_best(self.now)
-
-    def note_best(self, now: _Candidate) -> None:
-        """The values in force are the best so far."""
-        self.best = now
-        self.best_step = self.kept_step
-        self.best_values = self.values()
+        self.now = self.best = _Candidate(0, Proposal(), values=self.values())
 
     def values(self) -> _Values:
         """The values in force."""
         return {parameter: parameter.data for parameter in self.optimizer.parameters}
 
-    def begin(self, facts: _Record, made_of: _Record) -> None:
-        """Note what is run, or go back to where the run in the journal began."""
-        optimizer = self.optimizer
-        now = self.encoded(self.values())
-        past = [len(optimizer.history), len(optimizer.refused)]
-        past = self.journal.first.get("configuration", {}).get("history", past)
-        names = {path: [each.name, each.py_name] for each, path in self.names.items()}
-        began = self.journal.begin({"parameters": now, "history": past, **facts}, made_of, names)
-        del optimizer.history[past[0] :]
-        for words in list(optimizer.refused)[past[1] :]:
-            del optimizer.refused[words]
-        if began != now:
-            values = {each: decode(began[path]) for each, path in self.names.items()}
-            _restore(optimizer.checked(values))
-            self.note_best(self.now)
+    def by_name(self, values: _Values) -> _Record:
+        """Values as the optimizer calls them, which tells functions of one name apart."""
+        named = zip(self.optimizer.names, self.optimizer.parameters, strict=True)
+        return {name: values[parameter] for name, parameter in named}
 
     def encoded(self, values: _Values) -> _Record:
         """Values as the journal keeps them, by path."""
-        return {self.names[each]: encode(value, as_text=True) for each, value in values.items()}
+        return {self.paths[each]: encode(value, as_text=True) for each, value in values.items()}
 
-    def run(self) -> str:
-        """Take all steps, leave the best values in the model in any case, and say why it ended."""
+    def begin(self, facts: _Record, made_of: _Record) -> None:
+        """Note what is run, or go back to where the run in the journal began."""
+        optimizer = self.optimizer
+        facts["parameters"] = now = self.encoded(self.values())
+        facts["history"] = [len(optimizer.history), len(optimizer.refused)]
+        names = {path: [each.name, each.py_name] for each, path in self.paths.items()}
+        first = self.journal.begin(facts, made_of, names)
+        began, names = first["configuration"], first["names"] or names
+        attempts, rules = began["history"]
+        del optimizer.history[attempts:]
+        for words in list(optimizer.refused)[rules:]:
+            del optimizer.refused[words]
+        if began["parameters"] != now:
+            values = {each: decode(began["parameters"][path]) for each, path in self.paths.items()}
+            _restore(optimizer.checked(values))
+        self.now = self.best = replace(self.now, values=self.values())
+        self.rename({each: names[path][0] for each, path in self.paths.items()})
+
+    def rename(self, names: Mapping[ParameterNode[Any], str]) -> None:
+        """Call the parameters by other names, also in what the optimizer remembers."""
+        optimizer, old = self.optimizer, list(self.optimizer.names)
+        optimizer.rename(names)
+        new = dict(zip(old, optimizer.names, strict=True))
+        for place, attempt in enumerate(optimizer.history):
+            values = {new.get(name, name): value for name, value in attempt.values.items()}
+            optimizer.history[place] = Attempt(values, *attempt[1:])
+
+    def run(self) -> Run:
+        """Take all steps, leave the best values in the model in any case, and say how it ended."""
         try:
-            with self.until_spent() as stop:
-                stop.reason = self.take_steps()
-            reason: str = stop.reason
-            _restore(self.best_values)
-            with self.until_spent():
-                self.measure()
+            reason = self.until_spent(self.take_steps)
+            _restore(self.best.values)
+            self.until_spent(self.measure)
         except KeyboardInterrupt:
-            try:
-                self.watch.settle()
-            finally:
-                raise KeyboardInterrupt(self.how_to_go_on()) from None
+            raise KeyboardInterrupt(self.how_to_go_on()) from None
         finally:
-            _restore(self.best_values)
+            _restore(self.best.values)
+            self.rename(self.names)
             if self.progress is _show_progress:
                 print(file=sys.stderr)
-        values, best = self.encoded(self.best_values), self.best_as_dict()
-        told = self.told()
-        refusals = told.pop("refused")  # a number; the proposals have the words
-        self.record("end", reason=reason, values=values, best=best, refusals=refusals, **told)
+        run = self.outcome(reason)
+        told: _Record = {"score": run.score, "examples": run.examples, "scored_on": run.scored_on}
+        told |= {"refusals": run.refused, "values": self.encoded(self.best.values)}
+        self.record("end", reason=reason, best=self.best_as_dict(), **told)
         self.journal.tell_if_finished()
-        return reason
+        return run
 
-    @contextmanager
-    def until_spent(self) -> Iterator[SimpleNamespace]:
-        """A block that ends when a budget does; what is yielded has the reason then."""
-        stop = SimpleNamespace(reason="")
+    def until_spent(self, function: Callable[[], str]) -> str:
+        """What a function says or, if a budget ended before it, what that says."""
         try:
-            yield stop
+            return function()
         except Exception as error:
             ends = _what_ends_a_run(error)
             if getattr(ends, "kind", "") != "budget":
                 raise
-            stop.reason = f"budget: {ends}"
+            return f"budget: {ends}"
 
-    def measure(self) -> None:
+    def outcome(self, reason: str) -> Run:
+        """How the run ended."""
+        best, values = self.best, self.by_name(self.best.values)
+        examples = len(best.held_out if self.held_out else best.scores)
+        where = "validation" if self.held_out else "dataset" if best.whole else "batch"
+        facts = self.watch.spent, self.refused, examples, where, self.workers.unjudged
+        return Run(reason, self.number, self.best_score(), values, self.scores, *facts)
+
+    def measure(self) -> str:
         """Measure the best values on the whole dataset, where that tells something new."""
-        known = self.best.whole and self.best.score is not None
+        known = self.held_out or (self.best.whole and self.best.scores)
         scored = any(score is not None for score in self.scores)
-        if self.options.measure and scored and not (self.held_out or known):
+        if self.options.measure and scored and not known:
             results = self.workers.run(self.examples, self.place("measure"))
-            self.best = replace(self.best, **self.scored(self.examples, results))
-
-    def scored(
-        self, batch: _Examples, results: Sequence[_Result], others: Sequence[_Result] | None = None
-    ) -> _Record:
-        """What a candidate keeps of its measurements, on a batch and on what was held out."""
-        counts = others if others is not None and self.held_out else results
-        known: _Record = {"score": _evaluation(results).mean}
-        known["whole"] = len(results) == len(self.examples)
-        validation = self.now.parts[0]
-        if others is not None:
-            known["validation"] = _evaluation(others).mean
-            validation = _by_example(self.held_out, others)
-        known["parts"] = validation, _by_example(batch, results)
-        return {**known, "examples": sum(result.score is not None for result in counts)}
-
-    def told(self) -> _Record:
-        """The score of the best values, and what it is the mean of."""
-        score = self.best_score()
-        where = "validation" if self.held_out else "dataset" if self.best.whole else "batch"
-        examples = 0 if score is None else self.best.examples
-        told = {"score": score, "examples": examples, "scored_on": where}
-        return {**told, "refused": self.refused}
+            self.best = self.scored(self.best, self.examples, results)
+        return ""
 
     def how_to_go_on(self) -> str:
         """What somebody who stopped the run wants to know."""
@@ -1432,13 +1264,12 @@ class _Training:
 
     def best_as_dict(self) -> _Record:
         """The best so far: the step that found it, and its score."""
-        return {"step": self.best_step, "score": self.best_score()}
+        return {"step": self.best.step, "score": self.best_score()}
 
     def take_steps(self) -> str:
         """Take all steps; say why there are no more."""
         if self.held_out:
-            found = self.workers.run(self.held_out, self.place("validate"))
-            self.now = replace(self.now, **self.scored([], [], found))
+            self.now = replace(self.now, held_out=self.validated())
         for epoch, batch in self.batches():
             self.number += 1
             self.step(epoch, batch)
@@ -1461,11 +1292,7 @@ class _Training:
         """One batch: run it, send back what was said, ask for candidates, keep the best of them."""
         self.optimizer.zero_feedback()
         results = self.workers.run(batch, self.place("forward"), traced=True)
-        self.keep_texts(batch, results)
-        found = self.scored(batch, results)
-        if self.held_out:
-            del found["examples"]
-        now = replace(self.now, **found)
+        now = self.scored(self.now, batch, results)
         candidates: list[_Candidate] = []
         for proposal in self.proposals(results):
             candidates.append(self.tried(proposal, batch, candidates))
@@ -1473,36 +1300,42 @@ class _Training:
         self.keep(now, candidates, chosen, reason)
         self.scores.append(now.score)
         self.stale = 0 if reason in ("better", "no scores", "not compared") else self.stale + 1
-        self.record(
-            "step",
-            epoch=epoch,
-            score=now.score,
-            validation=now.validation,
-            accepted=chosen.number,
-            reason=reason,
-            values=self.encoded(self.values()),
-            best=self.best_as_dict(),
-            graph=self.graph_as_dict(self.optimizer.graph()),
-        )
+        told: _Record = {"epoch": epoch, "score": now.score, "validation": now.validation}
+        told |= {"accepted": chosen.number, "reason": reason, "best": self.best_as_dict()}
+        self.record("step", **told, values=self.encoded(self.values()), graph=self.graph_as_dict())
 
-    def keep_texts(self, batch: _Examples, results: Sequence[_Result]) -> None:
-        """Tell the journal which texts in the prompts are values."""
-        seen = [[each.response, each.feedback] for each in results if not each.failed]
-        values = list(self.values().values())
-        self.journal.names.keep([pair for _, pair in batch], seen, to_data(values))
+    def validated(self, candidate: int = 0) -> _Scores:
+        """The scores of the values in force, on what was held out."""
+        results = self.workers.run(self.held_out, self.place("validate", candidate))
+        return _by_example(self.held_out, results)
+
+    def scored(
+        self, candidate: _Candidate, batch: _Examples, results: Sequence[_Result]
+    ) -> _Candidate:
+        """A candidate with its scores on a batch."""
+        scores, whole = _by_example(batch, results), len(batch) == len(self.examples)
+        return replace(candidate, scores=scores, whole=whole)
+
+    def graph_as_dict(self) -> Any:
+        """The graph of the feedback as the journal keeps it, if it is not too large."""
+        graph = self.optimizer.graph()
+        if self.journal.path and 0 < len(graph) <= 500:
+            return json.loads(graph.to_json())
+        return None
 
     def proposals(self, results: Sequence[_Result]) -> list[Proposal]:
         """Send back what was said, and ask for proposals; a refusal is one that changes nothing."""
+        optimizer, on_refusal = self.optimizer, self.optimizer.on_refusal
         try:
-            if not self.send_back(results):
-                return []
-            proposals = self.propose()
+            optimizer.on_refusal = on_refusal or "keep"
+            proposals = self.propose() if self.send_back(results) else []
         except (ReplyError, LLMError) as error:
-            if self.optimizer.on_refusal == "raise":
+            if on_refusal == "raise" or _what_ends_a_run(error):
                 raise
-            _raise_unless_unspoken(error)
             proposals = [Proposal()]
             proposals[0].refused = [str(error)]
+        finally:
+            optimizer.on_refusal = on_refusal
         self.refused += sum(len(proposal.refused) for proposal in proposals)
         return proposals
 
@@ -1520,54 +1353,27 @@ class _Training:
         others = ", ".join(each.name for each in TraceGraph.of(*outputs).parameters)
         if others:
             own = ", ".join(parameter.name for parameter in optimizer.parameters)
-            self.warn_once(
+            self.workers.warn_once(
                 f"the feedback reaches {others}, and none of the optimizer's parameters, which are "
                 f"{own}: an optimizer of another model, or of another instance, trains nothing here"
             )
         return False
 
-    def warn_once(self, words: str) -> None:
-        """Warn, if that was not said in this run."""
-        kind = words[:40]
-        if kind not in self.warned:
-            self.warned.add(kind)
-            _warn(words)
-
-    def graph_as_dict(self, graph: TraceGraph) -> Any:
-        """A graph as the journal keeps it, if it is not too large."""
-        if self.journal.path and 0 < len(graph) <= 500:
-            return json.loads(graph.to_json())
-        return None
-
     def propose(self) -> list[Proposal]:
-        """The proposals, checked; a reply that cannot be used is one that changes nothing."""
+        """The proposals, checked; of several, one that a language model is silent on changes
+        nothing. An optimizer that is not ours may not understand the words of that."""
         optimizer, count = self.optimizer, self.options.candidates
-        on_refusal = optimizer.on_refusal
-        optimizer.on_refusal = on_refusal or "keep"
+        ours = type(optimizer).propose is Optimizer.propose
+        self.watch.forgives = ours and optimizer.on_refusal == "keep"
         try:
             with self.journal.recording(self.place("propose"), shared=True):
                 if count == 1:
-                    # One that is not ours may not understand the words of no change.
-                    ours = type(optimizer).propose is Optimizer.propose
-                    found = self.candidates(None) if ours else optimizer.propose()
+                    found = optimizer.propose()
                 else:  # in a thread, since Ctrl-C stops this one
-                    (found,) = _side_by_side(self.candidates, [count], 1)
+                    (found,) = _side_by_side(optimizer.propose, [count], 1)
         finally:
-            optimizer.on_refusal = on_refusal
+            self.watch.forgives = False
         return list(map(self.checked, [found] if isinstance(found, Mapping) else found or []))
-
-    def candidates(self, count: int | None) -> Any:
-        """Proposals; where the language model says nothing, one that changes nothing."""
-        self.watch.unspoken = None if self.optimizer.on_refusal == "raise" else []
-        try:
-            found = self.optimizer.propose(count)
-            several = [found] if isinstance(found, Mapping) else found or []
-            empty = [each for each in several if isinstance(each, Proposal) and not each]
-            for proposal, words in zip(empty, self.watch.unspoken or (), strict=False):
-                proposal.refused = [*proposal.refused, words]
-            return found
-        finally:
-            self.watch.unspoken = None
 
     def checked(self, found: Any) -> Proposal:
         """A proposal with its values as the parameters take them, which no later check repeats."""
@@ -1576,45 +1382,39 @@ class _Training:
         proposal.clear()
         proposal.update(values)
         proposal.accepted = dict(values)
+        silent = [each.why for each in proposal.replies if isinstance(each, _Silence)]
+        proposal.refused = [*proposal.refused, *silent]
         return proposal
 
     def tried(
         self, proposal: Proposal, batch: _Examples, before: Sequence[_Candidate]
     ) -> _Candidate:
         """A candidate, measured unless one before it had the same values."""
-        candidate = _Candidate(len(before) + 1, proposal)
-        values = self.encoded(proposal)
+        candidate, values = _Candidate(len(before) + 1, proposal), self.encoded(proposal)
         same = [each for each in before if self.encoded(each.proposal) == values]
         if same:
             candidate = replace(same[0], number=candidate.number, proposal=proposal)
         elif proposal and self.compares:
             candidate = self.measured(candidate, batch)
-        self.record(
-            "proposal",
-            candidate=candidate.number,
-            values=values,
-            reasoning=proposal.reasoning,
-            answer=proposal.answer,
-            refused=proposal.refused,
-            usage=proposal.usage and dict(proposal.usage),
-            diff=proposal.diff(),
-            score=candidate.score,
-            validation=candidate.validation,
-            seconds=round(proposal.seconds, 3),
-        )
+        told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
+        told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
+        told |= {"score": candidate.score, "validation": candidate.validation}
+        told |= {"candidate": candidate.number, "seconds": round(proposal.seconds, 3)}
+        self.record("proposal", values=values, **told)
         return candidate
 
     def measured(self, candidate: _Candidate, batch: _Examples) -> _Candidate:
         """A candidate with its scores, on the batch and on what was held out; it does not stay."""
-        number, before = candidate.number, self.values()
+        before = self.values()
         try:
             _restore(candidate.proposal)
-            results = self.workers.run(batch, self.place("check", number))
-            others = self.workers.run(self.held_out, self.place("validate", number))
+            results = self.workers.run(batch, self.place("check", candidate.number))
+            held_out = self.validated(candidate.number)
         finally:
             _restore(before)
-        known = self.scored(batch, results, others)
-        return replace(candidate, **known, feedback=[result.feedback for result in results])
+        feedback = [result.feedback for result in results]
+        known = replace(candidate, held_out=held_out, feedback=feedback)
+        return self.scored(known, batch, results)
 
     def choose(self, now: _Candidate, candidates: Sequence[_Candidate]) -> tuple[_Candidate, str]:
         """The candidate to keep, which may be the values in force, and why."""
@@ -1624,12 +1424,12 @@ class _Training:
         best = max(changing, key=lambda each: each.gain(now))  # the first of equals
         if not self.compares:
             return best, "not compared"
-        if not any([*best.parts, *now.parts]):
+        if not (best.scores or best.held_out or now.scores or now.held_out):
             return best, "no scores"
-        sign = best.against(now)
-        if sign < 0:
+        gain, even = best.gain(now), now.gain(now)
+        if gain < even:
             return now if self.options.gate else best, "worse"
-        return best, "better" if sign else "as good"
+        return best, "better" if gain > even else "as good"
 
     def why_unchanged(self, proposals: Sequence[Proposal]) -> str:
         """Why no proposal has a value; the first refusal of a run is told."""
@@ -1637,7 +1437,7 @@ class _Training:
             return "no feedback"
         if not all(each.refused and len(each.refused) >= len(each.replies) for each in proposals):
             return "no change"
-        self.warn_once(
+        self.workers.warn_once(
             "no reply to the optimizer could be used, so nothing changed: "
             f"{proposals[0].refused[-1]} (step {self.number}; Run.refused counts such replies)"
         )
@@ -1647,9 +1447,9 @@ class _Training:
         self, now: _Candidate, candidates: Sequence[_Candidate], chosen: _Candidate, reason: str
     ) -> None:
         """Set the chosen values, and let the optimizer remember what was not chosen."""
-        gate = self.options.gate
-        if self.compares and not gate and now.against(self.best, same=False) > 0:
-            self.note_best(now)
+        latest_is_best = self.options.gate or not self.compares
+        if not latest_is_best and now.gain(self.best, same=False) > self.best.gain(self.best):
+            self.best = now
         for candidate in candidates:
             if candidate.proposal and candidate is not chosen:
                 self.remember(candidate, now)
@@ -1657,11 +1457,11 @@ class _Training:
             self.optimizer.update(candidates[0].proposal)  # which writes the history, no more
         if chosen.proposal:
             self.optimizer.update(chosen.proposal)
-            self.kept_step = self.number
-        self.now = replace(chosen, number=0, proposal=Proposal())
-        latest_is_best = gate or not self.compares or reason == "no scores"
-        if latest_is_best or chosen.against(self.best, same=False) >= 0:
-            self.note_best(chosen)
+        step = self.number if chosen.proposal else now.step
+        self.now = replace(chosen, number=0, proposal=Proposal(), values=self.values(), step=step)
+        even = self.best.gain(self.best)
+        if latest_is_best or reason == "no scores" or chosen.gain(self.best, same=False) >= even:
+            self.best = self.now
 
     def remember(self, candidate: _Candidate, now: _Candidate) -> None:
         """Put what was tried in vain into the history, so that it is not proposed again."""
@@ -1670,7 +1470,7 @@ class _Training:
         if now.validation is not None and candidate.validation is not None:
             told = f"on other examples {candidate.validation:g}, not {now.validation:g} as before"
             feedback.append(told)
-        values = _by_name({**self.values(), **candidate.proposal})
+        values = self.by_name({**self.values(), **candidate.proposal})
         self.optimizer.remember(Attempt(values, feedback, candidate.score, reason="not kept"))
 
     def show(self) -> None:
@@ -1679,14 +1479,11 @@ class _Training:
             return
         steps = self.options.epochs * math.ceil(len(self.examples) / self.options.batch_size)
         state = {"step": self.number, "steps": steps, "score": self.scores[-1]}
-        state["best"] = self.best_score()
         pace = (time.monotonic() - self.began) / self.number
         left = round(pace * (steps - self.number))
-        self.progress({**state, **self.watch.spent, "seconds_left": left})
-
-
-def _by_name(values: _Values) -> _Record:
-    return {parameter.py_name: value for parameter, value in values.items()}
+        self.progress(
+            {**state, "best": self.best_score(), **self.watch.spent, "seconds_left": left}
+        )
 
 
 def _paths(model: Any, parameters: Iterable[ParameterNode[Any]]) -> dict[ParameterNode[Any], str]:
@@ -1697,12 +1494,11 @@ def _paths(model: Any, parameters: Iterable[ParameterNode[Any]]) -> dict[Paramet
     inside = model.parameters_dict() if hasattr(model, "parameters_dict") else {}
     found = {parameter: path for path, parameter in inside.items()}
     for parameter in parameters:
-        if parameter not in found:
-            path = parameter.name.partition(":")[0]
-            while path in found.values():
-                path += "_"
-            found[parameter] = path
-    return found
+        path = parameter.name.partition(":")[0]
+        while path in found.values():
+            path += "_"
+        found.setdefault(parameter, path)
+    return {parameter: found[parameter] for parameter in parameters}
 
 
 def _show_progress(state: _Record) -> None:
@@ -1749,7 +1545,8 @@ def train(
             (then model, guide and data are pickled, and budgets see the optimizer's calls only).
         journal: a file of JSON lines that keeps all that happens, the data too. The same call with
             the same file, in this process or another, resumes the run after a crash and pays for no
-            recorded reply again; with more epochs it goes on from where it ended.
+            recorded reply again; with more epochs it goes on from where it ended. Prompts go on to
+            call the parameters as they did when it began.
         budget: a context manager with a mapping `spent`, such as `minitrace_record.Budget`. The run
             ends when it is spent.
         progress: a function of a dict, called after each step; False for none. By default a line
@@ -1780,31 +1577,30 @@ def train(
     (7, [-6.0, -5.0, -3.0, -1.0, -1.0, 0.0])
     """
     optimizer = optimizer or OptoPrime(model)
-    examples = _some(_pairs(dataset, "dataset"))
+    examples = _pairs(dataset, "dataset")
     held_out = _pairs(() if validation is None else validation, "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
     _check_counts(**counts, workers=workers, patience=1 if patience is None else patience)
-    _check_kinds(guide, budget)
-    options = SimpleNamespace(**counts, patience=patience, gate=gate, shuffle=shuffle, seed=seed)
-    options.failed_score = failed_score
-    facts = {"optimizer": type(optimizer).__name__, "dataset": _digest(examples)}
-    facts |= {"validation": _digest(held_out), **vars(options)}
-    options.measure = measure
-    watch, limit = _Watch(), budget or nullcontext()
-    with limit, watch.opened(), _Journal(journal, redact).opened() as opened:
+    _check_kinds(examples, guide, budget)
+    facts: _Record = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle}
+    facts |= {"seed": seed, "failed_score": failed_score}
+    options = SimpleNamespace(**facts, measure=measure)
+    facts |= {"optimizer": type(optimizer).__name__, "dataset": _digest(examples)}
+    facts["validation"] = _digest(held_out)
+    with _Journal(journal, redact).opened() as opened, budget or nullcontext():
+        watch = _Watch(opened)
         runner = _Workers(model, guide, workers, executor, failed_score, opened, watch)
         runner.check_carries(optimizer.parameters)
         training = _Training(optimizer, runner, examples, held_out, options, progress)
         training.begin(facts, _made_of(model, guide, optimizer) if journal else {})
-        reason = training.run()
-    spent = watch.spent if budget is None else budget.spent
-    steps, values = training.number, _by_name(training.best_values)
-    told = training.told()
-    told["unjudged"] = runner.unjudged
-    return Run(reason, steps, told.pop("score"), values, training.scores, spent, **told)
+        with watch.opened():
+            run = training.run()
+    return run if budget is None else Run(*run[:5], budget.spent, *run[6:])
 
 
-def _check_kinds(guide: Any, budget: Any) -> None:
+def _check_kinds(examples: _Examples, guide: Any, budget: Any) -> None:
+    if not examples:
+        raise ValueError("dataset has no examples: there is nothing to learn from")
     if not callable(guide) or isinstance(guide, type):
         raise TypeError(f"guide= takes a function or a Guide(), not {to_text(guide, 60)}")
     if budget is not None and not hasattr(budget, "spent"):
@@ -1815,12 +1611,6 @@ def _check_counts(**counts: Any) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}= takes a whole number from 1, not {count!r}")
-
-
-def _some(examples: _Examples) -> _Examples:
-    if not examples:
-        raise ValueError("dataset has no examples: there is nothing to learn from")
-    return examples
 
 
 def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
@@ -1850,7 +1640,7 @@ def _digest(examples: Iterable[tuple[int, Any]]) -> str:
 def _made_of(model: Any, guide: Any, optimizer: Optimizer) -> dict[str, str]:
     """What may change between two calls that share a journal, but makes another run of it."""
     settings = "objective", "memory_size", "max_tokens", "max_chars", "retries", "on_refusal"
-    told = [getattr(optimizer, name, None) for name in settings]
+    told = [_asked(optimizer.llm), *(getattr(optimizer, name, None) for name in settings)]
     return {
         "the guide": _fingerprint(guide),
         "the program": _fingerprint(model),
@@ -1861,30 +1651,31 @@ def _made_of(model: Any, guide: Any, optimizer: Optimizer) -> dict[str, str]:
 def _fingerprint(thing: Any) -> str:
     """What tells a function from another, or an object: its code, and the plain values it holds."""
     thing = inspect.unwrap(thing) if callable(thing) else thing
-    text = " ".join(_codes(thing if hasattr(thing, "__code__") else type(thing)))
-    held = [*vars(thing).values()] if hasattr(thing, "__dict__") else []
-    held += getattr(thing, "__defaults__", None) or ()
-    for cell in getattr(thing, "__closure__", None) or ():
-        with suppress(ValueError):  # it is empty
-            held.append(cell.cell_contents)
-    plain = [each for each in held if isinstance(each, (str, int, float))]
-    return hashlib.sha256(f"{text} {plain}".encode("utf-8", "replace")).hexdigest()[:12]
+    held = [thing if hasattr(thing, "__code__") else type(thing)]
+    held += [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, "__defaults__", ()) or ())]
+    with suppress(ValueError):  # a cell is empty
+        held += [cell.cell_contents for cell in getattr(thing, "__closure__", ()) or ()]
+    told = [held[0], *(each for each in held if isinstance(each, (str, int, float)))]
+    text = " ".join(words for each in told for words in _in_code(each))
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
 
 
-def _codes(value: Any) -> Iterator[str]:
+def _in_code(value: Any) -> Iterator[str]:
     """The code of a function, or of each function of a class, in words that stay the same."""
     code = getattr(value, "__code__", value)
     if isinstance(code, CodeType):
-        plain = [each for each in code.co_consts if not isinstance(each, (CodeType, frozenset))]
-        yield f"{code.co_name} {code.co_code.hex()} {code.co_names} {plain}"
+        yield f"{code.co_name} {code.co_code.hex()} {code.co_names}"
         for each in code.co_consts:
-            yield from _codes(each)
+            yield from _in_code(each)
     elif isinstance(value, type):
-        for each in vars(value).values():
-            yield from _codes(inspect.unwrap(each) if callable(each) else each)
+        for name, each in vars(value).items():
+            if callable(each) or not name.startswith("__"):
+                yield from _in_code(inspect.unwrap(each))
+    elif isinstance(value, (str, int, float)):
+        yield repr(value)
 
 
-# ---- Measuring alone -----------------------------------------------------------------------------
+# ---- How good is a program as it is? Measuring alone ---------------------------------------------
 
 
 class Evaluation(NamedTuple):
@@ -1940,20 +1731,11 @@ def evaluate(
         inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
         dataset = [(each, None) for each in inputs]
     _check_counts(workers=workers)
-    watch = _Watch()
-    runner = _Workers(model, guide, workers, executor, failed_score, _Journal(None), watch)
+    journal = _Journal(None)
+    watch = _Watch(journal)
+    runner = _Workers(model, guide, workers, executor, failed_score, journal, watch)
     with watch.opened():
-        try:
-            return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
-        except KeyboardInterrupt:
-            watch.settle()
-            raise
-
-
-def _by_example(examples: _Examples, results: Sequence[_Result]) -> _Scores:
-    """The scores that there are, by the number of the example."""
-    pairs = zip(examples, results, strict=True)
-    return {index: each.score for (index, _), each in pairs if each.score is not None}
+        return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
