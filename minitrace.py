@@ -5463,7 +5463,7 @@ class _Advice:
         words = f"a node has no attribute {name!r}"
         if node is not None and hasattr(node.type, name):
             words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
-        elif hasattr(ParameterNode, name):
+        elif name in vars(ParameterNode):
             words += "; a parameter has one: write node(..., trainable=True)"
         raise AttributeError(words)
 

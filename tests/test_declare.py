@@ -1449,6 +1449,7 @@ def test_probes_for_attributes_find_none():
     assert not any(
         hasattr(x, name) for name in ["append_", "__array__", "parameters", "_x", "sort"]
     )
+    assert not any(hasattr(y, name) for y in (node(5), Node) for name in ("sort", "find", "set"))
     assert getattr(x, "nothing", 5) == 5 and pickle.loads(pickle.dumps(x)).data == [1]
 
 
