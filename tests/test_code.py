@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 import types
+import typing
 
 import pytest
 from conftest import ROOT, reaches
@@ -1511,6 +1512,7 @@ def test_a_bound_bundle_is_like_a_bound_method(name):
     assert (bound.__name__, bound.__module__) == (name, __name__)
     assert bound.__qualname__ == f"Bound.{name}" and bound.__self__ is first
     assert bound.__func__ is getattr(Bound, name) and inspect.isroutine(bound)
+    assert typing.get_type_hints(bound) == typing.get_type_hints(getattr(Bound, name))
 
 
 @pytest.mark.parametrize("name", BOUND)

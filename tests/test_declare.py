@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import datetime
 import decimal
 import fractions
@@ -1394,6 +1395,37 @@ def test_a_set_is_shown_in_order_wherever_it_stands():
     shown = "[Point(x={'a', 'b'}, y=1), {'k': (frozenset({'c', 3}), set())}]"
     assert to_text(value) == shown
     assert to_text((1,)) == "(1,)" and to_text({1: {2}}) == "{1: {2}}"
+
+
+class Kinds(frozenset):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged:
+    tags: set
+    note: str = "{}"
+
+
+SEVERAL = {*"abcdefgh"}
+SHOWN = "{'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}"
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        (deque([SEVERAL]), f"deque([{SHOWN}])"),
+        (defaultdict(set, k=SEVERAL), f"defaultdict(<class 'set'>, {{'k': {SHOWN}}})"),
+        (Counter([frozenset(SEVERAL)]), f"Counter({{frozenset({SHOWN}): 1}})"),
+        (Kinds(SEVERAL), f"Kinds({SHOWN})"),
+        ([Tagged(SEVERAL)], f"[Tagged(tags={SHOWN}, note='{{}}')]"),
+        (slice([SEVERAL]), f"slice(None, [{SHOWN}], None)"),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else type(each).__name__,
+)
+def test_a_set_is_shown_in_order_in_every_container_and_dataclass(value, shown):
+    before = copy.copy(value)
+    assert to_text(value) == shown and value == before
 
 
 def test_values_that_hold_each_other_are_shown_at_once():
