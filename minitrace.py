@@ -527,6 +527,7 @@ class MessageNode(Node[T]):
         self._number, self._index = next(_numbers), next(_names[base])
 
 
+_LISTS = list, tuple
 _RULES = "choices", "bounds", "constraint", "projections", "check"
 
 
@@ -573,7 +574,7 @@ class ParameterNode(Node[T]):
             choices = cast(Any, type(data))  # an Enum is a choice of its members
         ordered = _in_order(choices) if isinstance(choices, (set, frozenset)) else choices
         self.choices = None if ordered is None else list(ordered)
-        if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        if bounds is not None and not (isinstance(bounds, _LISTS) and len(bounds) == 2):
             raise TypeError(f"bounds must be a pair (low, high), not {to_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
@@ -1530,7 +1531,7 @@ class Propagator:
     def __call__(self, node: AnyNode, feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
         sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
-        listed = isinstance(sent, (list, tuple))
+        listed = isinstance(sent, _LISTS)
         if not listed or len(sent) != len(node.parents):
             said = f"{len(sent)} feedbacks" if listed else to_text(sent, 80)
             raise ValueError(
@@ -1669,10 +1670,10 @@ def _doubt(reached: Collection[Any]) -> str:
 
 def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
     """Each output with its feedback and score; a single one applies to every output."""
-    several = isinstance(output, (list, tuple))
+    several = isinstance(output, _LISTS)
     nodes: Any = output if several else [output]
-    words = feedback if several and isinstance(feedback, (list, tuple)) else [feedback] * len(nodes)
-    scores = score if isinstance(score, (list, tuple)) else [score] * len(nodes)
+    words = feedback if several and isinstance(feedback, _LISTS) else [feedback] * len(nodes)
+    scores = score if isinstance(score, _LISTS) else [score] * len(nodes)
     for each in nodes:
         if not isinstance(each, Node):
             told = to_text(each, 60)
@@ -2016,7 +2017,8 @@ class CodeBundle(Bundle[..., Any]):
         owner = getattr(self._owner[0], "__name__", "_")
         outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
         tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
-        body = ast.parse(text, filename).body
+        parts: Any = ast.parse(text, filename).body
+        body = [part for part in parts if getattr(part, "module", "") != "__future__"]
         for function in _definitions(body, name):
             numbers = count()  # the defaults are those of the original
             for defaults in function.args.defaults, function.args.kw_defaults:
@@ -2024,7 +2026,7 @@ class CodeBundle(Bundle[..., Any]):
                 defaults[:] = [name and ast.Name(name, ast.Load()) for name in names]
         tree.body[0].body[0].body[1].body[:0] = body
         ast.fix_missing_locations(tree)
-        code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
+        code = compile(tree, filename, "exec")  # the imports from __future__ are those of this file
         for _ in "class", "outer", "maker":
             code = next(part for part in code.co_consts if isinstance(part, CodeType))
         return code
@@ -2460,7 +2462,7 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
 
 
 _BUILTINS: Any = bool, int, float, str, list, tuple, set, frozenset, dict
-_NUMBERS, _LISTS = (int, float), (list, tuple)
+_NUMBERS = int, float
 _AMOUNT_TO: Any = {list: (list, deque), dict: _DICTS}  # what is a list, or a dict, by other names
 # What tells the kinds that read text: Enums, dates, Decimals, paths.
 _READ_TEXT = "__members__", "fromisoformat", "as_integer_ratio", "__fspath__"

@@ -304,6 +304,15 @@ def test_annotations_of_new_code_need_not_be_known():
     assert f(1).data == 2
 
 
+def test_new_code_may_import_from_the_future():
+    @bundle(trainable=True)
+    def f(x):
+        return x
+
+    f.parameter.set("from __future__ import annotations\ndef f(x: NotThere): return x + 1")
+    assert f(1).data == 2
+
+
 def test_a_recursive_closure():
     @bundle(trainable=True)
     def fact(n):
