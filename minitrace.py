@@ -5463,10 +5463,10 @@ class _Advice:
 
 
 # A `__getattr__` would do for all names, and make every use of every attribute slower.
-for _type in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
-    for _name in {*dir(_type)}.difference(dir(Node)):
-        if _name[0] != "_":
-            setattr(Node, _name, _Advice(_name))
+_kinds = str, bytes, int, float, list, dict, set, tuple, ParameterNode
+for _name in {*chain(*map(dir, _kinds))}.difference(dir(Node)):
+    if _name[0] != "_":
+        setattr(Node, _name, _Advice(_name))
 
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
