@@ -209,8 +209,9 @@ class _Operators:
     def __getattr__(self, name: str) -> Method:
         function = getattr(operator, name, None)
         if function is None or name.startswith("__"):
-            words = f"there is no operator {name!r}: see dir(operators), or bundle one"
-            raise AttributeError(words)
+            raise AttributeError(
+                f"there is no operator {name!r}: see dir(operators), or bundle one"
+            )
         words = (function.__doc__ or name).splitlines()[0]
         on_copy = lambda x, *more: function(_copy_if_mutable(x), *more)  # noqa: E731
         return _define(name, on_copy, words, "x", "y", "z")
@@ -253,10 +254,12 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
     scope_here = _scope.get
 
     def method(x: Any, y: Any) -> MessageNode[Any]:
+        # A container may hold nodes, and inside a scope reads are noted: the slow path.
         if not isinstance(y, Node):
-            y = _wrap(y)
-        # A container of nodes stays a container, and inside a scope reads are noted: the slow path.
-        if scope_here() or _bodies or not isinstance(y, Node):
+            if isinstance(y, _CONTAINERS):
+                return _call_op(op, (x, y))
+            y = Node(y)
+        if scope_here() or _bodies:
             return _call_op(op, (x, y))
         try:
             data = function(x._data, y._data)
@@ -1096,7 +1099,7 @@ def _is_code(node: AnyNode) -> bool:
 class _Body(_Scope):
     """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
-    held: Sequence[Any] = ()  # what it could change in place, as it was
+    held: Any = ()  # what it could change in place, as it was
 
     def __init__(self, bundle: Bundle[..., Any], call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
@@ -1276,8 +1279,9 @@ class Bundle(Parameterized, Generic[P, T]):
     def _run_unrecorded(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function as if it were not bundled; inside its own body, or when asked to."""
         result = function(*args, **kwargs)
-        plain = isinstance(result, CoroutineType) or not self.traceable_code
-        return result if plain else node(result)
+        if self.traceable_code and not isinstance(result, CoroutineType):
+            return node(result)
+        return result
 
     def _run(self, body: _Body) -> Any:
         """Run the body, and record the call; of an async bundle, when it is awaited."""
@@ -1296,8 +1300,8 @@ class Bundle(Parameterized, Generic[P, T]):
 
     async def _run_async(self, body: _Body, begun: Any = None) -> MessageNode[Any]:
         with body:
-            data = await (begun or body.call.invoke(self.op.function, body.arguments))
-            data = to_data(data)
+            begun = begun or body.call.invoke(self.op.function, body.arguments)
+            data = to_data(await begun)
         return _record(self.op, body.call, data)
 
     def parameters_dict(self) -> dict[str, Parameter]:
