@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import datetime
 import decimal
 import fractions
@@ -1401,7 +1400,7 @@ class Kinds(frozenset):
     pass
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Tagged:
     tags: set
     note: str = "{}"
