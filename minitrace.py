@@ -73,6 +73,7 @@ THE SOFTWARE.
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import codecs
 import copy
@@ -92,13 +93,12 @@ from contextvars import ContextVar, copy_context
 from functools import cached_property, lru_cache, partial, reduce, update_wrapper
 from itertools import chain, count, dropwhile, groupby, islice, pairwise, zip_longest
 from threading import Thread, get_ident, main_thread
-from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
+from types import CellType, CodeType, CoroutineType, FunctionType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 from warnings import catch_warnings, simplefilter, warn
 
 if TYPE_CHECKING:
     import ast
-    import inspect
     from collections.abc import Coroutine
     from typing import Concatenate, Literal, NoReturn, Protocol, TypeAlias
 
@@ -209,8 +209,9 @@ class _Operators:
     def __getattr__(self, name: str) -> Method:
         function = getattr(operator, name, None)
         if function is None or name.startswith("__"):
-            words = f"there is no operator {name!r}: see dir(operators), or bundle one"
-            raise AttributeError(words)
+            raise AttributeError(
+                f"there is no operator {name!r}: see dir(operators), or bundle one"
+            )
         words = (function.__doc__ or name).splitlines()[0]
         on_copy = lambda x, *more: function(_copy_if_mutable(x), *more)  # noqa: E731
         return _define(name, on_copy, words, "x", "y", "z")
@@ -253,10 +254,12 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
     scope_here = _scope.get
 
     def method(x: Any, y: Any) -> MessageNode[Any]:
+        # A container may hold nodes, and inside a scope reads are noted: the slow path.
         if not isinstance(y, Node):
-            y = _wrap(y)
-        # A container of nodes stays a container, and inside a scope reads are noted: the slow path.
-        if scope_here() is not None or _bodies or not isinstance(y, Node):
+            if isinstance(y, _CONTAINERS):
+                return _call_op(op, (x, y))
+            y = Node(y)
+        if scope_here() or _bodies:
             return _call_op(op, (x, y))
         try:
             data = function(x._data, y._data)
@@ -319,7 +322,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     def data(self) -> T:
         """The value. Read inside a bundle's body, it is noted as an input from outside."""
         scope = _scope.get()
-        if scope is not None:
+        if scope:
             return cast(T, scope.read(self))
         return _read_elsewhere(self) if _bodies else self._data
 
@@ -342,7 +345,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     @property
     def inputs(self) -> dict[str, AnyNode]:
         """The parents by argument name."""
-        if self._call is not None:
+        if self._call:
             return self._call.inputs()
         return dict(zip(self._op.names, self.parents, strict=False)) if self._op else {}
 
@@ -415,7 +418,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     __hash__ = object.__hash__
 
     def __format__(self, spec: str) -> str:
-        if self._depends and _scope.get() is None:
+        if self._depends and not _scope.get():
             message = (
                 "the trace ends at this f-string: it reads the value of a node that depends on a "
                 "parameter; use operators.format, which takes a template string (t-string) from "
@@ -527,6 +530,7 @@ class MessageNode(Node[T]):
         self._number, self._index = next(_numbers), next(_names[base])
 
 
+_LISTS = list, tuple
 _RULES = "choices", "bounds", "constraint", "projections", "check"
 
 
@@ -573,7 +577,7 @@ class ParameterNode(Node[T]):
             choices = cast(Any, type(data))  # an Enum is a choice of its members
         ordered = _in_order(choices) if isinstance(choices, (set, frozenset)) else choices
         self.choices = None if ordered is None else list(ordered)
-        if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        if bounds is not None and not (isinstance(bounds, _LISTS) and len(bounds) == 2):
             raise TypeError(f"bounds must be a pair (low, high), not {to_text(bounds, 60)}")
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
@@ -598,8 +602,7 @@ class ParameterNode(Node[T]):
             for project in self.projections:
                 value = project(value)
             value = _as_type_of(self._data, value, self.choices)
-            reason = self._objection(value)
-            if reason:
+            if reason := self._objection(value):
                 raise ValueError(reason)
         except Exception as error:
             raise ValueError(f"parameter {self.name} cannot take {shown}: {error}") from error
@@ -675,8 +678,7 @@ def node(
     >>> (greeting + ", you").data
     'Hello, you'
     """
-    unknown = sorted(rules.keys() - set(_RULES))
-    if unknown:
+    if unknown := sorted(rules.keys() - set(_RULES)):
         raise TypeError(f"node() has no argument {unknown[0]!r}; its rules are {', '.join(_RULES)}")
     if rules and not trainable:
         raise TypeError(f"node(): {', '.join(rules)} is for a parameter: add trainable=True")
@@ -715,8 +717,9 @@ def _in_order(container: Any) -> Iterable[Any]:
     """What a container holds, in an order that is the same on every run, of a set too."""
     if not isinstance(container, (set, frozenset)):
         return _items(container)
-    numbers = {item: item._number if isinstance(item, Node) else -1 for item in container}
-    return sorted(container, key=lambda item: (numbers[item], numbers[item] < 0 and to_text(item)))
+    return sorted(
+        container, key=lambda x: (x._number, "") if isinstance(x, Node) else (-1, to_text(x))
+    )
 
 
 def _inside(value: Any, kind: Any = Node) -> Iterator[Any]:
@@ -833,7 +836,7 @@ class _Call(NamedTuple):
 
     def data(self) -> list[Any]:
         """The values without their nodes, as the current scope reads them."""
-        if _scope.get() is not None or _bodies:
+        if _scope.get() or _bodies:
             return [to_data(value) for value in self.values]
         return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
 
@@ -875,7 +878,7 @@ def _record(
 ) -> MessageNode[Any]:
     """The node for a call that gave `data`; while tracing is off it has no parents."""
     scope = _scope.get()
-    if scope is not None and not scope.tracing:
+    if scope and not scope.tracing:
         return kind(data, op, (), False)
     # The usual call is one node for each argument, and needs no record of its own.
     if call.names == op.names and not (call.keywords or call.outside):
@@ -1045,19 +1048,15 @@ class _Scope:
     key: object = None
     replacements: Mapping[int, AnyNode] = {}
 
-    def __enter__(self) -> Any:
+    def begin(self) -> None:
+        """Surround what runs from here on in this thread or task, until `_scope` is set again."""
         self.outer = outer = _scope.get()
         self.first = next(_numbers)  # every node made before has a lower number
         self.reads: dict[int, AnyNode] = {}
-        if outer is not None:
-            self.tracing = self.tracing and outer.tracing
+        if outer:
+            self.tracing &= outer.tracing
             self.replacements = outer.replacements
         _scope.set(self)
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if _scope.get() is self:  # else this is another context, in which a coroutine ended
-            _scope.set(self.outer)
 
     def read(self, node: AnyNode) -> Any:
         """The node's data, noted as read when the node was made before this scope began."""
@@ -1069,7 +1068,7 @@ class _Scope:
     def runs(self, key: object) -> bool:
         """Is this bundle or code running already, here or further out? Then a call recurses, and is
         not recorded."""
-        return self.key is key or (self.outer is not None and self.outer.runs(key))
+        return self.key is key or bool(self.outer and self.outer.runs(key))
 
 
 @contextmanager
@@ -1087,7 +1086,7 @@ def stop_tracing() -> Iterator[None]:
     scope, around = _Scope(), _scope.get()
     scope.tracing = False
     try:
-        scope.__enter__()
+        scope.begin()
         yield
     finally:
         _scope.set(around)  # a single call of C code, which Ctrl-C cannot interrupt
@@ -1101,29 +1100,26 @@ def _is_code(node: AnyNode) -> bool:
 class _Body(_Scope):
     """The body of a bundle as it runs: a scope that says which nodes it read, and how it failed."""
 
+    held: Any = ()  # what it could change in place, as it was
+
     def __init__(self, bundle: Bundle[..., Any], call: _Call, key: object) -> None:
         self.bundle, self.call, self.key = bundle, call, key
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> None:
         self.arguments = self.call.data()
-        self.held: list[Any] = []
         if not _SIMPLE.issuperset(map(type, self.arguments)):
-            for name, each in self.call.inputs().items():
-                held = _held_by(each._data)
-                if len(held) > 1 or isinstance(each._data, (*_CONTAINERS, bytearray)):
-                    self.held.append((name, each._data, held))
-        several = len(sys._current_frames()) > 1
-        self.threads = {*sys._current_frames()} if several else ()  # none of its own runs yet
+            inputs = self.call.inputs().items()
+            self.held = [(name, each._data, _held_by(each._data)) for name, each in inputs]
+        self.threads = {*sys._current_frames()} if _thread._count() else ()  # none of its own yet
         self.thread, self.hooks = get_ident(), _hooks.get()
-        super().__enter__()
+        self.begin()
         _bodies.add(self)  # whole, since other threads look at it
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
         `ExecutionError` of a failure."""
         _bodies.discard(self)
-        if _scope.get() is self:
+        if _scope.get() is self:  # else this is another context, in which a coroutine ended
             _scope.set(self.outer)
         if error is not None and not isinstance(error, Exception):
             return
@@ -1148,10 +1144,10 @@ class _Body(_Scope):
                 "it as an argument, or use @bundle(allow_external_dependencies=True) to make it a "
                 "parent"
             )
-            if self.bundle.runs_new_code(self.call):  # a failure like any other
+            if self.bundle.trainable and self.call.data()[0] != getattr(self.bundle, "source"):
+                # New code fails like any other.
                 setattr(error, "failure", (f"({type(error).__name__}) {error}", ""))
-                _fail(self.bundle.op, self.call, error)
-            raise error
+            _fail(self.bundle.op, self.call, error)
         self.call = self.call._replace(outside=outside)
         if around := _scope.get():
             for number, each in outside.items():
@@ -1172,7 +1168,7 @@ class Parameterized:
 
     def state_dict(self) -> Fields:
         """The values of the parameters, by the paths of `parameters_dict`."""
-        return {path: parameter._data for path, parameter in self.parameters_dict().items()}
+        return {path: parameter.data for path, parameter in self.parameters_dict().items()}
 
     def load_state_dict(self, values: Options) -> None:
         """Set all parameters. All values are checked, code too, before any is set.
@@ -1217,7 +1213,9 @@ class Bundle(Parameterized, Generic[P, T]):
         self._inner = inner
         self.__name__ = name = getattr(inner, "__name__", type(inner).__name__)
         self.__qualname__ = getattr(inner, "__qualname__", name).replace("<locals>.", "")
-        called: Any = inner if inspect.isroutine(inner) else type(inner).__call__
+        # A decorator may make a function of another kind than the one inside it.
+        outer = function.func if isinstance(function, partial) else function
+        called: Any = outer if inspect.isroutine(outer) else type(outer).__call__
         self.is_async = inspect.iscoroutinefunction(called)
         if self.is_async:  # `inspect` looks at these
             self.__code__, self.__defaults__, self.__kwdefaults__ = called.__code__, None, None
@@ -1229,22 +1227,17 @@ class Bundle(Parameterized, Generic[P, T]):
 
     def _read_signature(self) -> None:
         """Read the signature once, so that a call need not."""
-        self.signature = self._signature()
+        import inspect
+
+        options: Any = {"annotation_format": 4} if sys.version_info >= (3, 14) else {}  # as texts
+        try:
+            self.signature = inspect.signature(self.fun, **options)
+        except Exception:  # some functions written in C have none, and annotations may fail
+            self.signature = inspect.signature(lambda *args, **kwargs: None)
         parameters = self.signature.parameters.values()
         self._rest = "".join([p.name for p in parameters if p.kind == p.VAR_POSITIONAL])
         self._positional = tuple([p.name for p in parameters if p.kind < p.VAR_POSITIONAL])
         self._simple = len(self._positional) == len(parameters)
-
-    def _signature(self, **options: Any) -> inspect.Signature:
-        """The signature of the function; annotations need not mean anything yet."""
-        import inspect
-
-        if sys.version_info >= (3, 14):
-            options["annotation_format"] = 4  # as texts
-        try:
-            return inspect.signature(self.fun, **options)
-        except Exception:  # some functions written in C have none, and annotations may fail
-            return inspect.signature(lambda *args, **kwargs: None)
 
     def _describe(self, words: str) -> _Op:
         """The operator that its calls are recorded as."""
@@ -1252,39 +1245,44 @@ class Bundle(Parameterized, Generic[P, T]):
         if description:
             named: Any = re.match(r"\s*(?:\[([^\]]+)\])?\s*(.*)", description, re.DOTALL)
             name, words = named[1] or name, named[2]
-        effects = self.options["effects"]
-        return _Op(name, words.rstrip(), self._positional, self.fun, effects, self)
+        return _Op(name, words.rstrip(), self._positional, self.fun, self.options["effects"], self)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Fields) -> _Call:
         """The call with a name for every argument, defaults too; `TypeError` if it does not fit."""
         names = self._positional
         if self._simple and not kwargs and len(args) == len(names):
-            nodes = [v if isinstance(v, Node) else _wrap(v, names[n]) for n, v in enumerate(args)]
-            return _Call(names, tuple(nodes))
+            return _Call(names, (*map(_wrap, args, names),))
+        wraps = hasattr(self.fun, "__wrapped__")  # a decorator's, with arguments of its own
         try:
             bound = self.signature.bind(*args, **kwargs)
+            given = {*bound.arguments}
+            bound.apply_defaults()
+            if wraps:  # it gets what the caller gives, and defaults only where they are nodes
+                kwargs |= {
+                    n: v for n, v in bound.arguments.items() if n not in given and [*_inside(v)]
+                }
+            else:
+                args, kwargs = bound.args, bound.kwargs
         except TypeError as error:
-            # A decorator may pass arguments of its own, and hide that by functools.wraps.
-            bare = self._signature(follow_wrapped=False)
-            if bare == self.signature:
+            if not wraps:
                 raise TypeError(f"{self.__name__}() {error}") from None
-            bound, names = bare.bind(*args, **kwargs), ()
-        bound.apply_defaults()
-        rest = [f"{self._rest or 'args'}_{i}" for i in range(len(bound.args) - len(names))]
-        names = (*names, *rest, *bound.kwargs)
-        values = (*bound.args, *bound.kwargs.values())
-        return _Call(names, tuple(map(_wrap, values, names)), len(bound.kwargs))
+            names = ()
+        rest = [f"{self._rest or 'args'}_{i}" for i in range(len(args) - len(names))]
+        names = (*names[: len(args)], *rest, *kwargs)
+        return _Call(names, tuple(map(_wrap, (*args, *kwargs.values()), names)), len(kwargs))
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         scope = _scope.get()
-        if self.traceable_code or (scope is not None and scope.runs(self)):
+        if self.traceable_code or (scope and scope.runs(self)):
             return self._run_unrecorded(self.fun, args, kwargs)  # type: ignore
         return self._run(_Body(self, self._bind(args, kwargs), self))  # type: ignore
 
     def _run_unrecorded(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function as if it were not bundled; inside its own body, or when asked to."""
         result = function(*args, **kwargs)
-        return node(result) if self.traceable_code and not self.is_async else result
+        if self.traceable_code and not isinstance(result, CoroutineType):
+            return node(result)
+        return result
 
     def _run(self, body: _Body) -> Any:
         """Run the body, and record the call; of an async bundle, when it is awaited."""
@@ -1297,16 +1295,15 @@ class Bundle(Parameterized, Generic[P, T]):
         finally:
             _scope.set(around)  # even if Ctrl-C came while the block was entered or left
             _bodies.discard(body)
+        if isinstance(data, CoroutineType):  # of an async function, passed on
+            return self._run_async(body, data)
         return _record(self.op, body.call, data)
 
-    async def _run_async(self, body: _Body) -> MessageNode[Any]:
+    async def _run_async(self, body: _Body, begun: Any = None) -> MessageNode[Any]:
         with body:
-            data = to_data(await body.call.invoke(self.op.function, body.arguments))
+            begun = begun or body.call.invoke(self.op.function, body.arguments)
+            data = to_data(await begun)
         return _record(self.op, body.call, data)
-
-    def runs_new_code(self, call: _Call) -> bool:
-        """Is the code of this call not the one that its author wrote?"""
-        return False
 
     def parameters_dict(self) -> dict[str, Parameter]:
         """Its code, if that is trainable, by its name; of a method, the instance's own."""
@@ -1539,7 +1536,7 @@ class Propagator:
     def __call__(self, node: AnyNode, feedback: Any) -> Sequence[Any]:
         """`propagate`, or what was registered for the node's operator."""
         sent = self._rules.get(node.op_name, self.propagate)(node, feedback)
-        listed = isinstance(sent, (list, tuple))
+        listed = isinstance(sent, _LISTS)
         if not listed or len(sent) != len(node.parents):
             said = f"{len(sent)} feedbacks" if listed else to_text(sent, 80)
             raise ValueError(
@@ -1654,8 +1651,7 @@ def backward(
         for parent, sent in zip(reversed(node.parents), reversed(sent_back), strict=True):
             if parent._depends:
                 heard[parent._number].append(sent)
-    doubt = _doubt(reached)
-    if doubt:
+    if doubt := _doubt(reached):
         names = ", ".join(each.node.name for each in outputs)
         warn(f"backward from {names}{doubt}", stacklevel=_level)
     return reached
@@ -1679,10 +1675,10 @@ def _doubt(reached: Collection[Any]) -> str:
 
 def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
     """Each output with its feedback and score; a single one applies to every output."""
-    several = isinstance(output, (list, tuple))
+    several = isinstance(output, _LISTS)
     nodes: Any = output if several else [output]
-    words = feedback if several and isinstance(feedback, (list, tuple)) else [feedback] * len(nodes)
-    scores = score if isinstance(score, (list, tuple)) else [score] * len(nodes)
+    words = feedback if several and isinstance(feedback, _LISTS) else [feedback] * len(nodes)
+    scores = score if isinstance(score, _LISTS) else [score] * len(nodes)
     for each in nodes:
         if not isinstance(each, Node):
             told = to_text(each, 60)
@@ -1961,18 +1957,15 @@ class CodeBundle(Bundle[..., Any]):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         parameter, scope = self.code_of(args[0] if args else None), _scope.get()
-        if self.traceable_code or (scope is not None and scope.runs(parameter)):
+        if self.traceable_code or (scope and scope.runs(parameter)):
             function = partial(self._evaluate, parameter._data)
             return self._run_unrecorded(function, args, kwargs)
-        if scope is not None and scope.tracing:  # made here or not, it is an input from outside
+        if scope and scope.tracing:  # made here or not, it is an input from outside
             scope.reads[parameter._number] = parameter
         call = self._bind(args, kwargs)
         names = f"{self.__name__}_code", *call.names
         call = call._replace(names=names, values=(parameter, *call.values))
         return self._run(_Body(self, call, parameter))
-
-    def runs_new_code(self, call: _Call) -> bool:
-        return bool(call.data()[0] != self.source)
 
     def code_of(self, instance: Any) -> ParameterNode[str]:
         """The code parameter of this bundle as `instance` has it: each instance owns its copy."""
@@ -2029,7 +2022,8 @@ class CodeBundle(Bundle[..., Any]):
         owner = getattr(self._owner[0], "__name__", "_")
         outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
         tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
-        body = ast.parse(text, filename).body
+        parts: Any = ast.parse(text, filename).body
+        body = [part for part in parts if getattr(part, "module", "") != "__future__"]
         for function in _definitions(body, name):
             numbers = count()  # the defaults are those of the original
             for defaults in function.args.defaults, function.args.kw_defaults:
@@ -2037,7 +2031,7 @@ class CodeBundle(Bundle[..., Any]):
                 defaults[:] = [name and ast.Name(name, ast.Load()) for name in names]
         tree.body[0].body[0].body[1].body[:0] = body
         ast.fix_missing_locations(tree)
-        code = compile(tree, filename, "exec")  # annotations stay unevaluated, as in this file
+        code = compile(tree, filename, "exec")  # the imports from __future__ are those of this file
         for _ in "class", "outer", "maker":
             code = next(part for part in code.co_consts if isinstance(part, CodeType))
         return code
@@ -2056,8 +2050,7 @@ class BoundCode(Parameterized, Generic[P, T]):
     """A bundle with code seen through an instance, its first argument, which owns its code."""
 
     def __init__(self, bundle: CodeBundle, instance: Any) -> None:
-        self.__wrapped__ = MethodType(bundle, instance)
-        self.__module__, self.__doc__ = bundle.__module__, bundle.__doc__
+        update_wrapper(self, MethodType(bundle, instance), updated=())
 
     # A type checker does not see what is bound, since classmethod or staticmethod may stand around.
     @overload
@@ -2171,8 +2164,7 @@ def _source_of(function: Any) -> tuple[str, Fields]:
     before = linecache.getlines(file, space)
     linecache.checkcache(file)
     for lines in linecache.getlines(file, space), before:  # a file may change after it was loaded
-        found = _definition_of(code, "".join(lines))
-        if found:
+        if found := _definition_of(code, "".join(lines)):
             local = _drop_bundle(found, code)
             return _lines_of(found, lines), local
     called = getattr(function, "__qualname__", function)
@@ -2258,8 +2250,7 @@ def _signature_text(text: str, name: str) -> str:
     """The lines that define the one function `name` of a text of code, its decorators first."""
     import ast
 
-    found = _definitions(ast.parse(text).body, name)
-    if not found:
+    if not (found := _definitions(ast.parse(text).body, name)):
         raise ValueError(f"the source does not define {name}()")
     found[0].body = []
     return ast.unparse(found[0]).strip()
@@ -2319,8 +2310,7 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
         tree.body.remove(function)
         tree.body += [ast.Expr(p) for p in around if p and ast.unparse(p) not in known]
-    acting = next(_acting_parts(tree), None)
-    if acting is not None:
+    if acting := next(_acting_parts(tree), None):
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
         good = "only imports, functions and constants may be there"
         raise ValueError(f"`{text}` at top level: {good}")
@@ -2478,7 +2468,7 @@ def read_reply(text: str, names: Collection[str]) -> Reading:
 
 
 _BUILTINS: Any = bool, int, float, str, list, tuple, set, frozenset, dict
-_NUMBERS, _LISTS = (int, float), (list, tuple)
+_NUMBERS = int, float
 _AMOUNT_TO: Any = {list: (list, deque), dict: _DICTS}  # what is a list, or a dict, by other names
 # What tells the kinds that read text: Enums, dates, Decimals, paths.
 _READ_TEXT = "__members__", "fromisoformat", "as_integer_ratio", "__fspath__"
@@ -4845,14 +4835,17 @@ def _identifier(text: str) -> str:
 
 def _failure(error: Exception) -> tuple[str, str]:
     """What a failure says, and its marked source; an error may have `failure`, both as a pair."""
+    kind, source = "Exception", ""
     try:
+        kind = type(error).__name__
+        source = _marked_source(error)
         told: Any = getattr(error, "failure", None)
         if type(told) is tuple and [*map(type, told)] == [str, str]:
             return cast("tuple[str, str]", told)
         words = _cut(re.sub(_ADDRESS, "", str.__str__(str(error))), 20_000)
     except Exception:
         words = "its message cannot be read"
-    return f"({type(error).__name__}) {words}".rstrip(), _marked_source(error)
+    return f"({kind}) {words}".rstrip(), source
 
 
 def _marked_source(error: Exception) -> str:
@@ -4950,18 +4943,18 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     new: dict[int, AnyNode] = {}
     scope, around = _Scope(), _scope.get()
     try:
-        with scope:
-            scope.replacements = new
-            for each in nodes:
-                op: Any = each._op
-                depends = any(parent._number in new for parent in each.parents)
-                if each in changes:
-                    root = each._as_root(to_data(changes[each]), each._base)
-                    new[each._number] = root
-                    if isinstance(root, ParameterNode):
-                        root.set(root._data)  # which checks all but its type
-                elif depends and (effects or not op.effects):
-                    new[each._number] = _recompute(op, each, new)
+        scope.begin()
+        scope.replacements = new
+        for each in nodes:
+            op: Any = each._op
+            depends = any(parent._number in new for parent in each.parents)
+            if each in changes:
+                root = each._as_root(to_data(changes[each]), each._base)
+                new[each._number] = root
+                if isinstance(root, ParameterNode):
+                    root.set(root._data)  # which checks all but its type
+            elif depends and (effects or not op.effects):
+                new[each._number] = _recompute(op, each, new)
     finally:
         _scope.set(around)
     return new.get(output._number, output)
@@ -4983,8 +4976,8 @@ def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     bundle = key = op.bundle
     if bundle.parameter is not None:  # a body whose code may change is known by its code
         key = bundle.code_of(*call.data()[1:2] or [None])
-    again = bundle._run(_Body(bundle, call._replace(outside={}), key))
-    return run_coroutine(again) if bundle.is_async else again
+    again: Any = bundle._run(_Body(bundle, call._replace(outside={}), key))
+    return again if isinstance(again, Node) else run_coroutine(again)
 
 
 def run_coroutine(coroutine: Any) -> Any:
@@ -5353,7 +5346,7 @@ def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> Param
 
 def _pickled_node(node: AnyNode) -> tuple[Any, ...]:
     """How a pickle makes a node again: a callable and its arguments."""
-    root = node._data, node._base, node._description
+    root = node.data, node._base, node._description
     if isinstance(node, ParameterNode):
         return _accepted_parameter, (*root, {rule: getattr(node, rule) for rule in _RULES})
     if isinstance(node, MessageNode):
@@ -5392,16 +5385,16 @@ class _Advice:
         words = f"a node has no attribute {name!r}"
         if node is not None and hasattr(node.type, name):
             words += f"; its value has one: write x.call({name!r}, ...) or x.getattr({name!r})"
-        elif hasattr(ParameterNode, name):
+        elif name in vars(ParameterNode):
             words += "; a parameter has one: write node(..., trainable=True)"
         raise AttributeError(words)
 
 
 # A `__getattr__` would do for all names, and make every use of every attribute slower.
-for _type in (str, bytes, int, float, list, dict, set, tuple, ParameterNode):
-    for _name in {*dir(_type)}.difference(dir(Node)):
-        if _name[0] != "_":
-            setattr(Node, _name, _Advice(_name))
+_kinds = str, bytes, int, float, list, dict, set, tuple, ParameterNode
+for _name in {*chain(*map(dir, _kinds))}.difference(dir(Node)):
+    if _name[0] != "_":
+        setattr(Node, _name, _Advice(_name))
 
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.

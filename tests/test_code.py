@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 import types
+import typing
 
 import pytest
 from conftest import ROOT, reaches
@@ -300,6 +301,15 @@ def test_annotations_of_new_code_need_not_be_known():
         return x
 
     f.parameter.set("def f(x):\n    y: Unknown = x + 1\n    return y")
+    assert f(1).data == 2
+
+
+def test_new_code_may_import_from_the_future():
+    @bundle(trainable=True)
+    def f(x):
+        return x
+
+    f.parameter.set("from __future__ import annotations\ndef f(x: NotThere): return x + 1")
     assert f(1).data == 2
 
 
@@ -1512,6 +1522,7 @@ def test_a_bound_bundle_is_like_a_bound_method(name):
     assert (bound.__name__, bound.__module__) == (name, __name__)
     assert bound.__qualname__ == f"Bound.{name}" and bound.__self__ is first
     assert bound.__func__ is getattr(Bound, name) and inspect.isroutine(bound)
+    assert typing.get_type_hints(bound) == typing.get_type_hints(getattr(Bound, name))
 
 
 @pytest.mark.parametrize("name", BOUND)

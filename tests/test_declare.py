@@ -1396,6 +1396,37 @@ def test_a_set_is_shown_in_order_wherever_it_stands():
     assert to_text((1,)) == "(1,)" and to_text({1: {2}}) == "{1: {2}}"
 
 
+class Kinds(frozenset):
+    pass
+
+
+@dataclass(frozen=True)
+class Tagged:
+    tags: set
+    note: str = "{}"
+
+
+SEVERAL = {*"abcdefgh"}
+SHOWN = "{'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}"
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        (deque([SEVERAL]), f"deque([{SHOWN}])"),
+        (defaultdict(set, k=SEVERAL), f"defaultdict(<class 'set'>, {{'k': {SHOWN}}})"),
+        (Counter([frozenset(SEVERAL)]), f"Counter({{frozenset({SHOWN}): 1}})"),
+        (Kinds(SEVERAL), f"Kinds({SHOWN})"),
+        ([Tagged(SEVERAL)], f"[Tagged(tags={SHOWN}, note='{{}}')]"),
+        (slice([SEVERAL]), f"slice(None, [{SHOWN}], None)"),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else type(each).__name__,
+)
+def test_a_set_is_shown_in_order_in_every_container_and_dataclass(value, shown):
+    before = copy.copy(value)
+    assert to_text(value) == shown and value == before
+
+
 def test_values_that_hold_each_other_are_shown_at_once():
     ring = [{"value": number} for number in range(5)]
     for number, each in enumerate(ring):
@@ -1449,6 +1480,7 @@ def test_probes_for_attributes_find_none():
     assert not any(
         hasattr(x, name) for name in ["append_", "__array__", "parameters", "_x", "sort"]
     )
+    assert not any(hasattr(y, name) for y in (node(5), Node) for name in ("sort", "find", "set"))
     assert getattr(x, "nothing", 5) == 5 and pickle.loads(pickle.dumps(x)).data == [1]
 
 

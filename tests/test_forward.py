@@ -1236,8 +1236,23 @@ def test_a_wrapper_may_pass_arguments_of_its_own():
         add()
 
 
+class Holder(Module):
+    def __init__(self, p):
+        self.p = p
+
+
 @pytest.mark.parametrize(
-    "read", [copy.copy, copy.deepcopy, repr, list, lambda p: p.detach(), lambda p: [*p]]
+    "read",
+    [
+        copy.copy,
+        copy.deepcopy,
+        pickle.dumps,
+        repr,
+        list,
+        lambda p: p.detach(),
+        lambda p: [*p],
+        lambda p: Holder(p).state_dict(),
+    ],
 )
 def test_every_way_of_reading_a_node_from_outside_is_noticed(read):
     p = node([], "p", trainable=True)
@@ -1582,6 +1597,19 @@ def test_foreign_errors_with_odd_attributes_are_reported():
         def failure(self):
             raise OSError
 
+    class Untraced(Exception):
+        @property
+        def __traceback__(self):
+            raise OSError
+
+    class Nameless(type):
+        @property
+        def __name__(cls):
+            raise OSError
+
+    class Unnamed(Exception, metaclass=Nameless):
+        pass
+
     class Text(str):
         def __format__(self, spec):
             raise ValueError
@@ -1590,7 +1618,13 @@ def test_foreign_errors_with_odd_attributes_are_reported():
         def __str__(self):
             return Text("said")
 
-    for error, words in (Odder("a"), "(Odder) a"), (Worse("b"), "(Worse)"), (Said(), "(Said) said"):
+    for error, words in [
+        (Odder("a"), "(Odder) a"),
+        (Worse("b"), "(Worse)"),
+        (Said(), "(Said) said"),
+        (Untraced(), "(Untraced) its message cannot be read"),
+        (Unnamed(), "(Exception) its message cannot be read"),
+    ]:
 
         def fails(error=error):
             raise error
@@ -1620,6 +1654,72 @@ def test_arguments_of_a_decorator_that_passes_its_own():
 
     assert find(query="a").data == find("a").data == ("connection", "a", 10)
     assert find("a", limit=5).data == ("connection", "a", 5)
+
+
+def with_session(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **{"session": "new", **kwargs})
+
+    return wrapper
+
+
+def test_a_decorator_gets_what_the_caller_gives_and_no_default():
+    w = node(3, "w", trainable=True)
+
+    class Query:
+        @bundle()
+        @with_session
+        def plain(self, x, session=None, w=w):
+            return x, session, w
+
+        @bundle(trainable=True)
+        @with_session
+        def code(self, x, session=None, w=w):
+            return x, session, w
+
+    query = Query()
+    query.code.parameter.set(query.code.parameter.data + "  # new")
+    for call in query.plain, query.code:
+        assert call(1).data == call(x=1).data == (1, "new", 3) and w in call(1).parents
+        assert call(1, session="old").data == (1, "old", 3) and call(1, w=2).data == (1, "new", 2)
+
+
+def test_a_decorator_may_make_another_kind_of_function():
+    def as_list(function):
+        return functools.wraps(function)(lambda *args: [*function(*args)])
+
+    def wait_for(function):
+        return functools.wraps(function)(lambda *args: asyncio.run(function(*args)))
+
+    def passing_on(function):
+        return functools.wraps(function)(lambda *args: function(*args))
+
+    def made_async(function):
+        @functools.wraps(function)
+        async def wrapper(*args):
+            return function(*args)
+
+        return wrapper
+
+    @bundle()
+    @as_list
+    def numbers(x):
+        yield from range(x)
+
+    async def double(x):
+        await asyncio.sleep(0)
+        return 2 * x + p.data
+
+    p = node(0, "p", trainable=True)
+    allowed = bundle(allow_external_dependencies=True)
+    assert numbers(3).data == [0, 1, 2]
+    assert allowed(wait_for(double))(3).data == 6
+    later = allowed(passing_on(double))(3)
+    made = asyncio.run(later)
+    assert made.data == 6 and p in made.parents
+    add = bundle(made_async(lambda x: x + 1))
+    assert inspect.iscoroutinefunction(add) and asyncio.run(add(1)).data == 2
 
 
 def test_code_of_a_property_is_among_the_parameters():
