@@ -1937,6 +1937,11 @@ class CodeBundle(Bundle[..., Any]):
             if not self.source:
                 self.source, self._locals = _source_of(self._inner)
             header = _signature_text(self.source, name)
+            if function is not self._inner and header[:1] != "@":
+                raise TypeError(
+                    f"the decorator around {name}() is not in its source, and new code would lose "
+                    f"it: write it as a line above `def {name}`"
+                )
             self.parameter = ParameterNode(
                 self.source,
                 f"{name}_code",
@@ -1992,7 +1997,8 @@ class CodeBundle(Bundle[..., Any]):
 
     def _compile(self, text: str) -> Any:
         """The function that a text defines, with the original's globals, closure and defaults."""
-        original = self._inner if isinstance(self._inner, FunctionType) else _signature_text
+        method = getattr(self._inner, "__func__", self._inner)
+        original = method if isinstance(method, FunctionType) else _signature_text
         inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
         cells = {name: CellType(value) for name, value in self._locals.items()} | dict(inside)
         cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
@@ -2003,6 +2009,8 @@ class CodeBundle(Bundle[..., Any]):
         function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
         if isinstance(function, FunctionType):
             function.__qualname__, function.__module__ = original.__qualname__, original.__module__
+        if isinstance(self._inner, MethodType):
+            return MethodType(function, self._inner.__self__)
         return function
 
     def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
@@ -2126,26 +2134,52 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
     if not isinstance(value, Module):
         return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
-    codes = []
-    words, getters = Fields(), {property: "fget", cached_property: "func"}  # of what may run
+    codes, seen, called = [], Fields(), set[tuple[str, str]]()
     for kind in type(value).__mro__:
-        for name, item in vars(kind).items():
+        new = {name: item for name, item in vars(kind).items() if seen.get(name, seen) is not item}
+        calls = set[tuple[str, str]]()
+        for name, item in new.items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
-            item = getattr(item, getters.get(type(item), ""), item)
-            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
-                item = getattr(item, "__wrapped__")
-            # The next one counts if this one calls it: by super(), or by the name of its class.
-            if not words.get(name, {kind.__name__}).isdisjoint(("__class__", kind.__name__)):
-                code = getattr(getattr(item, "_inner", item), "__code__", _attributes.__code__)
-                words[name] = {*code.co_names, *code.co_freevars}
-            elif isinstance(item, CodeBundle):
-                continue
-            if isinstance(item, CodeBundle):
-                path = f"{kind.__name__}.{name}" if name in own else name
-                codes.append((path, item.code_of(value)))
+            item = _without_marks(item)
+            # What was redefined counts if code before it calls it: by super(), or by its class.
+            ways = {("super", name), (kind.__name__, name)}
+            if name not in seen or ways & called:
+                calls |= _calls_in(getattr(getattr(item, "_inner", item), "__code__", None))
+                if isinstance(item, CodeBundle):
+                    path = f"{kind.__name__}.{name}" if name in seen else name
+                    codes.append((path, item.code_of(value)))
+            called -= ways
             own.setdefault(name, None if isinstance(item, Bundle) else item)
+        called |= calls
+        seen |= new
     return [*own.items(), *codes]
+
+
+def _without_marks(item: Any) -> Any:
+    """What a property, a class method or a decorator holds: a bundle, if there is one."""
+    item = getattr(item, {property: "fget", cached_property: "func"}.get(type(item), ""), item)
+    while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
+        item = item.__wrapped__
+    return item
+
+
+@lru_cache(4096)
+def _calls_in(code: CodeType | None) -> set[tuple[str, str]]:
+    """What some code may call: `("x", "m")` for x.m(), `("super", "m")` for super().m()."""
+    import dis
+
+    found, before = set[tuple[str, str]](), list[str]()
+    for part in getattr(code, "co_consts", ()):
+        found |= _calls_in(part) if isinstance(part, CodeType) else set()
+    for step in dis.get_instructions(code) if code else ():
+        name = step.argval
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
+            found |= {(each, name) for each in before if each in ("super", before[-1])}
+            before = []
+        elif step.opname.startswith("LOAD_"):
+            before.append(name)
+    return found
 
 
 # Where is the source of a function, and which part of it did its author write?
@@ -2310,6 +2344,8 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
         tree.body.remove(function)
         tree.body += [ast.Expr(p) for p in around if p and ast.unparse(p) not in known]
+    if any(part.names[0].name == "*" for part in tree.body if isinstance(part, ast.ImportFrom)):
+        raise ValueError("`import *` is not for code that may change: import names")
     if acting := next(_acting_parts(tree), None):
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
         good = "only imports, functions and constants may be there"
@@ -4936,6 +4972,7 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     >>> (x * y + 1).rerun({x: 5}).data, x.data
     (21, 3)
     """
+    output.data  # a bundle that reruns it uses it  # noqa: B018
     nodes = _ancestors([output])
     strays = [to_text(each, 60) for each in set(changes).difference(nodes)]
     if strays:
