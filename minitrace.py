@@ -1922,6 +1922,7 @@ class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
     trainable = True
+    _owner: Any = None, ""  # the class that it is a method of, and its name there
 
     def __init__(self, function: Function, options: Options) -> None:
         import textwrap
@@ -1937,11 +1938,9 @@ class CodeBundle(Bundle[..., Any]):
             if not self.source:
                 self.source, self._locals = _source_of(self._inner)
             header = _signature_text(self.source, name)
-            if function is not self._inner and header[:1] != "@":
-                raise TypeError(
-                    f"the decorator around {name}() is not in its source, and new code would lose "
-                    f"it: write it as a line above `def {name}`"
-                )
+            if header[0] != "@" and getattr(function, "__func__", function) is not self._inner:
+                words = "which its source does not show: write it, and @bundle over it, at the def"
+                raise TypeError(f"new code would lose what is around {name}(), {words}")
             self.parameter = ParameterNode(
                 self.source,
                 f"{name}_code",
@@ -1952,7 +1951,6 @@ class CodeBundle(Bundle[..., Any]):
             )
         self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
-        self._owner: tuple[type | None, str] = None, ""
 
     def _describe(self, words: str) -> _Op:
         op = super()._describe(words)
@@ -1963,8 +1961,7 @@ class CodeBundle(Bundle[..., Any]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         parameter, scope = self.code_of(args[0] if args else None), _scope.get()
         if self.traceable_code or (scope and scope.runs(parameter)):
-            function = partial(self._evaluate, parameter._data)
-            return self._run_unrecorded(function, args, kwargs)
+            return self._run_unrecorded(partial(self._evaluate, parameter._data), args, kwargs)
         if scope and scope.tracing:  # made here or not, it is an input from outside
             scope.reads[parameter._number] = parameter
         call = self._bind(args, kwargs)
@@ -1997,8 +1994,7 @@ class CodeBundle(Bundle[..., Any]):
 
     def _compile(self, text: str) -> Any:
         """The function that a text defines, with the original's globals, closure and defaults."""
-        method = getattr(self._inner, "__func__", self._inner)
-        original = method if isinstance(method, FunctionType) else _signature_text
+        original = self._inner if isinstance(self._inner, FunctionType) else _signature_text
         inside = zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
         cells = {name: CellType(value) for name, value in self._locals.items()} | dict(inside)
         cells.setdefault("__class__", CellType(self._owner[0]))  # for super()
@@ -2008,9 +2004,7 @@ class CodeBundle(Bundle[..., Any]):
         closure = tuple([cells[name] for name in code.co_freevars])
         function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
         if isinstance(function, FunctionType):
-            function.__qualname__, function.__module__ = original.__qualname__, original.__module__
-        if isinstance(self._inner, MethodType):
-            return MethodType(function, self._inner.__self__)
+            function.__qualname__ = original.__qualname__
         return function
 
     def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
@@ -2033,10 +2027,9 @@ class CodeBundle(Bundle[..., Any]):
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
         for function in _definitions(body, name):
-            numbers = count()  # the defaults are those of the original
-            for defaults in function.args.defaults, function.args.kw_defaults:
-                names = [each and f"_default_{next(numbers)}" for each in defaults]
-                defaults[:] = [name and ast.Name(name, ast.Load()) for name in names]
+            n = count()  # the defaults are those of the original
+            for old in function.args.defaults, function.args.kw_defaults:
+                old[:] = [each and ast.Name(f"_default_{next(n)}", ast.Load()) for each in old]
         tree.body[0].body[0].body[1].body[:0] = body
         ast.fix_missing_locations(tree)
         code = compile(tree, filename, "exec")  # the imports from __future__ are those of this file
@@ -2134,52 +2127,26 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
     if not isinstance(value, Module):
         return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
-    codes, seen, called = [], Fields(), set[tuple[str, str]]()
+    codes = []
+    words, getters = Fields(), {property: "fget", cached_property: "func"}  # of what may run
     for kind in type(value).__mro__:
-        new = {name: item for name, item in vars(kind).items() if seen.get(name, seen) is not item}
-        calls = set[tuple[str, str]]()
-        for name, item in new.items():
+        for name, item in vars(kind).items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
-            item = _without_marks(item)
-            # What was redefined counts if code before it calls it: by super(), or by its class.
-            ways = {("super", name), (kind.__name__, name)}
-            if name not in seen or ways & called:
-                calls |= _calls_in(getattr(getattr(item, "_inner", item), "__code__", None))
-                if isinstance(item, CodeBundle):
-                    path = f"{kind.__name__}.{name}" if name in seen else name
-                    codes.append((path, item.code_of(value)))
-            called -= ways
+            item = getattr(item, getters.get(type(item), ""), item)
+            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
+                item = getattr(item, "__wrapped__")
+            path = f"{kind.__name__}.{name}" if name in words else name
+            # The next one counts if this one calls it: by super(), or by the name of its class.
+            if not words.get(name, {kind.__name__}).isdisjoint(("__class__", kind.__name__)):
+                code = getattr(getattr(item, "_inner", item), "__code__", _attributes.__code__)
+                words[name] = {*code.co_names, *code.co_freevars}
+            elif isinstance(item, CodeBundle):
+                continue
+            if isinstance(item, CodeBundle):
+                codes.append((path, item.code_of(value)))
             own.setdefault(name, None if isinstance(item, Bundle) else item)
-        called |= calls
-        seen |= new
     return [*own.items(), *codes]
-
-
-def _without_marks(item: Any) -> Any:
-    """What a property, a class method or a decorator holds: a bundle, if there is one."""
-    item = getattr(item, {property: "fget", cached_property: "func"}.get(type(item), ""), item)
-    while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
-        item = item.__wrapped__
-    return item
-
-
-@lru_cache(4096)
-def _calls_in(code: CodeType | None) -> set[tuple[str, str]]:
-    """What some code may call: `("x", "m")` for x.m(), `("super", "m")` for super().m()."""
-    import dis
-
-    found, before = set[tuple[str, str]](), list[str]()
-    for part in getattr(code, "co_consts", ()):
-        found |= _calls_in(part) if isinstance(part, CodeType) else set()
-    for step in dis.get_instructions(code) if code else ():
-        name = step.argval
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
-            found |= {(each, name) for each in before if each in ("super", before[-1])}
-            before = []
-        elif step.opname.startswith("LOAD_"):
-            before.append(name)
-    return found
 
 
 # Where is the source of a function, and which part of it did its author write?
@@ -2222,14 +2189,11 @@ def _definition_of(code: CodeType, text: str) -> Any:
         return None
     for each in codes:  # it grows on the way
         codes += [part for part in each.co_consts if isinstance(part, CodeType)]
-    place = code.co_name, code.co_firstlineno, True
     more = [(c.co_name, c.co_firstlineno, {*c.co_names} < {*code.co_names}) for c in codes]
-    if code not in codes and place not in more:
+    if code not in codes and (code.co_name, code.co_firstlineno, True) not in more:
         return None
-    for found in _definitions(ast.walk(tree), code.co_name):
-        if [*found.decorator_list, found][0].lineno == code.co_firstlineno:
-            return found
-    return None
+    line, named = code.co_firstlineno, _definitions(ast.walk(tree), code.co_name)
+    return next((each for each in named if line == [*each.decorator_list, each][0].lineno), None)
 
 
 def _drop_bundle(found: Any, code: CodeType) -> Fields:
@@ -2328,24 +2292,21 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
     if limits is not None:
         limits.check(source)
     found = _definitions(tree.body, name)
-    inside = [part for each in found for part in _own_parts(each)]
-    if any(isinstance(part, (ast.Yield, ast.YieldFrom)) for part in inside):
-        raise ValueError(f"`{name}` must return a list: a generator runs after its call")
     if len(found) != 1:
         raise ValueError(f"the code must define one function `{name}` at top level")
+    function = found[0]
+    if _is_generator(function):
+        raise ValueError(f"`{name}` must return a list: a generator runs after its call")
     if signature is not None:
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        function = found[0]
         around = [*function.decorator_list, function.returns]
         old, new = _bare_signature(given), _bare_signature(function)
         if old != new:
             raise ValueError(f"the signature must stay `{old}`, not `{new}`")
         tree.body.remove(function)
         tree.body += [ast.Expr(p) for p in around if p and ast.unparse(p) not in known]
-    if any(part.names[0].name == "*" for part in tree.body if isinstance(part, ast.ImportFrom)):
-        raise ValueError("`import *` is not for code that may change: import names")
     if acting := next(_acting_parts(tree), None):
         text = ast.unparse(acting).strip().partition("\n")[0][:80]
         good = "only imports, functions and constants may be there"
@@ -2356,17 +2317,15 @@ def _parse(source: str) -> ast.Module:
     """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
     import ast
 
-    tree = ast.parse("")
     try:
         if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
             most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
             raise SyntaxError(f"over {most}")
-        tree = ast.parse(source, "the code")
-        compile(tree, "the code", "exec")
+        compile(source, "the code", "exec")
     except (SyntaxError, RecursionError, MemoryError) as error:
         if "no binding for nonlocal" not in str(error):  # a closure may hold it
             raise ValueError(f"the code does not parse: {error}") from None
-    return tree
+    return ast.parse(source)
 
 
 def _nesting(source: str) -> int:
@@ -2384,17 +2343,14 @@ def _nesting(source: str) -> int:
     return deepest
 
 
-def _own_parts(definition: ast.AST) -> Iterator[ast.AST]:
-    """What a definition holds, apart from what is inside other definitions in it."""
+def _is_generator(function: ast.AST) -> bool:
+    """Does it yield, apart from the functions inside it?"""
     import ast
 
-    others = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef
-    stack = [*ast.iter_child_nodes(definition)]
-    while stack:
-        part = stack.pop()
-        if not isinstance(part, others):
-            yield part
-            stack += ast.iter_child_nodes(part)
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda
+    around, *others = (set(ast.walk(p)) for p in ast.walk(function) if isinstance(p, kinds))
+    own = around.difference(*others)
+    return any(isinstance(part, (ast.Yield, ast.YieldFrom)) for part in own)
 
 
 def _bare_signature(function: Any) -> str:
@@ -2413,13 +2369,15 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
 
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        inside: Any = chain([statement], *map(ast.walk, parts))
+        if type(statement).__name__ not in _STATEMENTS.split():
+            yield statement
+        inside: Any = chain(*map(ast.walk, parts))
         for part in inside:
             kind = type(part).__name__
-            acts = part is statement and kind not in _STATEMENTS.split()
+            stars = kind == "alias" and part.name == "*"
             calls = kind == "Call" and ast.unparse(part.func) not in _HARMLESS_CALLS.split()
             places = kind in ("Attribute", "Subscript") and isinstance(part.ctx, ast.Store)
-            if acts or calls or places:
+            if stars or calls or places:
                 yield part
 
 
@@ -4984,13 +4942,12 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         scope.replacements = new
         for each in nodes:
             op: Any = each._op
-            depends = any(parent._number in new for parent in each.parents)
             if each in changes:
                 root = each._as_root(to_data(changes[each]), each._base)
                 new[each._number] = root
                 if isinstance(root, ParameterNode):
                     root.set(root._data)  # which checks all but its type
-            elif depends and (effects or not op.effects):
+            elif any(p._number in new for p in each.parents) and (effects or not op.effects):
                 new[each._number] = _recompute(op, each, new)
     finally:
         _scope.set(around)
@@ -5370,9 +5327,7 @@ def _in_pickle(value: Any) -> Any:
 
 def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
     """A parameter whose value was checked before."""
-    parameter: ParameterNode[Any] = ParameterNode(
-        None, base, words
-    )  # no rules yet, nothing to check
+    parameter: ParameterNode[Any] = ParameterNode(None, base, words)  # no rules yet
     parameter.restore(data)
     for name, rule in rules.items():
         setattr(parameter, name, rule)
@@ -5568,20 +5523,16 @@ def _exit_with(code: int, words: str) -> int:
 
 def _suggest(path: str) -> int:
     """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
-    llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
     try:
         with open(0 if path == "-" else path, encoding="utf-8-sig") as file:
             graph = TraceGraph.from_json(file.read())
         if not (graph.parameters and graph.outputs):
             raise GraphError("nothing to suggest without a trainable node and an output")
-        optimizer = OptoPrime(graph.parameters, llm=llm)
+        optimizer = OptoPrime(graph.parameters)
     except (OSError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
         return _exit_with(2, f"suggest: {place}: {words}")
-    if isinstance(llm, StubLLM):
-        told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
-        print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
     found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
