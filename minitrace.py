@@ -1939,8 +1939,10 @@ class CodeBundle(Bundle[..., Any]):
                 self.source, self._locals = _source_of(self._inner)
             header = _signature_text(self.source, name)
             if header[0] != "@" and getattr(function, "__func__", function) is not self._inner:
-                words = "which its source does not show: write it, and @bundle over it, at the def"
-                raise TypeError(f"new code would lose what is around {name}(), {words}")
+                raise TypeError(
+                    f"new code would lose what is around {name}(), which its source does not show: "
+                    "write it, and @bundle over it, at the def"
+                )
             self.parameter = ParameterNode(
                 self.source,
                 f"{name}_code",
@@ -2127,26 +2129,40 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
     if not isinstance(value, Module):
         return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
-    codes = []
-    words, getters = Fields(), {property: "fget", cached_property: "func"}  # of what may run
+    codes, seen, called = [], Fields(), set[Any]()
+    inside = {property: "fget", cached_property: "func"}  # what may be in what may run
     for kind in type(value).__mro__:
+        calls = set[Any]()
         for name, item in vars(kind).items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
-            item = getattr(item, getters.get(type(item), ""), item)
-            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
-                item = getattr(item, "__wrapped__")
-            path = f"{kind.__name__}.{name}" if name in words else name
-            # The next one counts if this one calls it: by super(), or by the name of its class.
-            if not words.get(name, {kind.__name__}).isdisjoint(("__class__", kind.__name__)):
-                code = getattr(getattr(item, "_inner", item), "__code__", _attributes.__code__)
-                words[name] = {*code.co_names, *code.co_freevars}
-            elif isinstance(item, CodeBundle):
-                continue
-            if isinstance(item, CodeBundle):
-                codes.append((path, item.code_of(value)))
+            while not isinstance(item, Bundle) and (
+                inner := getattr(item, inside.get(type(item), "__wrapped__"), None)
+            ):
+                item = inner
+            # What was redefined counts if code before it calls it: by super(), or by its class.
+            ways = {("super", name), (kind.__name__, name)}
+            if seen.get(name, item) is item or ways & called:
+                path = f"{kind.__name__}.{name}" if name in seen else name
+                if isinstance(item, CodeBundle):
+                    codes.append((path, item.code_of(value)))
+                seen[name] = item
+                calls |= _calls_in(getattr(getattr(item, "_inner", item), "__code__", None))
+            called -= ways
             own.setdefault(name, None if isinstance(item, Bundle) else item)
+        called |= calls
     return [*own.items(), *codes]
+
+
+@lru_cache(4096)
+def _calls_in(code: Any) -> set[Any]:
+    """What some code may call: `("x", "m")` for x.m(), `("super", "m")` for super().m()."""
+    import dis
+
+    steps = dis.get_instructions(code) if isinstance(code, CodeType) else ()
+    names = [f"{'.' * step.opname.endswith(('_ATTR', '_METHOD'))}{step.argval}" for step in steps]
+    pairs = re.findall(r"(\w+) \.(\w+)", re.sub(r"\bsuper( \w+)+", "super", " ".join(names)))
+    return {*pairs}.union(*map(_calls_in, getattr(code, "co_consts", ())))
 
 
 # Where is the source of a function, and which part of it did its author write?
@@ -2232,7 +2248,7 @@ def _lines_of(found: Any, lines: list[str]) -> str:
     marks, margin = found.decorator_list, found.col_offset
     while marks and ast.unparse(marks[0]) in ("property", "classmethod", "staticmethod"):
         marks = marks[1:]  # these stand around the bundle: see `_bundle`
-    inside: set[int] = set()  # lines of a text of several: their white space is part of its value
+    inside = set[int]()  # lines of a text of several: their white space is part of its value
     for part in ast.walk(found):
         documents = part is getattr(found.body[0], "value", None)
         if isinstance(part, (ast.Constant, ast.JoinedStr)) and not documents:
@@ -2256,7 +2272,7 @@ def _signature_text(text: str, name: str) -> str:
 
 # May new code be accepted?
 
-_LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
+_SIZE, _NESTED = 20_000, 500  # characters of code; operators in one expression of it
 _HARMLESS_CALLS = "bool bytes complex dict float frozenset int list range re.compile set str tuple"
 _STATEMENTS = "Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr"
 _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
@@ -2318,9 +2334,8 @@ def _parse(source: str) -> ast.Module:
     import ast
 
     try:
-        if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
-            most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
-            raise SyntaxError(f"over {most}")
+        if len(source) > _SIZE or _nesting(source) > _NESTED:
+            raise SyntaxError(f"over {_SIZE:,} characters or {_NESTED} operators in an expression")
         compile(source, "the code", "exec")
     except (SyntaxError, RecursionError, MemoryError) as error:
         if "no binding for nonlocal" not in str(error):  # a closure may hold it
@@ -2349,8 +2364,7 @@ def _is_generator(function: ast.AST) -> bool:
 
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda
     around, *others = (set(ast.walk(p)) for p in ast.walk(function) if isinstance(p, kinds))
-    own = around.difference(*others)
-    return any(isinstance(part, (ast.Yield, ast.YieldFrom)) for part in own)
+    return any(isinstance(p, (ast.Yield, ast.YieldFrom)) for p in around.difference(*others))
 
 
 def _bare_signature(function: Any) -> str:
@@ -4935,7 +4949,7 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     strays = [to_text(each, 60) for each in set(changes).difference(nodes)]
     if strays:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
-    new: dict[int, AnyNode] = {}
+    new = dict[int, AnyNode]()
     scope, around = _Scope(), _scope.get()
     try:
         scope.begin()
@@ -5391,7 +5405,7 @@ for _name in {*chain(*map(dir, _kinds))}.difference(dir(Node)):
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
 
-_unlinked: list[list[Any]] = []
+_unlinked: list[Any] = []
 
 
 def _free_one_by_one(node: MessageNode[Any]) -> None:
@@ -5589,8 +5603,10 @@ def _run_command(arguments: Any) -> int:
         return 0
     provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
     reply = LLM()(arguments.question)
-    seconds = time.monotonic() - began
-    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not reported'}")
+    print(
+        f"{provider}, {reply.model}, {time.monotonic() - began:.1f} s, "
+        f"usage {reply.usage or 'not reported'}"
+    )
     print(reply)
     return 0
 

@@ -1616,6 +1616,31 @@ class Named(Top):
         return Top.m(self, x)
 
 
+class ByHelper(Redefined):
+    @bundle(trainable=True)
+    def m(self, x):
+        return self.helper(x)
+
+    def helper(self, x):
+        return [super(ByHelper, self).m(y).data for y in [x]]
+
+
+class ByOther(Redefined):
+    m = None
+
+    def other(self):
+        return Top.m(self, 1)
+
+
+class NotByOther(Redefined):
+    @bundle(trainable=True)
+    def m(self, x):
+        return super().n()
+
+    def other(self):
+        return super().other(self.m(1))
+
+
 class Covered(Super):
     m = None
 
@@ -1644,6 +1669,10 @@ class Same(Top):
         (Super, "m Top.m n"),
         (Through, "m Redefined.m n"),
         (Named, "Top.m n"),
+        (ByHelper, "m Redefined.m n"),
+        (model(ByHelper), "m Redefined.m n"),
+        (ByOther, "Top.m n"),
+        (NotByOther, "m n"),
         (Covered, "n"),
         (AsProperty, "n"),
         (Wrapped, "m n"),
