@@ -1025,10 +1025,12 @@ def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
     An error of minitrace's own, such as an `LLMError`, is not the program's failure and is raised
     as it is, except an inner `ExecutionError`, or one whose attribute `failure` says that it is.
     """
-    if isinstance(error, ExecutionError):
-        inner, original = error.exception_node, error.__cause__ or error
+    kind: Any = type(error)  # `isinstance` would ask the error, which may raise in turn
+    given: Any = error
+    if issubclass(kind, ExecutionError):
+        inner, original = given.exception_node, given.__cause__ or error
         message, full = inner.data, inner.create_feedback("full")
-    elif isinstance(error, MinitraceError) and not hasattr(error, "failure"):
+    elif issubclass(kind, MinitraceError) and not hasattr(error, "failure"):
         raise error
     else:
         message, source = _failure(error)
@@ -1258,7 +1260,8 @@ class Bundle(Parameterized, Generic[P, T]):
         names = self._positional
         if self._simple and not kwargs and len(args) == len(names):
             return _Call(names, (*map(_wrap, args, names),))
-        wraps = hasattr(self.fun, "__wrapped__")  # a decorator's, with arguments of its own
+        # A decorator has arguments of its own; a NumPy function does not take all its defaults.
+        wraps = hasattr(self.fun, "__wrapped__") or hasattr(self.fun, "nargs")
         try:
             bound = self.signature.bind(*args, **kwargs)
             given = {*bound.arguments}
@@ -5552,16 +5555,20 @@ def _exit_with(code: int, words: str) -> int:
 
 def _suggest(path: str) -> int:
     """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
+    llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
     try:
         with open(0 if path == "-" else path, encoding="utf-8-sig") as file:
             graph = TraceGraph.from_json(file.read())
         if not (graph.parameters and graph.outputs):
             raise GraphError("nothing to suggest without a trainable node and an output")
-        optimizer = OptoPrime(graph.parameters)
+        optimizer = OptoPrime(graph.parameters, llm=llm)
     except (OSError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
         return _exit_with(2, f"suggest: {place}: {words}")
+    if isinstance(llm, StubLLM):
+        told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
+        print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
     found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}

@@ -1610,6 +1610,10 @@ def test_foreign_errors_with_odd_attributes_are_reported():
     class Unnamed(Exception, metaclass=Nameless):
         pass
 
+    class Sly(Exception):
+        def __getattribute__(self, name):
+            raise OSError
+
     class Text(str):
         def __format__(self, spec):
             raise ValueError
@@ -1624,6 +1628,7 @@ def test_foreign_errors_with_odd_attributes_are_reported():
         (Said(), "(Said) said"),
         (Untraced(), "(Untraced) its message cannot be read"),
         (Unnamed(), "(Exception) its message cannot be read"),
+        (Sly(), "(Sly) its message cannot be read"),
     ]:
 
         def fails(error=error):
@@ -1637,6 +1642,11 @@ def test_foreign_errors_with_odd_attributes_are_reported():
             lambda n: [][int("9" * n)] if n < 10 else (_ for _ in ()).throw(ValueError("x" * 10**6))
         )(99)
     assert len(caught.value.exception_node.data) < 25_000
+
+
+def test_a_function_of_numpy_gets_the_arguments_that_are_given():
+    np = pytest.importorskip("numpy")
+    assert bundle()(np.add)(node(4.0), 1).data == 5.0
 
 
 def test_arguments_of_a_decorator_that_passes_its_own():
