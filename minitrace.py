@@ -389,7 +389,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
         self, feedback: Any = "", propagator: Propagator | None = None, *, score: Any = None
     ) -> None:
         """Send feedback from here to every parameter that had a part in it: see `backward`."""
-        _store(backward(self, feedback, propagator, score=score, _level=3))
+        _store(_carried_back(_outputs(self, feedback, score), propagator))
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
         """What this would be if the nodes in `changes` had those values; operators with effects
@@ -1611,7 +1611,6 @@ def backward(
     propagator: Propagator | None = None,
     *,
     score: Any = None,
-    _level: int = 2,
 ) -> dict[AnyNode, Any]:
     """Carry feedback from an output to every node that lies between it and a parameter.
 
@@ -1636,9 +1635,17 @@ def backward(
 
     Source: reverse-mode differentiation. Creation order replaces Kahn's topological sort (1962).
     """
+    return _carried_back(_outputs(output, feedback, score), propagator)
+
+
+def _carried_back(
+    outputs: Sequence[Output], propagator: Propagator | None = None
+) -> dict[AnyNode, Any]:
+    """What `backward` returns."""
     if propagator is None:
         propagator = GraphPropagator()
-    outputs = _outputs(output, feedback, score)
+    if not isinstance(propagator, Propagator):
+        raise TypeError(f"a propagator is an object such as SumPropagator(), not {propagator!r:.60}")
     # A node hears from its last child first: all lists are filled backwards, and reversed
     # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
@@ -1653,7 +1660,7 @@ def backward(
                 heard[parent._number].append(sent)
     if doubt := _doubt(reached):
         names = ", ".join(each.node.name for each in outputs)
-        warn(f"backward from {names}{doubt}", stacklevel=_level)
+        warn(f"backward from {names}{doubt}", stacklevel=3)
     return reached
 
 
@@ -1699,7 +1706,7 @@ def _as_score(score: Any) -> float | None:
         raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}") from None
     if number == number:
         return number
-    warn("a score of nan is ignored", stacklevel=5)
+    warn("a score of nan is ignored", stacklevel=4)
     return None
 
 
@@ -2024,7 +2031,10 @@ class CodeBundle(Bundle[..., Any]):
         tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
-        for function in _definitions(body, name):
+        found = _definitions(body, name)
+        if not found:  # or the name would be that of the bundle itself, which calls this
+            raise ValueError(f"the code defines no function `{name}` at top level")
+        for function in found:
             numbers = count()  # the defaults are those of the original
             for defaults in function.args.defaults, function.args.kw_defaults:
                 names = [each and f"_default_{next(numbers)}" for each in defaults]
@@ -2889,6 +2899,7 @@ def ask_until_usable(
     prompt: Sequence[Any],
     read: Callable[[str], tuple[T, list[str]]],
     retries: int = 2,
+    forgiving: bool = False,
     **options: Any,
 ) -> tuple[T, list[Reply], list[list[str]]]:
     """Ask until a reply can be used or `retries` are used up, saying each time what was wrong.
@@ -2897,6 +2908,8 @@ def ask_until_usable(
         llm: any callable from messages to text; None for the one that the environment names.
         prompt: the messages.
         read: a function of a reply's text; it returns a result, and a list of what is wrong.
+        forgiving: let an `LLMError` of a language model that refused, was filtered, was cut off or
+            said nothing be one more refusal, the last, instead of an error.
 
     Returns: what `read` made of the last reply; all the replies; for each that was refused, why.
 
@@ -2907,7 +2920,12 @@ def ask_until_usable(
     """
     messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
     while True:
-        reply = _ask_any(llm, [*messages], options)
+        try:
+            reply = _ask_any(llm, [*messages], options)
+        except MinitraceError as error:
+            if forgiving and hasattr(error, "failure"):
+                return read("")[0], replies, [*refused, [str(error)]]
+            raise
         replies.append(reply)
         cut = reply.finish_reason in _UNFINISHED  # however well what is there can be read
         result, problems = read("" if cut else reply)
@@ -3058,7 +3076,7 @@ class Optimizer:
         """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
-            _refuse_unreadable(self._named.values(), llm)
+            _refuse_unreadable(self._named.values())
         self.names, self.parameters = [*self._named], [*self._named.values()]
         self.llm = llm
         self.propagator = self._flow() if propagator is None else propagator
@@ -3068,9 +3086,22 @@ class Optimizer:
         self.max_chars = max_chars
         self.retries = retries
         self.on_refusal = on_refusal
+        self._check_settings()
         self.history: list[Attempt] = []
         self.refused: dict[str, None] = {}  # every rule that replies broke, in order
         self._heard: list[TraceGraph] = []  # what was said, where the feedback carries no graph
+
+    def _check_settings(self) -> None:
+        """Refuse, before anything is paid, what no step could work with."""
+        if self.llm is not None:
+            _check_llm(self.llm)
+        if self.on_refusal not in (None, "raise", "keep"):
+            raise ValueError(f"on_refusal= takes 'raise' or 'keep', not {self.on_refusal!r}")
+        for name in "memory_size", "max_tokens", "max_chars", "retries":
+            count = getattr(self, name)
+            if count is not None or name != "max_tokens":
+                if not isinstance(count, int) or count < 0:
+                    raise ValueError(f"{name}= takes a whole number from 0, not {count!r:.60}")
 
     def _flow(self) -> Propagator:
         """How feedback flows by default."""
@@ -3092,8 +3123,16 @@ class Optimizer:
 
     def backward(self, output: Any, feedback: Any = "", score: Any = None) -> None:
         """Send feedback from an output to its own parameters, by its propagator."""
-        reached = backward(output, feedback, self.propagator, score=score, _level=3)
-        _store({each: reached[each] for each in self.parameters if each in reached})
+        outputs = _outputs(output, feedback, score)
+        reached = _carried_back(outputs, self.propagator)
+        own = {each: reached[each] for each in self.parameters if each in reached}
+        if not any(each.feedback for each in self.parameters):  # somebody cleared it
+            self._heard.clear()
+        graph = TraceGraph()
+        graph.outputs, graph.values = outputs, {each: each._data for each in own}
+        if own:
+            self._heard.append(graph)
+        _store(own)
 
     def step(self, bypassing: bool = False, verbose: bool = False, approve: Any = None) -> Proposal:
         """Propose new values and set them; return the proposal, empty if nothing changed.
@@ -3105,11 +3144,11 @@ class Optimizer:
         """
         if any(map(self._is_stale, self._graphs())):
             warn("some feedback is older than the last change: call zero_feedback()", stacklevel=2)
-        proposal: Proposal = self.propose()
+        proposal = self._as_proposal(self.propose())
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
         verdict = approve(proposal.diff()) if approve and proposal else True
-        if verdict is not True:
+        if verdict not in (True,):  # which NumPy's is too
             refusal = str(verdict or "refused")
             named = {parameter.py_name: value for parameter, value in proposal.items()}
             self.refused[f"{_listed(named)}: {refusal}"] = None
@@ -3124,17 +3163,27 @@ class Optimizer:
 
     def update(self, values: Mapping[Any, Any]) -> Proposal:
         """Set new values, by parameter or by name: all of them, or none if one is refused."""
-        good = self.checked(values)
-        proposal = values if isinstance(values, Proposal) else Proposal(good)
-        self._remember_step(proposal, "" if good else "no change")
-        proposal.before = {parameter: parameter._data for parameter in good}
-        for parameter, value in good.items():
+        proposal = self._as_proposal(values)
+        self._remember_step(proposal, "" if proposal else "no change")
+        proposal.before = {parameter: parameter._data for parameter in proposal}
+        for parameter, value in proposal.items():
             parameter.restore(value)
+        return proposal
+
+    def _as_proposal(self, values: Any) -> Proposal:
+        """A proposal with its values as the parameters take them, which no later check repeats."""
+        good = self.checked(values)
+        proposal = values if isinstance(values, Proposal) else Proposal()
+        proposal.clear()
         proposal.update(good)
+        proposal.accepted = good
         return proposal
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
+        if not isinstance(values, Mapping):
+            told = to_text(values, 60)
+            raise TypeError(f"new values are a dict, by parameter or by name, not {told}")
         known: dict[Any, Parameter] = {key: p for p in self.parameters for key in (p, p.name)}
         known |= self._named  # two functions of one name have names of their own here
         strays = [to_text(key, 60) for key in values if key not in known]
@@ -3238,8 +3287,8 @@ class Optimizer:
 
     def _graphs(self) -> list[TraceGraph]:
         """The trace graphs of the feedback, or what was said where it carries none."""
-        found = chain(*[parameter.feedback for parameter in self.parameters])
-        return [each for each in found if isinstance(each, TraceGraph)] or self._heard
+        found = [*chain(*[parameter.feedback for parameter in self.parameters])]
+        return [each for each in found if isinstance(each, TraceGraph)] or self._heard * bool(found)
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
@@ -3267,10 +3316,11 @@ class Optimizer:
     def _answer(self, prompt: Prompt) -> tuple[Any, ...]:
         """What `ask_until_usable` gives: a reading, the replies, and what was wrong with them."""
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        asked = ask_until_usable(self.llm, prompt, self._read, self.retries, **options)
+        keeps = self.on_refusal == "keep"
+        asked = ask_until_usable(self.llm, prompt, self._read, self.retries, keeps, **options)
         _, replies, refused = asked
-        self.refused |= dict.fromkeys(chain(*refused))
-        if len(refused) == len(replies) and self.on_refusal != "keep":
+        self.refused |= dict.fromkeys(chain(*refused[: len(replies)]))  # but no silence
+        if len(refused) == len(replies) and not keeps:
             times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
             raise ReplyError(f"no usable reply in {times}: {refused[-1][-1]}", replies, refused[-1])
         return asked
@@ -3319,6 +3369,11 @@ class Optimizer:
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
+        if not isinstance(attempt, Attempt):
+            raise TypeError(
+                f"restore() takes an Attempt, not {to_text(attempt, 60)}; best is None until "
+                "backward(output, feedback, score=...) was given a score"
+            )
         strays = [name for name in attempt.values if name not in self._named]
         if strays:
             raise ValueError(
@@ -3403,11 +3458,14 @@ def _by_name(parameters: Any) -> Named:
     return named
 
 
-def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
-    """Refuse, before anything is paid, a parameter whose kind of value no reply could give, and
-    what is no language model."""
-    if llm is not None and (isinstance(llm, type) or not callable(llm)):
+def _check_llm(llm: Any) -> None:
+    """Refuse what is no language model."""
+    if isinstance(llm, type) or not callable(llm):
         raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
+
+
+def _refuse_unreadable(parameters: Iterable[Parameter]) -> None:
+    """Refuse, before anything is paid, a parameter whose kind of value no reply could give."""
     for each in parameters:
         made = None
         with suppress(ValueError):
@@ -3528,14 +3586,6 @@ class _Critic(SumPropagator):
     """Feedback that a language model rewrites at every step, for each parent its own."""
 
     optimizer: TextGrad
-
-    def start(self, outputs: Sequence[Output]) -> list[Any]:
-        """What was said, which the optimizer's history keeps."""
-        graph = TraceGraph()
-        graph.outputs = [*outputs]
-        graph.values = {each: each._data for each in self.optimizer.parameters}
-        self.optimizer._heard.append(graph)
-        return super().start(outputs)
 
     def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
@@ -4048,6 +4098,7 @@ def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     hooks see it as they see ours."""
     llm = _default_llm() if llm is None else llm
     if not isinstance(llm, LanguageModel):
+        _check_llm(llm)
         function, llm = llm, LanguageModel()
         llm.function = function
         llm.complete = lambda messages, options: function(messages, **options)
@@ -4596,6 +4647,10 @@ class Script(LanguageModel):
 
     def __init__(self, replies: Iterable[str | tuple[str, str]]) -> None:
         self.replies, self.asked = list(replies), list[_Messages]()
+        for each in [replies] if isinstance(replies, str) else self.replies:
+            if each is replies or not isinstance(each, (str, tuple)):
+                told = f"not {to_text(each, 60)}"
+                raise TypeError(f"Script takes a list of texts and of pairs (pattern, reply), {told}")
         self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:

@@ -39,6 +39,7 @@ from minitrace import (
     ReplyError,
     Script,
     StubLLM,
+    SumPropagator,
     TextGrad,
     TraceGraph,
     ask,
@@ -650,6 +651,62 @@ def test_an_optimizer_of_ones_own_takes_a_method():
     assert Increment([x]).step() == {x: 2} and x.data == 2
 
 
+@pytest.mark.parametrize("key", [lambda x: x, lambda x: "x0", lambda x: x.name])
+@pytest.mark.parametrize("kind", [dict, Proposal])
+def test_a_proposal_of_ones_own_may_be_any_dict(key, kind, capsys):
+    class Ten(Optimizer):
+        def propose(self):
+            return kind({key(x): 10})
+
+    x = node(1, name="x", trainable=True, projections=[lambda value: value // 2])
+    assert Ten([x]).step(bypassing=True, verbose=True) == {x: 5} and x.data == 0
+    assert Ten([x]).step(approve=lambda diff: "+5" not in diff) == {}
+    assert Ten([x]).step() == {x: 5} and x.data == 5  # projected once
+
+
+@pytest.mark.parametrize("verdict, accepted", [(1, True), (0, False), ("", False), ([5], False)])
+def test_a_verdict_is_true_in_any_way_of_saying_so(verdict, accepted):
+    optimizer = problem(node(1, name="x", trainable=True))
+    assert bool(optimizer.step(approve=lambda diff: verdict)) is accepted
+
+
+def test_scores_of_feedback_that_is_a_number_are_remembered():
+    class Descent(Optimizer):
+        def propose(self):
+            return {each: each.data - sum(each.feedback) for each in self.parameters}
+
+    x = node(4.0, name="x", trainable=True)
+    optimizer = Descent([x], propagator=SumPropagator())
+    for _ in range(3):
+        optimizer.zero_feedback()
+        optimizer.backward(x * 1.0, 1.0, score=-x.data)
+        optimizer.step()
+    scores = [(each.score, each.feedback, each.outputs) for each in optimizer.history]
+    assert scores == [(-4, [1.0], ["4.0"]), (-3, [1.0], ["3.0"]), (-2, [1.0], ["2.0"])]
+    optimizer.restore(optimizer.best)
+    assert x.data == 2
+    x.zero_feedback()  # by hand
+    optimizer.backward(x * 1.0, 2.0, score=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.best.score == 7 and optimizer.history[-1].feedback == [2.0]
+
+
+def test_a_language_model_that_says_nothing_may_be_forgiven():
+    def silent(messages):
+        if len(messages) > 1:
+            raise LLMError("I would rather not", kind="refused")
+        return "hm"
+
+    asked = [{"role": "user", "content": "How many?"}]
+    read = lambda text: (text, ["Only digits."])  # noqa: E731
+    found = ask_until_usable(silent, asked, read, forgiving=True)
+    assert found == ("", ["hm"], [["Only digits."], ["I would rather not"]])
+    with pytest.raises(LLMError, match="I would rather not"):
+        ask_until_usable(silent, asked, read)
+
+
 def test_an_optimizer_that_neither_describes_nor_proposes_says_so():
     class Idle(Optimizer):
         pass
@@ -956,11 +1013,33 @@ def test_textgrad_without_feedback_says_what_to_call():
         (lambda x: OptoPrime([x]).backward(x + 1, "low", score="high"), "a score is a number"),
         (lambda x: OptoPrime(7), "7 has no parameters"),
         (lambda x: OptoPrime([x], llm=5), "takes a callable, such as LLM"),
+        (lambda x: ask_until_usable("gpt", [], len), "takes a callable, such as LLM"),
+        (lambda x: OptoPrime([x]).update(None), "values are a dict, by parameter or by name, not N"),
+        (lambda x: OptoPrime([x]).checked([x]), "values are a dict, by parameter or by name"),
+        (lambda x: OptoPrime([x]).restore(OptoPrime([x]).best), "takes an Attempt, not None; best is"),
+        (lambda x: x.backward("low", propagator=SumPropagator), "is an object such as SumPropagator"),
+        (lambda x: OptoPrime([x], propagator=0).backward(x), r"such as SumPropagator\(\), not 0"),
     ],
 )
 def test_mistakes_are_named_at_once(wrong, words):
     with pytest.raises(TypeError, match=words):
         wrong(node(1, name="x", trainable=True))
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ({"on_refusal": "stay"}, "on_refusal= takes 'raise' or 'keep', not 'stay'"),
+        ({"retries": None}, "retries= takes a whole number from 0, not None"),
+        ({"retries": -1}, "retries= takes a whole number from 0, not -1"),
+        ({"memory_size": "8"}, "memory_size= takes a whole number from 0, not '8'"),
+        ({"max_chars": 1e4}, "max_chars= takes a whole number from 0, not 10000.0"),
+        ({"max_tokens": "many"}, "max_tokens= takes a whole number from 0, not 'many'"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_paid(setting, words):
+    with pytest.raises(ValueError, match=words):
+        OptoPrime(node(1, trainable=True), llm=StubLLM(), **setting)
 
 
 def test_one_parameter_needs_no_list_and_feedback_no_words():

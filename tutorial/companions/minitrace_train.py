@@ -238,8 +238,6 @@ class _Job(NamedTuple):
             _raise_unless_about_values(error)
             failure = error.exception_node
             return _Result(failure, failure.data, None, failure.create_feedback("full"), True)
-        if self.guide is None:
-            return _Result(output, output.data, None, "")
         try:
             said = _awaited(self.guide(self.query, output.data, self.info))
         except (ReplyError, LLMError) as error:  # of a judge that asks a language model
@@ -355,12 +353,6 @@ setattr(minitrace, "_on_shared_loop", _awaited)  # for `run_coroutine`
 # ---- How do examples run side by side? In threads, or in other processes -------------------------
 
 
-class _Silence(Reply):
-    """What an optimizer reads where a language model would not speak: that nothing changes."""
-
-    why = ""
-
-
 class _Watch:
     """A hook that counts calls and tokens, and knows what has to end before a run can stop."""
 
@@ -369,7 +361,6 @@ class _Watch:
         self.spent = {"calls": 0, "tokens": 0}
         self.in_flight: list[tuple[str, int]] = []  # each with its thread
         self.stopped = False
-        self.forgives = False  # Is it no error that a language model would not speak?
         self.changed = threading.Condition()
 
     @contextmanager
@@ -396,12 +387,7 @@ class _Watch:
         with self.flight("calls"):
             with self.changed:
                 self.spent["calls"] += 1
-            try:
-                reply = self.journal.answer(llm, messages, options, ask)
-            except LLMError as error:
-                if _what_ends_a_run(error) or not self.forgives:
-                    raise
-                return _Silence('{"suggestion": {}}', why=str(error))
+            reply = self.journal.answer(llm, messages, options, ask)
         with self.changed:
             self.spent["tokens"] += _tokens(messages, reply)
         return reply
@@ -1360,19 +1346,13 @@ class _Training:
         return False
 
     def propose(self) -> list[Proposal]:
-        """The proposals, checked; of several, one that a language model is silent on changes
-        nothing. An optimizer that is not ours may not understand the words of that."""
+        """The proposals, checked."""
         optimizer, count = self.optimizer, self.options.candidates
-        ours = type(optimizer).propose is Optimizer.propose
-        self.watch.forgives = ours and optimizer.on_refusal == "keep"
-        try:
-            with self.journal.recording(self.place("propose"), shared=True):
-                if count == 1:
-                    found = optimizer.propose()
-                else:  # in a thread, since Ctrl-C stops this one
-                    (found,) = _side_by_side(optimizer.propose, [count], 1)
-        finally:
-            self.watch.forgives = False
+        with self.journal.recording(self.place("propose"), shared=True):
+            if count == 1:
+                found = optimizer.propose()
+            else:  # in a thread, since Ctrl-C stops this one
+                (found,) = _side_by_side(optimizer.propose, [count], 1)
         return list(map(self.checked, [found] if isinstance(found, Mapping) else found or []))
 
     def checked(self, found: Any) -> Proposal:
@@ -1382,8 +1362,6 @@ class _Training:
         proposal.clear()
         proposal.update(values)
         proposal.accepted = dict(values)
-        silent = [each.why for each in proposal.replies if isinstance(each, _Silence)]
-        proposal.refused = [*proposal.refused, *silent]
         return proposal
 
     def tried(
@@ -1576,12 +1554,19 @@ def train(
     >>> answer.data, run.scores
     (7, [-6.0, -5.0, -3.0, -1.0, -1.0, 0.0])
     """
-    optimizer = optimizer or OptoPrime(model)
+    if optimizer is None:
+        optimizer = OptoPrime(model)
     examples = _pairs(dataset, "dataset")
-    held_out = _pairs(() if validation is None else validation, "validation")
+    held_out = [] if validation is None else _pairs(validation, "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
     _check_counts(**counts, workers=workers, patience=1 if patience is None else patience)
-    _check_kinds(examples, guide, budget)
+    _check_kinds(optimizer, budget, failed_score)
+    _check_program(model, guide)
+    for name, function in {"progress": progress, "redact": redact}.items():
+        if function:
+            _check_takes(name, function, "a dict")
+    if not examples:
+        raise ValueError("dataset has no examples: there is nothing to learn from")
     facts: _Record = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle}
     facts |= {"seed": seed, "failed_score": failed_score}
     options = SimpleNamespace(**facts, measure=measure)
@@ -1598,13 +1583,33 @@ def train(
     return run if budget is None else Run(*run[:5], budget.spent, *run[6:])
 
 
-def _check_kinds(examples: _Examples, guide: Any, budget: Any) -> None:
-    if not examples:
-        raise ValueError("dataset has no examples: there is nothing to learn from")
-    if not callable(guide) or isinstance(guide, type):
-        raise TypeError(f"guide= takes a function or a Guide(), not {to_text(guide, 60)}")
+def _check_kinds(optimizer: Any, budget: Any, failed_score: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        told = to_text(optimizer, 60)
+        raise TypeError(f"optimizer= takes an Optimizer, such as OptoPrime(model), not {told}")
     if budget is not None and not hasattr(budget, "spent"):
         raise TypeError(f"budget= takes a Budget, not {to_text(budget, 60)}")
+    if not isinstance(failed_score, (int, float)) or not math.isfinite(failed_score):
+        raise ValueError(f"failed_score= takes a finite number, not {to_text(failed_score, 60)}")
+
+
+def _check_program(model: Any, guide: Any) -> None:
+    """Refuse, before anything is paid, what cannot be called with an example."""
+    if not isinstance(model, ParameterNode):
+        _check_takes("model", model, "the input")
+    _check_takes("guide", guide, "query", "response", "info")
+
+
+def _check_takes(name: str, function: Any, *wanted: str) -> None:
+    """Raise unless this is a function that can be called with so many arguments."""
+    words = f"{name}= takes a function of {', '.join(wanted)}"
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{words}, not {to_text(function, 60)}")
+    with suppress(ValueError):  # it does not say what it takes
+        try:
+            inspect.signature(function).bind(*wanted)
+        except TypeError as error:
+            raise TypeError(f"{words}: {to_text(function, 60)} has {error}") from None
 
 
 def _check_counts(**counts: Any) -> None:
@@ -1621,6 +1626,8 @@ def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
             words = f"{len(inputs)} inputs and {len(infos)} infos"
             raise TypeError(f"{name} as a mapping has inputs and as many infos, not {words}")
         dataset = zip(inputs, infos, strict=True)
+    if not isinstance(dataset, Iterable):
+        raise TypeError(f"{name} is a list of pairs (input, info), not {to_text(dataset, 60)}")
     examples = list(enumerate(dataset))
     for index, pair in examples:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -1729,13 +1736,19 @@ def evaluate(
     """
     if guide is None:
         inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
-        dataset = [(each, None) for each in inputs]
+        dataset, guide = [(each, None) for each in inputs], _say_nothing
     _check_counts(workers=workers)
+    _check_program(model, guide)
     journal = _Journal(None)
     watch = _Watch(journal)
     runner = _Workers(model, guide, workers, executor, failed_score, journal, watch)
     with watch.opened():
         return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
+
+
+def _say_nothing(query: Any, response: Any, info: Any) -> str:
+    """The guide of a measurement without one."""
+    return ""
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
