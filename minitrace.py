@@ -635,6 +635,12 @@ def _base_of(name: Any) -> str:
     return name.partition(":")[0]
 
 
+def _check_kind(kind: Any, given: Any, words: str) -> None:
+    """Raise, in these words, what is of another kind."""
+    if not isinstance(given, kind):
+        raise TypeError(f"{words}, not {to_text(given, 60)}")
+
+
 def _everywhere(verdict: Any) -> bool:
     """Is it true? Of an array: of every element?"""
     return bool(verdict.all() if hasattr(verdict, "all") else verdict)
@@ -1644,8 +1650,7 @@ def _carried_back(
     """What `backward` returns."""
     if propagator is None:
         propagator = GraphPropagator()
-    if not isinstance(propagator, Propagator):
-        raise TypeError(f"a propagator is an object such as SumPropagator(), not {propagator!r:.60}")
+    _check_kind(Propagator, propagator, "a propagator is an object such as SumPropagator()")
     # A node hears from its last child first: all lists are filled backwards, and reversed
     # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
@@ -2534,8 +2539,7 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
-    article = "an" if name[0] in "aeiou" else "a"
-    raise ValueError(f"it must be {article} {name}, as its present value is")
+    raise ValueError(f"it must be a{'n' * (name[0] in 'aeiou')} {name}, as its present value is")
 
 
 def coerce_value(value: Any, like: Any) -> Any:
@@ -2801,8 +2805,8 @@ class _ReplyReader:
             if form.get(key) is not None:
                 self.words[key] = str(form[key])
         if not isinstance(given, dict):
-            words = "its suggestion is not an object of names and values"
-            self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
+            words = "The reply cannot be read: its suggestion is not an object of names and values."
+            self.take(_WHOLE, [], words)
         elif "suggestion" in form:
             self.take(_WHOLE, [*given.items(), *known])
         elif known or len(form) > len(strange) > 0:  # beside another field
@@ -3076,7 +3080,7 @@ class Optimizer:
         """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
-            _refuse_unreadable(self._named.values())
+            _refuse_unreadable(self._named.values(), llm)
         self.names, self.parameters = [*self._named], [*self._named.values()]
         self.llm = llm
         self.propagator = self._flow() if propagator is None else propagator
@@ -3086,22 +3090,13 @@ class Optimizer:
         self.max_chars = max_chars
         self.retries = retries
         self.on_refusal = on_refusal
-        self._check_settings()
+        for name in "memory_size", "max_chars", "retries":
+            _check_kind(int, getattr(self, name), f"{name}= takes a whole number")
+        if on_refusal not in (None, "raise", "keep"):
+            raise ValueError(f"on_refusal= takes 'raise' or 'keep', not {on_refusal!r}")
         self.history: list[Attempt] = []
         self.refused: dict[str, None] = {}  # every rule that replies broke, in order
         self._heard: list[TraceGraph] = []  # what was said, where the feedback carries no graph
-
-    def _check_settings(self) -> None:
-        """Refuse, before anything is paid, what no step could work with."""
-        if self.llm is not None:
-            _check_llm(self.llm)
-        if self.on_refusal not in (None, "raise", "keep"):
-            raise ValueError(f"on_refusal= takes 'raise' or 'keep', not {self.on_refusal!r}")
-        for name in "memory_size", "max_tokens", "max_chars", "retries":
-            count = getattr(self, name)
-            if count is not None or name != "max_tokens":
-                if not isinstance(count, int) or count < 0:
-                    raise ValueError(f"{name}= takes a whole number from 0, not {count!r:.60}")
 
     def _flow(self) -> Propagator:
         """How feedback flows by default."""
@@ -3144,7 +3139,7 @@ class Optimizer:
         """
         if any(map(self._is_stale, self._graphs())):
             warn("some feedback is older than the last change: call zero_feedback()", stacklevel=2)
-        proposal = self._as_proposal(self.propose())
+        proposal = self.as_proposal(self.propose())
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
         verdict = approve(proposal.diff()) if approve and proposal else True
@@ -3163,14 +3158,14 @@ class Optimizer:
 
     def update(self, values: Mapping[Any, Any]) -> Proposal:
         """Set new values, by parameter or by name: all of them, or none if one is refused."""
-        proposal = self._as_proposal(values)
+        proposal = self.as_proposal(values)
         self._remember_step(proposal, "" if proposal else "no change")
         proposal.before = {parameter: parameter._data for parameter in proposal}
         for parameter, value in proposal.items():
             parameter.restore(value)
         return proposal
 
-    def _as_proposal(self, values: Any) -> Proposal:
+    def as_proposal(self, values: Mapping[Any, Any]) -> Proposal:
         """A proposal with its values as the parameters take them, which no later check repeats."""
         good = self.checked(values)
         proposal = values if isinstance(values, Proposal) else Proposal()
@@ -3181,9 +3176,7 @@ class Optimizer:
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
-        if not isinstance(values, Mapping):
-            told = to_text(values, 60)
-            raise TypeError(f"new values are a dict, by parameter or by name, not {told}")
+        _check_kind(Mapping, values, "new values are a dict, by parameter or by name")
         known: dict[Any, Parameter] = {key: p for p in self.parameters for key in (p, p.name)}
         known |= self._named  # two functions of one name have names of their own here
         strays = [to_text(key, 60) for key in values if key not in known]
@@ -3287,8 +3280,8 @@ class Optimizer:
 
     def _graphs(self) -> list[TraceGraph]:
         """The trace graphs of the feedback, or what was said where it carries none."""
-        found = [*chain(*[parameter.feedback for parameter in self.parameters])]
-        return [each for each in found if isinstance(each, TraceGraph)] or self._heard * bool(found)
+        found = chain(*[parameter.feedback for parameter in self.parameters])
+        return [each for each in found if isinstance(each, TraceGraph)] or self._heard
 
     def _is_stale(self, graph: TraceGraph) -> bool:
         """Has a parameter of this optimizer another value now than this feedback was about?"""
@@ -3321,8 +3314,8 @@ class Optimizer:
         _, replies, refused = asked
         self.refused |= dict.fromkeys(chain(*refused[: len(replies)]))  # but no silence
         if len(refused) == len(replies) and not keeps:
-            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
-            raise ReplyError(f"no usable reply in {times}: {refused[-1][-1]}", replies, refused[-1])
+            words = f"no usable reply in {len(replies)} attempt{'s' * (len(replies) > 1)}"
+            raise ReplyError(f"{words}: {refused[-1][-1]}", replies, refused[-1])
         return asked
 
     def _read(self, text: str) -> tuple[Reading, list[str]]:
@@ -3369,11 +3362,8 @@ class Optimizer:
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        if not isinstance(attempt, Attempt):
-            raise TypeError(
-                f"restore() takes an Attempt, not {to_text(attempt, 60)}; best is None until "
-                "backward(output, feedback, score=...) was given a score"
-            )
+        words = "restore() takes an Attempt (best is None before backward() was given a score)"
+        _check_kind(Attempt, attempt, words)
         strays = [name for name in attempt.values if name not in self._named]
         if strays:
             raise ValueError(
@@ -3447,8 +3437,7 @@ def _by_name(parameters: Any) -> Named:
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
     for each in {id(each): each for each in chain(*groups)}.values():
-        if not isinstance(each, ParameterNode):
-            raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
+        _check_kind(ParameterNode, each, "an optimizer works on parameters")
         name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())
         if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
@@ -3458,14 +3447,11 @@ def _by_name(parameters: Any) -> Named:
     return named
 
 
-def _check_llm(llm: Any) -> None:
-    """Refuse what is no language model."""
-    if isinstance(llm, type) or not callable(llm):
+def _refuse_unreadable(parameters: Iterable[Parameter], llm: Any) -> None:
+    """Refuse, before anything is paid, a parameter whose kind of value no reply could give, and
+    what is no language model."""
+    if llm is not None and (isinstance(llm, type) or not callable(llm)):
         raise TypeError(f"llm= takes a callable, such as LLM('openai/gpt-4o'), not {llm!r:.60}")
-
-
-def _refuse_unreadable(parameters: Iterable[Parameter]) -> None:
-    """Refuse, before anything is paid, a parameter whose kind of value no reply could give."""
     for each in parameters:
         made = None
         with suppress(ValueError):
@@ -3922,8 +3908,10 @@ _END = "choices 0 finish_reason|stop_reason"
 _REFUSAL = "choices 0 message refusal"  # words in place of a text
 # What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
 _ENDS = {
-    word: row.split(": ")[0]
-    for row in """
+    word: kind
+    for kind, words in (
+        row.split(": ")
+        for row in """
 stop: end_turn stop_sequence eos
 length: max_tokens model_length max_output_tokens
 cut off: model_context_window_exceeded
@@ -3932,7 +3920,8 @@ filtered: content_filter content_filtered sensitive safety recitation blocklist 
 invalid_prompt content_policy_violation data_inspection_failed
 failed: error network_error insufficient_system_resource abort aborted cancelled
 """.strip().splitlines()
-    for word in row.split(": ")[1].split()
+    )
+    for word in words.split()
 }
 # What the counts of tokens are called; those of the first row that is found add up.
 _COUNTS = (
@@ -4044,9 +4033,11 @@ class LanguageModel:
         except Exception as error:
             if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
                 raise
-            told = f"{self.model or type(self).__name__} raised {to_text(error, 500)}"
-            words = f"the language model {told}, the cause of this"
-            raise LLMError(words, kind="raised") from error
+            raise LLMError(
+                f"the language model {self.model or type(self).__name__} raised "
+                f"{to_text(error, 500)}, the cause of this",
+                kind="raised",
+            ) from error
         return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
@@ -4098,7 +4089,6 @@ def _ask_any(llm: Any, messages: Any, options: Mapping[str, Any] = {}) -> Reply:
     hooks see it as they see ours."""
     llm = _default_llm() if llm is None else llm
     if not isinstance(llm, LanguageModel):
-        _check_llm(llm)
         function, llm = llm, LanguageModel()
         llm.function = function
         llm.complete = lambda messages, options: function(messages, **options)
@@ -4179,8 +4169,10 @@ PROTOCOLS = {
 # moves the address, and what stands behind what that says. "compatible" serves bare names, and has
 # no address of its own.
 PROVIDERS: dict[str, tuple[str, ...]] = {
-    row.split("  ")[0]: tuple(row.split("  ")[1:])
-    for row in """
+    name: tuple(rest)
+    for name, *rest in (
+        row.split("  ")
+        for row in """
 openai  openai  https://api.openai.com/v1  OPENAI_API_KEY  OPENAI_BASE_URL
 anthropic  anthropic  https://api.anthropic.com  ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN  \
 ANTHROPIC_BASE_URL
@@ -4198,6 +4190,7 @@ vllm  openai  http://127.0.0.1:8000/v1  VLLM_API_KEY
 llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
 compatible  openai    OPENAI_API_KEY  OPENAI_BASE_URL
 """.strip().splitlines()
+    )
 }
 
 
@@ -4399,9 +4392,11 @@ class _Route:
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
-        facts |= {"wait": wait, "model": self.model, "provider": self.name.partition("/")[0]}
-        return LLMError(f"{self.name} at {url}: {said}; {advice}.", url=url, **facts)
+        return LLMError(
+            f"{self.name} at {url}: {said}; {advice}.",
+            kind=kind, status=status, words=words, hopeless=sign == "=", wait=wait,
+            model=self.model, provider=self.name.partition("/")[0], url=url,
+        )  # fmt: skip
 
     def post(self, body: bytes, seconds: float) -> Reply | LLMError:
         """The reply to one POST, or what kept it from coming within `seconds`.
@@ -4427,8 +4422,8 @@ class _Route:
             except Exception as error:
                 said = repr(getattr(error, "reason", error))
                 said = said if sockets else f"no connection: {said}"
-                direct = request.host in self.url
-                said = said if direct else f"the proxy {request.host}: {said}"
+                if request.host not in self.url:
+                    said = f"the proxy {request.host}: {said}"
                 return self.error("network", said)
 
         talking = _in_thread(talk)
@@ -4613,8 +4608,10 @@ class LLM(LanguageModel):
 def _check_options(options: Fields, known: Iterable[str]) -> None:
     names = sorted({*known})
     for name in sorted(options.keys() - {*names, "extra"}):
-        words = "what one server alone knows goes into extra={...}"
-        raise TypeError(f"no option {name!r}: known are {', '.join(names)}; {words}")
+        raise TypeError(
+            f"no option {name!r}: known are {', '.join(names)}; "
+            "what one server alone knows goes into extra={...}"
+        )
 
 
 def _address(base: str, path: str) -> str:
@@ -4646,11 +4643,10 @@ class Script(LanguageModel):
     model = "script"
 
     def __init__(self, replies: Iterable[str | tuple[str, str]]) -> None:
-        self.replies, self.asked = list(replies), list[_Messages]()
-        for each in [replies] if isinstance(replies, str) else self.replies:
-            if each is replies or not isinstance(each, (str, tuple)):
-                told = f"not {to_text(each, 60)}"
-                raise TypeError(f"Script takes a list of texts and of pairs (pattern, reply), {told}")
+        self.replies = [replies] if isinstance(replies, str) else list(replies)
+        for each in self.replies:
+            _check_kind((str, tuple), each, "Script takes texts and pairs (pattern, reply)")
+        self.asked = list[_Messages]()
         self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
@@ -4660,8 +4656,9 @@ class Script(LanguageModel):
         fits = (reply for pattern, reply in pairs if re.search(pattern, prompt))
         for reply in chain(fits, self._texts):
             return Reply(reply, model="script")
-        words = f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}"
-        raise LLMError(words, kind="miss")
+        raise LLMError(
+            f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}", kind="miss"
+        )
 
 
 def _call_llm(*prompts: Any) -> MessageNode[Any]:

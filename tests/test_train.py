@@ -443,7 +443,6 @@ def test_an_evaluation_without_a_judgement_says_so():
         ({"guide": near, "optimizer": OptoPrime}, "optimizer= takes an Optimizer, such as Opto"),
         ({"guide": near, "optimizer": []}, r"optimizer= takes an Optimizer, .*, not \[\]"),
         ({"guide": near, "progress": True}, "progress= takes a function of a dict, not True"),
-        ({"guide": near, "redact": "all"}, "redact= takes a function of a dict, not 'all'"),
         ({"guide": near, "dataset": 5}, r"dataset is a list of pairs \(input, info\), not 5"),
         ({"guide": near, "budget": 5}, "budget= takes a Budget, not 5"),
         ({"guide": near, "model": len}, "has no parameters: pass optimizer="),

@@ -250,7 +250,9 @@ class Replay(LanguageModel):
         model: str | None = None,
     ) -> None:
         if live is not None and (isinstance(live, type) or not callable(live)):
-            raise TypeError(f"live= takes a callable, such as LLM('openai/gpt-4o'), not {live!r:.60}")
+            raise TypeError(
+                f"live= takes a callable, such as LLM('openai/gpt-4o'), not {live!r:.60}"
+            )
         self.path, self.live = os.fspath(path), live
         self.asked = model
         self.model = model or getattr(live, "model", None) or "replay"
@@ -273,7 +275,9 @@ class Replay(LanguageModel):
             keys = [other for other in self._records if self._replies(other, asked)]
             words = f"{self.path} has no record {turn} of this call"
             if not keys:
-                there = f"none of {asked or 'any other'}" if os.path.exists(self.path) else "no file"
+                there = (
+                    f"none of {asked or 'any other'}" if os.path.exists(self.path) else "no file"
+                )
                 raise LLMError(f"{words}; there is {there}: pass live= to record it", kind="miss")
             raise LLMError(f"{words}; the closest is\n{_closest(key, keys)}", kind="miss")
         said = self.live(messages, **options)

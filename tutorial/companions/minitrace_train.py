@@ -1197,9 +1197,10 @@ class _Training:
             if self.progress is _show_progress:
                 print(file=sys.stderr)
         run = self.outcome(reason)
-        told: _Record = {"score": run.score, "examples": run.examples, "scored_on": run.scored_on}
-        told |= {"refusals": run.refused, "values": self.encoded(self.best.values)}
-        self.record("end", reason=reason, best=self.best_as_dict(), **told)
+        self.record(
+            "end", reason=reason, best=self.best_as_dict(), score=run.score, examples=run.examples,
+            scored_on=run.scored_on, refusals=run.refused, values=self.encoded(self.best.values),
+        )  # fmt: skip
         self.journal.tell_if_finished()
         return run
 
@@ -1286,9 +1287,11 @@ class _Training:
         self.keep(now, candidates, chosen, reason)
         self.scores.append(now.score)
         self.stale = 0 if reason in ("better", "no scores", "not compared") else self.stale + 1
-        told: _Record = {"epoch": epoch, "score": now.score, "validation": now.validation}
-        told |= {"accepted": chosen.number, "reason": reason, "best": self.best_as_dict()}
-        self.record("step", **told, values=self.encoded(self.values()), graph=self.graph_as_dict())
+        self.record(
+            "step", epoch=epoch, score=now.score, validation=now.validation, accepted=chosen.number,
+            reason=reason, best=self.best_as_dict(), values=self.encoded(self.values()),
+            graph=self.graph_as_dict(),
+        )  # fmt: skip
 
     def validated(self, candidate: int = 0) -> _Scores:
         """The scores of the values in force, on what was held out."""
@@ -1346,23 +1349,15 @@ class _Training:
         return False
 
     def propose(self) -> list[Proposal]:
-        """The proposals, checked."""
+        """The proposals, checked, which no later check repeats."""
         optimizer, count = self.optimizer, self.options.candidates
         with self.journal.recording(self.place("propose"), shared=True):
             if count == 1:
                 found = optimizer.propose()
             else:  # in a thread, since Ctrl-C stops this one
                 (found,) = _side_by_side(optimizer.propose, [count], 1)
-        return list(map(self.checked, [found] if isinstance(found, Mapping) else found or []))
-
-    def checked(self, found: Any) -> Proposal:
-        """A proposal with its values as the parameters take them, which no later check repeats."""
-        proposal = found if isinstance(found, Proposal) else Proposal()
-        values = self.optimizer.checked(found)
-        proposal.clear()
-        proposal.update(values)
-        proposal.accepted = dict(values)
-        return proposal
+        several = [found] if isinstance(found, Mapping) else found or []
+        return list(map(optimizer.as_proposal, several))
 
     def tried(
         self, proposal: Proposal, batch: _Examples, before: Sequence[_Candidate]
@@ -1374,11 +1369,12 @@ class _Training:
             candidate = replace(same[0], number=candidate.number, proposal=proposal)
         elif proposal and self.compares:
             candidate = self.measured(candidate, batch)
-        told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
-        told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
-        told |= {"score": candidate.score, "validation": candidate.validation}
-        told |= {"candidate": candidate.number, "seconds": round(proposal.seconds, 3)}
-        self.record("proposal", values=values, **told)
+        self.record(
+            "proposal", values=values, reasoning=proposal.reasoning, answer=proposal.answer,
+            refused=proposal.refused, usage=proposal.usage and dict(proposal.usage),
+            diff=proposal.diff(), score=candidate.score, validation=candidate.validation,
+            candidate=candidate.number, seconds=round(proposal.seconds, 3),
+        )  # fmt: skip
         return candidate
 
     def measured(self, candidate: _Candidate, batch: _Examples) -> _Candidate:
@@ -1560,13 +1556,8 @@ def train(
     held_out = [] if validation is None else _pairs(validation, "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
     _check_counts(**counts, workers=workers, patience=1 if patience is None else patience)
-    _check_kinds(optimizer, budget, failed_score)
-    _check_program(model, guide)
-    for name, function in {"progress": progress, "redact": redact}.items():
-        if function:
-            _check_takes(name, function, "a dict")
-    if not examples:
-        raise ValueError("dataset has no examples: there is nothing to learn from")
+    _check_kinds(examples, optimizer, budget, failed_score)
+    _check_program(model, guide, progress)
     facts: _Record = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle}
     facts |= {"seed": seed, "failed_score": failed_score}
     options = SimpleNamespace(**facts, measure=measure)
@@ -1583,7 +1574,9 @@ def train(
     return run if budget is None else Run(*run[:5], budget.spent, *run[6:])
 
 
-def _check_kinds(optimizer: Any, budget: Any, failed_score: Any) -> None:
+def _check_kinds(examples: _Examples, optimizer: Any, budget: Any, failed_score: Any) -> None:
+    if not examples:
+        raise ValueError("dataset has no examples: there is nothing to learn from")
     if not isinstance(optimizer, Optimizer):
         told = to_text(optimizer, 60)
         raise TypeError(f"optimizer= takes an Optimizer, such as OptoPrime(model), not {told}")
@@ -1593,11 +1586,12 @@ def _check_kinds(optimizer: Any, budget: Any, failed_score: Any) -> None:
         raise ValueError(f"failed_score= takes a finite number, not {to_text(failed_score, 60)}")
 
 
-def _check_program(model: Any, guide: Any) -> None:
-    """Refuse, before anything is paid, what cannot be called with an example."""
-    if not isinstance(model, ParameterNode):
-        _check_takes("model", model, "the input")
+def _check_program(model: Any, guide: Any, progress: Any = None) -> None:
+    """Refuse, before anything is paid, what cannot be called as it will be."""
+    _check_takes("model", model, "the input")
     _check_takes("guide", guide, "query", "response", "info")
+    if progress:
+        _check_takes("progress", progress, "a dict")
 
 
 def _check_takes(name: str, function: Any, *wanted: str) -> None:
