@@ -635,12 +635,6 @@ def _base_of(name: Any) -> str:
     return name.partition(":")[0]
 
 
-def _check_kind(kind: Any, given: Any, words: str) -> None:
-    """Raise, in these words, what is of another kind."""
-    if not isinstance(given, kind):
-        raise TypeError(f"{words}, not {to_text(given, 60)}")
-
-
 def _everywhere(verdict: Any) -> bool:
     """Is it true? Of an array: of every element?"""
     return bool(verdict.all() if hasattr(verdict, "all") else verdict)
@@ -1597,9 +1591,7 @@ class GraphPropagator(Propagator):
 
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """One new graph for all the outputs, with what was said of each."""
-        graph = TraceGraph()
-        graph.outputs = [*outputs]
-        return [graph] * len(outputs)
+        return [TraceGraph(outputs)] * len(outputs)
 
     def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
         """They are all the same graph."""
@@ -1644,13 +1636,9 @@ def backward(
     return _carried_back(_outputs(output, feedback, score), propagator)
 
 
-def _carried_back(
-    outputs: Sequence[Output], propagator: Propagator | None = None
-) -> dict[AnyNode, Any]:
+def _carried_back(outputs: Sequence[Output], propagator: Propagator | None) -> dict[AnyNode, Any]:
     """What `backward` returns."""
-    if propagator is None:
-        propagator = GraphPropagator()
-    _check_kind(Propagator, propagator, "a propagator is an object such as SumPropagator()")
+    propagator = propagator or GraphPropagator()
     # A node hears from its last child first: all lists are filled backwards, and reversed
     # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
@@ -1744,8 +1732,8 @@ class TraceGraph:
     (['too small'], 0.5)
     """
 
-    def __init__(self) -> None:
-        self.outputs: list[Output] = []
+    def __init__(self, outputs: Iterable[Output] = ()) -> None:
+        self.outputs = [*outputs]
         self.values: dict[AnyNode, Any] = {}
         self.extra: Fields = {}
         self.named: dict[AnyNode, str] = {}  # names that an optimizer gave to its parameters
@@ -1755,8 +1743,7 @@ class TraceGraph:
     @classmethod
     def of(cls, *nodes: AnyNode) -> TraceGraph:
         """The whole graph above some nodes, with or without parameters."""
-        graph = cls()
-        graph.outputs = [Output(each, None) for each in nodes]
+        graph = cls(Output(each, None) for each in nodes)
         for each in reversed(_ancestors(nodes)):
             graph.add(each)
         return graph
@@ -2033,13 +2020,14 @@ class CodeBundle(Bundle[..., Any]):
         linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
         owner = getattr(self._owner[0], "__name__", "_")
         outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
-        tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+        # The name is the maker's own, or a text that defines another would get the bundle itself.
+        tree: Any = ast.parse(
+            f"{outer}\n  def maker():\n   if 0: {name} = 0\n   try: return {name}\n   except "
+            f"NameError: raise ValueError('the code defines no function `{name}`') from None"
+        )
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
-        found = _definitions(body, name)
-        if not found:  # or the name would be that of the bundle itself, which calls this
-            raise ValueError(f"the code defines no function `{name}` at top level")
-        for function in found:
+        for function in _definitions(body, name):
             numbers = count()  # the defaults are those of the original
             for defaults in function.args.defaults, function.args.kw_defaults:
                 names = [each and f"_default_{next(numbers)}" for each in defaults]
@@ -2933,8 +2921,7 @@ def ask_until_usable(
         replies.append(reply)
         cut = reply.finish_reason in _UNFINISHED  # however well what is there can be read
         result, problems = read("" if cut else reply)
-        if cut:
-            problems = [_CUT_OFF]
+        problems = [_CUT_OFF] if cut else problems
         if problems:
             refused.append(problems)
         if not problems or len(replies) > retries:
@@ -3076,24 +3063,19 @@ class Optimizer:
             max_chars: the most characters in a prompt.
             retries: how often to ask again after a reply that cannot be used.
             on_refusal: what to do then: "raise" a `ReplyError`, the default, or "keep" the values
-                as they are, the default of `train`.
+                as they are, the default of `train`, where no answer at all is no error either.
         """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
             _refuse_unreadable(self._named.values(), llm)
         self.names, self.parameters = [*self._named], [*self._named.values()]
         self.llm = llm
-        self.propagator = self._flow() if propagator is None else propagator
+        self.propagator = propagator or self._flow()
         self.objective = objective or ""
         self.memory_size = memory_size
-        self.max_tokens = max_tokens
-        self.max_chars = max_chars
+        self.max_tokens, self.max_chars = max_tokens, max_chars
         self.retries = retries
         self.on_refusal = on_refusal
-        for name in "memory_size", "max_chars", "retries":
-            _check_kind(int, getattr(self, name), f"{name}= takes a whole number")
-        if on_refusal not in (None, "raise", "keep"):
-            raise ValueError(f"on_refusal= takes 'raise' or 'keep', not {on_refusal!r}")
         self.history: list[Attempt] = []
         self.refused: dict[str, None] = {}  # every rule that replies broke, in order
         self._heard: list[TraceGraph] = []  # what was said, where the feedback carries no graph
@@ -3120,13 +3102,12 @@ class Optimizer:
         """Send feedback from an output to its own parameters, by its propagator."""
         outputs = _outputs(output, feedback, score)
         reached = _carried_back(outputs, self.propagator)
-        own = {each: reached[each] for each in self.parameters if each in reached}
+        own: dict[AnyNode, Any] = {p: reached[p] for p in self.parameters if p in reached}
         if not any(each.feedback for each in self.parameters):  # somebody cleared it
             self._heard.clear()
-        graph = TraceGraph()
-        graph.outputs, graph.values = outputs, {each: each._data for each in own}
         if own:
-            self._heard.append(graph)
+            self._heard.append(TraceGraph(outputs))
+            self._heard[-1].values = {each: each._data for each in own}
         _store(own)
 
     def step(self, bypassing: bool = False, verbose: bool = False, approve: Any = None) -> Proposal:
@@ -3147,10 +3128,9 @@ class Optimizer:
             refusal = str(verdict or "refused")
             named = {parameter.py_name: value for parameter, value in proposal.items()}
             self.refused[f"{_listed(named)}: {refusal}"] = None
-            self._remember_step(proposal, refusal)
-            told = copy.copy(proposal)
-            told.clear()
-            return told
+            self._remember_step(copy.copy(proposal), refusal)
+            proposal.clear()
+            return proposal
         if bypassing:
             self._remember_step(proposal, "bypassed")
             return proposal
@@ -3176,7 +3156,11 @@ class Optimizer:
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
-        _check_kind(Mapping, values, "new values are a dict, by parameter or by name")
+        accepted, given = getattr(values, "accepted", {}), self._by_parameter(values).items()
+        return {p: v if accepted.get(p, given) is v else p.checked(v) for p, v in given}
+
+    def _by_parameter(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
+        """The values, by parameter or by name, as they are by parameter."""
         known: dict[Any, Parameter] = {key: p for p in self.parameters for key in (p, p.name)}
         known |= self._named  # two functions of one name have names of their own here
         strays = [to_text(key, 60) for key in values if key not in known]
@@ -3185,11 +3169,7 @@ class Optimizer:
                 f"{', '.join(strays)}: no parameter of this optimizer, "
                 f"which has {', '.join(self.names)}"
             )
-        accepted, good = getattr(values, "accepted", {}), dict[Parameter, Any]()
-        for key, value in values.items():
-            each = known[key]
-            good[each] = value if accepted.get(each, accepted) is value else each.checked(value)
-        return good
+        return {known[key]: value for key, value in values.items()}
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -3362,15 +3342,10 @@ class Optimizer:
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        words = "restore() takes an Attempt (best is None before backward() was given a score)"
-        _check_kind(Attempt, attempt, words)
-        strays = [name for name in attempt.values if name not in self._named]
-        if strays:
-            raise ValueError(
-                f"the attempt has values of {', '.join(strays)}, which this optimizer does not have"
-            )
-        for name, value in attempt.values.items():
-            self._named[name].restore(value)
+        if attempt is None:
+            raise MinitraceError("there is no attempt to restore: best is None without a score")
+        for parameter, value in self._by_parameter(attempt.values).items():
+            parameter.restore(value)
 
     def undo(self) -> None:
         """Put back the values from before the last update that has not been undone."""
@@ -3437,7 +3412,8 @@ def _by_name(parameters: Any) -> Named:
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
     named: dict[str, Parameter] = {}
     for each in {id(each): each for each in chain(*groups)}.values():
-        _check_kind(ParameterNode, each, "an optimizer works on parameters")
+        if not isinstance(each, ParameterNode):
+            raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
         name = _unused_name(each.py_name, named if _is_code(each) else _FORM_WORDS.split())
         if name in named:  # only functions of one name are told apart
             raise ValueError(f"two parameters are called {name}: give one of them another name")
@@ -3571,7 +3547,7 @@ Say in a few sentences how its input {} should change for better feedback."""
 class _Critic(SumPropagator):
     """Feedback that a language model rewrites at every step, for each parent its own."""
 
-    optimizer: TextGrad
+    optimizer: Optimizer
 
     def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
@@ -3821,8 +3797,8 @@ class LLMError(MinitraceError):
     miss - the script has no reply for call 2: 'second'
     """
 
-    kind, status, provider, model, url, words, hopeless = "setup", 0, "", "", "", "", False
-    wait = 0.0
+    kind, status, wait, hopeless = "setup", 0, 0.0, False
+    provider = model = url = words = ""
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -3890,8 +3866,8 @@ class Reply(str):
             text = _content(_dig(answer, "choices 0 message content|content"))
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        refused, model = _dig(answer, _REFUSAL), _content(_dig(answer, "model"))
-        end = "refusal" if refused else _content(_dig(answer, _END))
+        end = "refusal" if _dig(answer, _REFUSAL) else _content(_dig(answer, _END))
+        model = _content(_dig(answer, "model"))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
         told, usage = facts.get("usage") or _dig(answer, "usage"), Fields()
         for name, *kinds in map(str.split, _COUNTS):
@@ -4243,9 +4219,8 @@ def _wait(headers: Any, body: str) -> float:
     """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
     from email.utils import parsedate_to_datetime
 
-    after = headers.get("retry-after", "").strip()
-    thousandths = f"{headers.get('retry-after-ms')}e-3"
-    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
+    after, short = headers.get("retry-after", "").strip(), headers.get("retry-after-ms")
+    for said in (f"{short}e-3", after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
         if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
             return float(said)
     with suppress(ValueError, TypeError, OverflowError):
@@ -4644,15 +4619,13 @@ class Script(LanguageModel):
 
     def __init__(self, replies: Iterable[str | tuple[str, str]]) -> None:
         self.replies = [replies] if isinstance(replies, str) else list(replies)
-        for each in self.replies:
-            _check_kind((str, tuple), each, "Script takes texts and pairs (pattern, reply)")
         self.asked = list[_Messages]()
         self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         self.asked.append(messages)
         prompt = "\n".join(_content(message["content"]) for message in messages)
-        pairs = (pair for pair in self.replies if not isinstance(pair, str))
+        pairs = [pair for pair in self.replies if not isinstance(pair, str)]
         fits = (reply for pattern, reply in pairs if re.search(pattern, prompt))
         for reply in chain(fits, self._texts):
             return Reply(reply, model="script")

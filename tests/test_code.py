@@ -1729,11 +1729,11 @@ def doubled(n):
     return 2 * n
 
 
-@pytest.mark.parametrize("text", ["def helper(n):\n    return n", "", "doubled = None"])
+@pytest.mark.parametrize("text", ["def helper(n):\n    return n", ""])
 def test_code_that_was_put_there_unchecked_and_defines_another_name_says_so(text):
     code = doubled.parameter.data
     doubled.parameter.restore(text)
-    with pytest.raises(ExecutionError, match="the code defines no function `doubled` at top level"):
+    with pytest.raises(ExecutionError, match="the code defines no function `doubled`"):
         doubled(3)
     doubled.parameter.restore(code)
     assert doubled(3).data == 6

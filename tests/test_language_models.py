@@ -1741,10 +1741,7 @@ def test_a_script_answers_in_order_or_by_pattern():
     assert ask([{"role": "system", "content": "sum"}, {"role": "user", "content": "x"}]) == "42"
 
 
-@pytest.mark.parametrize("replies", [[{"suggestion": {}}], [5], ["yes", None]])
-def test_a_script_takes_texts_and_pairs(replies):
-    with pytest.raises(TypeError, match="Script takes texts and pairs .pattern, reply., not"):
-        Script(replies)
+def test_a_script_of_one_text_gives_the_whole_of_it():
     assert Script("yes")("Well?") == "yes"
 
 
