@@ -1520,7 +1520,9 @@ def train(
         journal: a file of JSON lines that keeps all that happens, the data too. The same call with
             the same file, in this process or another, resumes the run after a crash and pays for no
             recorded reply again; with more epochs it goes on from where it ended. Prompts go on to
-            call the parameters as they did when it began.
+            call the parameters as they did when it began. Language models are told apart by their
+            `model` or, without one, by the name of the function or class: two that share it, such
+            as two lambdas, need a `model` each, or one may be given what the other said.
         budget: a context manager with a mapping `spent`, such as `minitrace_record.Budget`. The run
             ends when it is spent.
         progress: a function of a dict, called after each step; False for none. By default a line
