@@ -2501,7 +2501,7 @@ def _changed_since(parameter: Parameter, number: int) -> bool:
 
 def _is_same(old: Any, new: Any) -> bool:
     """Are two values of a parameter the same, as far as a reader can tell?"""
-    return type(old) is type(new) and to_text(old) == to_text(new)
+    return old is new or (type(old) is type(new) and to_text(old) == to_text(new))
 
 
 def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
