@@ -393,7 +393,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
         self, feedback: Any = "", propagator: Propagator | None = None, *, score: Any = None
     ) -> None:
         """Send feedback from here to every parameter that had a part in it: see `backward`."""
-        _store(backward(self, feedback, propagator, score=score, _level=3))
+        _store(_carried_back(_outputs(self, feedback, score), propagator))
 
     def rerun(self, changes: Mapping[Any, Any], *, effects: bool = False) -> Node[T]:
         """What this would be if the nodes in `changes` had those values; operators with effects
@@ -1608,9 +1608,7 @@ class GraphPropagator(Propagator):
 
     def start(self, outputs: Sequence[Output]) -> list[Any]:
         """One new graph for all the outputs, with what was said of each."""
-        graph = TraceGraph()
-        graph.outputs = [*outputs]
-        return [graph] * len(outputs)
+        return [TraceGraph(outputs)] * len(outputs)
 
     def aggregate(self, feedbacks: list[TraceGraph]) -> TraceGraph:
         """They are all the same graph."""
@@ -1628,7 +1626,6 @@ def backward(
     propagator: Propagator | None = None,
     *,
     score: Any = None,
-    _level: int = 2,
 ) -> dict[AnyNode, Any]:
     """Carry feedback from an output to every node that lies between it and a parameter.
 
@@ -1653,9 +1650,12 @@ def backward(
 
     Source: reverse-mode differentiation. Creation order replaces Kahn's topological sort (1962).
     """
-    if propagator is None:
-        propagator = GraphPropagator()
-    outputs = _outputs(output, feedback, score)
+    return _carried_back(_outputs(output, feedback, score), propagator)
+
+
+def _carried_back(outputs: Sequence[Output], propagator: Propagator | None) -> dict[AnyNode, Any]:
+    """What `backward` returns."""
+    propagator = propagator or GraphPropagator()
     # A node hears from its last child first: all lists are filled backwards, and reversed
     # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
@@ -1670,7 +1670,7 @@ def backward(
                 heard[parent._number].append(sent)
     if doubt := _doubt(reached):
         names = ", ".join(each.node.name for each in outputs)
-        warn(f"backward from {names}{doubt}", stacklevel=_level)
+        warn(f"backward from {names}{doubt}", stacklevel=3)
     return reached
 
 
@@ -1716,7 +1716,7 @@ def _as_score(score: Any) -> float | None:
         raise TypeError(f"backward(): a score is a number, not {to_text(score, 60)}") from None
     if number == number:
         return number
-    warn("a score of nan is ignored", stacklevel=5)
+    warn("a score of nan is ignored", stacklevel=4)
     return None
 
 
@@ -1749,8 +1749,8 @@ class TraceGraph:
     (['too small'], 0.5)
     """
 
-    def __init__(self) -> None:
-        self.outputs: list[Output] = []
+    def __init__(self, outputs: Iterable[Output] = ()) -> None:
+        self.outputs = [*outputs]
         self.values: dict[AnyNode, Any] = {}
         self.extra: Fields = {}
         self.named: dict[AnyNode, str] = {}  # names that an optimizer gave to its parameters
@@ -1760,8 +1760,7 @@ class TraceGraph:
     @classmethod
     def of(cls, *nodes: AnyNode) -> TraceGraph:
         """The whole graph above some nodes, with or without parameters."""
-        graph = cls()
-        graph.outputs = [Output(each, None) for each in nodes]
+        graph = cls(Output(each, None) for each in nodes)
         for each in reversed(_ancestors(nodes)):
             graph.add(each)
         return graph
@@ -2043,7 +2042,11 @@ class CodeBundle(Bundle[..., Any]):
         linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
         owner = getattr(self._owner[0], "__name__", "_")
         outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
-        tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+        # The name is the maker's own, or a text that defines another would get the bundle itself.
+        tree: Any = ast.parse(
+            f"{outer}\n  def maker():\n   if 0: {name} = 0\n   try: return {name}\n   except "
+            f"NameError: raise ValueError('the code defines no function `{name}`') from None"
+        )
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
         for function in _definitions(body, name):
@@ -2524,7 +2527,7 @@ def _changed_since(parameter: Parameter, number: int) -> bool:
 
 def _is_same(old: Any, new: Any) -> bool:
     """Are two values of a parameter the same, as far as a reader can tell?"""
-    return type(old) is type(new) and to_text(old) == to_text(new)
+    return old is new or (type(old) is type(new) and to_text(old) == to_text(new))
 
 
 def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> Any:
@@ -2550,8 +2553,7 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
-    article = "an" if name[0] in "aeiou" else "a"
-    raise ValueError(f"it must be {article} {name}, as its present value is")
+    raise ValueError(f"it must be a{'n' * (name[0] in 'aeiou')} {name}, as its present value is")
 
 
 def coerce_value(value: Any, like: Any) -> Any:
@@ -2817,8 +2819,8 @@ class _ReplyReader:
             if form.get(key) is not None:
                 self.words[key] = str(form[key])
         if not isinstance(given, dict):
-            words = "its suggestion is not an object of names and values"
-            self.take(_WHOLE, [], f"The reply cannot be read: {words}.")
+            words = "The reply cannot be read: its suggestion is not an object of names and values."
+            self.take(_WHOLE, [], words)
         elif "suggestion" in form:
             self.take(_WHOLE, [*given.items(), *known])
         elif known or len(form) > len(strange) > 0:  # beside another field
@@ -2915,6 +2917,7 @@ def ask_until_usable(
     prompt: Sequence[Any],
     read: Callable[[str], tuple[T, list[str]]],
     retries: int = 2,
+    forgiving: bool = False,
     **options: Any,
 ) -> tuple[T, list[Reply], list[list[str]]]:
     """Ask until a reply can be used or `retries` are used up, saying each time what was wrong.
@@ -2923,6 +2926,8 @@ def ask_until_usable(
         llm: any callable from messages to text; None for the one that the environment names.
         prompt: the messages.
         read: a function of a reply's text; it returns a result, and a list of what is wrong.
+        forgiving: let an `LLMError` of a language model that refused, was filtered, was cut off or
+            said nothing be one more refusal, the last, instead of an error.
 
     Returns: what `read` made of the last reply; all the replies; for each that was refused, why.
 
@@ -2933,12 +2938,16 @@ def ask_until_usable(
     """
     messages, replies, refused = [*prompt], list[Reply](), list[list[str]]()
     while True:
-        reply = _ask_any(llm, [*messages], options)
+        try:
+            reply = _ask_any(llm, [*messages], options)
+        except MinitraceError as error:
+            if forgiving and hasattr(error, "failure"):
+                return read("")[0], replies, [*refused, [str(error)]]
+            raise
         replies.append(reply)
         cut = reply.finish_reason in _UNFINISHED  # however well what is there can be read
         result, problems = read("" if cut else reply)
-        if cut:
-            problems = [_CUT_OFF]
+        problems = [_CUT_OFF] if cut else problems
         if problems:
             refused.append(problems)
         if not problems or len(replies) > retries:
@@ -3080,18 +3089,17 @@ class Optimizer:
             max_chars: the most characters in a prompt.
             retries: how often to ask again after a reply that cannot be used.
             on_refusal: what to do then: "raise" a `ReplyError`, the default, or "keep" the values
-                as they are, the default of `train`.
+                as they are, the default of `train`, where no answer at all is no error either.
         """
         self._named = _by_name(parameters)
         if type(self).propose is Optimizer.propose:  # by asking a language model
             _refuse_unreadable(self._named.values(), llm)
         self.names, self.parameters = [*self._named], [*self._named.values()]
         self.llm = llm
-        self.propagator = self._flow() if propagator is None else propagator
+        self.propagator = propagator or self._flow()
         self.objective = objective or ""
         self.memory_size = memory_size
-        self.max_tokens = max_tokens
-        self.max_chars = max_chars
+        self.max_tokens, self.max_chars = max_tokens, max_chars
         self.retries = retries
         self.on_refusal = on_refusal
         self.history: list[Attempt] = []
@@ -3118,8 +3126,15 @@ class Optimizer:
 
     def backward(self, output: Any, feedback: Any = "", score: Any = None) -> None:
         """Send feedback from an output to its own parameters, by its propagator."""
-        reached = backward(output, feedback, self.propagator, score=score, _level=3)
-        _store({each: reached[each] for each in self.parameters if each in reached})
+        outputs = _outputs(output, feedback, score)
+        reached = _carried_back(outputs, self.propagator)
+        own: dict[AnyNode, Any] = {p: reached[p] for p in self.parameters if p in reached}
+        if not any(each.feedback for each in self.parameters):  # somebody cleared it
+            self._heard.clear()
+        if own:
+            self._heard.append(TraceGraph(outputs))
+            self._heard[-1].values = {each: each._data for each in own}
+        _store(own)
 
     def step(self, bypassing: bool = False, verbose: bool = False, approve: Any = None) -> Proposal:
         """Propose new values and set them; return the proposal, empty if nothing changed.
@@ -3131,18 +3146,17 @@ class Optimizer:
         """
         if any(map(self._is_stale, self._graphs())):
             warn("some feedback is older than the last change: call zero_feedback()", stacklevel=2)
-        proposal: Proposal = self.propose()
+        proposal = self.as_proposal(self.propose())
         if verbose:
             print(*(m["content"] for m in proposal.prompt), *proposal.replies, sep="\n\n")
         verdict = approve(proposal.diff()) if approve and proposal else True
-        if verdict is not True:
+        if verdict not in (True,):  # which NumPy's is too
             refusal = str(verdict or "refused")
             named = {parameter.py_name: value for parameter, value in proposal.items()}
             self.refused[f"{_listed(named)}: {refusal}"] = None
-            self._remember_step(proposal, refusal)
-            told = copy.copy(proposal)
-            told.clear()
-            return told
+            self._remember_step(copy.copy(proposal), refusal)
+            proposal.clear()
+            return proposal
         if bypassing:
             self._remember_step(proposal, "bypassed")
             return proposal
@@ -3150,17 +3164,29 @@ class Optimizer:
 
     def update(self, values: Mapping[Any, Any]) -> Proposal:
         """Set new values, by parameter or by name: all of them, or none if one is refused."""
-        good = self.checked(values)
-        proposal = values if isinstance(values, Proposal) else Proposal(good)
-        self._remember_step(proposal, "" if good else "no change")
-        proposal.before = {parameter: parameter._data for parameter in good}
-        for parameter, value in good.items():
+        proposal = self.as_proposal(values)
+        self._remember_step(proposal, "" if proposal else "no change")
+        proposal.before = {parameter: parameter._data for parameter in proposal}
+        for parameter, value in proposal.items():
             parameter.restore(value)
+        return proposal
+
+    def as_proposal(self, values: Mapping[Any, Any]) -> Proposal:
+        """A proposal with its values as the parameters take them, which no later check repeats."""
+        good = self.checked(values)
+        proposal = values if isinstance(values, Proposal) else Proposal()
+        proposal.clear()
         proposal.update(good)
+        proposal.accepted = good
         return proposal
 
     def checked(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
         """The values as the parameters would take them; `ValueError` if one is refused."""
+        accepted, given = getattr(values, "accepted", {}), self._by_parameter(values).items()
+        return {p: v if accepted.get(p, given) is v else p.checked(v) for p, v in given}
+
+    def _by_parameter(self, values: Mapping[Any, Any]) -> dict[Parameter, Any]:
+        """The values, by parameter or by name, as they are by parameter."""
         known: dict[Any, Parameter] = {key: p for p in self.parameters for key in (p, p.name)}
         known |= self._named  # two functions of one name have names of their own here
         strays = [to_text(key, 60) for key in values if key not in known]
@@ -3169,11 +3195,7 @@ class Optimizer:
                 f"{', '.join(strays)}: no parameter of this optimizer, "
                 f"which has {', '.join(self.names)}"
             )
-        accepted, good = getattr(values, "accepted", {}), dict[Parameter, Any]()
-        for key, value in values.items():
-            each = known[key]
-            good[each] = value if accepted.get(each, accepted) is value else each.checked(value)
-        return good
+        return {known[key]: value for key, value in values.items()}
 
     def propose(self, n: int | None = None) -> Any:
         """Ask for new values; nothing is set. A `Proposal`, empty if nothing should change.
@@ -3293,12 +3315,13 @@ class Optimizer:
     def _answer(self, prompt: Prompt) -> tuple[Any, ...]:
         """What `ask_until_usable` gives: a reading, the replies, and what was wrong with them."""
         options = {"max_tokens": self.max_tokens} if self.max_tokens else {}
-        asked = ask_until_usable(self.llm, prompt, self._read, self.retries, **options)
+        keeps = self.on_refusal == "keep"
+        asked = ask_until_usable(self.llm, prompt, self._read, self.retries, keeps, **options)
         _, replies, refused = asked
-        self.refused |= dict.fromkeys(chain(*refused))
-        if len(refused) == len(replies) and self.on_refusal != "keep":
-            times = f"{len(replies)} attempts" if len(replies) > 1 else "1 attempt"
-            raise ReplyError(f"no usable reply in {times}: {refused[-1][-1]}", replies, refused[-1])
+        self.refused |= dict.fromkeys(chain(*refused[: len(replies)]))  # but no silence
+        if len(refused) == len(replies) and not keeps:
+            words = f"no usable reply in {len(replies)} attempt{'s' * (len(replies) > 1)}"
+            raise ReplyError(f"{words}: {refused[-1][-1]}", replies, refused[-1])
         return asked
 
     def _read(self, text: str) -> tuple[Reading, list[str]]:
@@ -3345,13 +3368,10 @@ class Optimizer:
 
     def restore(self, attempt: Attempt) -> None:
         """Put back the values of an attempt, such as `optimizer.best`: all of them, or none."""
-        strays = [name for name in attempt.values if name not in self._named]
-        if strays:
-            raise ValueError(
-                f"the attempt has values of {', '.join(strays)}, which this optimizer does not have"
-            )
-        for name, value in attempt.values.items():
-            self._named[name].restore(value)
+        if attempt is None:
+            raise MinitraceError("there is no attempt to restore: best is None without a score")
+        for parameter, value in self._by_parameter(attempt.values).items():
+            parameter.restore(value)
 
     def undo(self) -> None:
         """Put back the values from before the last update that has not been undone."""
@@ -3553,15 +3573,7 @@ Say in a few sentences how its input {} should change for better feedback."""
 class _Critic(SumPropagator):
     """Feedback that a language model rewrites at every step, for each parent its own."""
 
-    optimizer: TextGrad
-
-    def start(self, outputs: Sequence[Output]) -> list[Any]:
-        """What was said, which the optimizer's history keeps."""
-        graph = TraceGraph()
-        graph.outputs = [*outputs]
-        graph.values = {each: each._data for each in self.optimizer.parameters}
-        self.optimizer._heard.append(graph)
-        return super().start(outputs)
+    optimizer: Optimizer
 
     def propagate(self, node: AnyNode, feedback: Any) -> list[Any]:
         """Ask what each parent that depends on a parameter should be like; side by side."""
@@ -3811,8 +3823,8 @@ class LLMError(MinitraceError):
     miss - the script has no reply for call 2: 'second'
     """
 
-    kind, status, provider, model, url, words, hopeless = "setup", 0, "", "", "", "", False
-    wait = 0.0
+    kind, status, wait, hopeless = "setup", 0, 0.0, False
+    provider = model = url = words = ""
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -3880,8 +3892,8 @@ class Reply(str):
             text = _content(_dig(answer, "choices 0 message content|content"))
         # A lone surrogate, which JSON can carry, would break the first file that the text goes to.
         self = super().__new__(cls, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-        refused, model = _dig(answer, _REFUSAL), _content(_dig(answer, "model"))
-        end = "refusal" if refused else _content(_dig(answer, _END))
+        end = "refusal" if _dig(answer, _REFUSAL) else _content(_dig(answer, _END))
+        model = _content(_dig(answer, "model"))
         facts = {"finish_reason": _ENDS.get(end.lower(), end), "model": model, **facts}
         told, usage = facts.get("usage") or _dig(answer, "usage"), Fields()
         for name, *kinds in map(str.split, _COUNTS):
@@ -3898,8 +3910,10 @@ _END = "choices 0 finish_reason|stop_reason"
 _REFUSAL = "choices 0 message refusal"  # words in place of a text
 # What the words for an end mean: a text that is whole, one cut by a limit, or else none at all.
 _ENDS = {
-    word: row.split(": ")[0]
-    for row in """
+    word: kind
+    for kind, words in (
+        row.split(": ")
+        for row in """
 stop: end_turn stop_sequence eos
 length: max_tokens model_length max_output_tokens
 cut off: model_context_window_exceeded
@@ -3908,7 +3922,8 @@ filtered: content_filter content_filtered sensitive safety recitation blocklist 
 invalid_prompt content_policy_violation data_inspection_failed
 failed: error network_error insufficient_system_resource abort aborted cancelled
 """.strip().splitlines()
-    for word in row.split(": ")[1].split()
+    )
+    for word in words.split()
 }
 # What the counts of tokens are called; those of the first row that is found add up.
 _COUNTS = (
@@ -4020,9 +4035,11 @@ class LanguageModel:
         except Exception as error:
             if isinstance(error, (MinitraceError, NotImplementedError)) or isinstance(self, LLM):
                 raise
-            told = f"{self.model or type(self).__name__} raised {to_text(error, 500)}"
-            words = f"the language model {told}, the cause of this"
-            raise LLMError(words, kind="raised") from error
+            raise LLMError(
+                f"the language model {self.model or type(self).__name__} raised "
+                f"{to_text(error, 500)}, the cause of this",
+                kind="raised",
+            ) from error
         return Reply(answer)
 
     def map(self, prompts: Iterable[Any], workers: int = 8, **options: Any) -> list[Reply]:
@@ -4154,8 +4171,10 @@ PROTOCOLS = {
 # moves the address, and what stands behind what that says. "compatible" serves bare names, and has
 # no address of its own.
 PROVIDERS: dict[str, tuple[str, ...]] = {
-    row.split("  ")[0]: tuple(row.split("  ")[1:])
-    for row in """
+    name: tuple(rest)
+    for name, *rest in (
+        row.split("  ")
+        for row in """
 openai  openai  https://api.openai.com/v1  OPENAI_API_KEY  OPENAI_BASE_URL
 anthropic  anthropic  https://api.anthropic.com  ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN  \
 ANTHROPIC_BASE_URL
@@ -4173,6 +4192,7 @@ vllm  openai  http://127.0.0.1:8000/v1  VLLM_API_KEY
 llamacpp  openai  http://127.0.0.1:8080/v1  LLAMA_API_KEY
 compatible  openai    OPENAI_API_KEY  OPENAI_BASE_URL
 """.strip().splitlines()
+    )
 }
 
 
@@ -4225,9 +4245,8 @@ def _wait(headers: Any, body: str) -> float:
     """The seconds a server asks us to wait, in any of four forms; 0 if it does not."""
     from email.utils import parsedate_to_datetime
 
-    after = headers.get("retry-after", "").strip()
-    thousandths = f"{headers.get('retry-after-ms')}e-3"
-    for said in (thousandths, after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
+    after, short = headers.get("retry-after", "").strip(), headers.get("retry-after-ms")
+    for said in (f"{short}e-3", after, *re.findall(r'"retryDelay":\s*"([\d.]+)s"', body)):
         if re.fullmatch(r"\d+(\.\d+)?(e-3)?", said):
             return float(said)
     with suppress(ValueError, TypeError, OverflowError):
@@ -4374,9 +4393,11 @@ class _Route:
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
-        facts |= {"wait": wait, "model": self.model, "provider": self.name.partition("/")[0]}
-        return LLMError(f"{self.name} at {url}: {said}; {advice}.", url=url, **facts)
+        return LLMError(
+            f"{self.name} at {url}: {said}; {advice}.",
+            kind=kind, status=status, words=words, hopeless=sign == "=", wait=wait,
+            model=self.model, provider=self.name.partition("/")[0], url=url,
+        )  # fmt: skip
 
     def post(self, body: bytes, seconds: float) -> Reply | LLMError:
         """The reply to one POST, or what kept it from coming within `seconds`.
@@ -4402,8 +4423,8 @@ class _Route:
             except Exception as error:
                 said = repr(getattr(error, "reason", error))
                 said = said if sockets else f"no connection: {said}"
-                direct = request.host in self.url
-                said = said if direct else f"the proxy {request.host}: {said}"
+                if request.host not in self.url:
+                    said = f"the proxy {request.host}: {said}"
                 return self.error("network", said)
 
         talking = _in_thread(talk)
@@ -4588,8 +4609,10 @@ class LLM(LanguageModel):
 def _check_options(options: Fields, known: Iterable[str]) -> None:
     names = sorted({*known})
     for name in sorted(options.keys() - {*names, "extra"}):
-        words = "what one server alone knows goes into extra={...}"
-        raise TypeError(f"no option {name!r}: known are {', '.join(names)}; {words}")
+        raise TypeError(
+            f"no option {name!r}: known are {', '.join(names)}; "
+            "what one server alone knows goes into extra={...}"
+        )
 
 
 def _address(base: str, path: str) -> str:
@@ -4621,18 +4644,20 @@ class Script(LanguageModel):
     model = "script"
 
     def __init__(self, replies: Iterable[str | tuple[str, str]]) -> None:
-        self.replies, self.asked = list(replies), list[_Messages]()
+        self.replies = [replies] if isinstance(replies, str) else list(replies)
+        self.asked = list[_Messages]()
         self._texts = iter([reply for reply in self.replies if isinstance(reply, str)])
 
     def complete(self, messages: _Messages, options: Fields) -> Reply:
         self.asked.append(messages)
         prompt = "\n".join(_content(message["content"]) for message in messages)
-        pairs = (pair for pair in self.replies if not isinstance(pair, str))
+        pairs = [pair for pair in self.replies if not isinstance(pair, str)]
         fits = (reply for pattern, reply in pairs if re.search(pattern, prompt))
         for reply in chain(fits, self._texts):
             return Reply(reply, model="script")
-        words = f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}"
-        raise LLMError(words, kind="miss")
+        raise LLMError(
+            f"the script has no reply for call {len(self.asked)}: {prompt!r:.200}", kind="miss"
+        )
 
 
 def _call_llm(*prompts: Any) -> MessageNode[Any]:

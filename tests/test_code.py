@@ -1776,3 +1776,18 @@ def test_new_code_is_no_generator():
         with pytest.raises(ValueError, match="must return a list: a generator runs after its call"):
             check_code(text, "f")
     check_code("def f(x):\n    def g():\n        yield x\n    return [*g()]", "f")
+
+
+@bundle(trainable=True)
+def doubled(n):
+    return 2 * n
+
+
+@pytest.mark.parametrize("text", ["def helper(n):\n    return n", ""])
+def test_code_that_was_put_there_unchecked_and_defines_another_name_says_so(text):
+    code = doubled.parameter.data
+    doubled.parameter.restore(text)
+    with pytest.raises(ExecutionError, match="the code defines no function `doubled`"):
+        doubled(3)
+    doubled.parameter.restore(code)
+    assert doubled(3).data == 6

@@ -1741,6 +1741,10 @@ def test_a_script_answers_in_order_or_by_pattern():
     assert ask([{"role": "system", "content": "sum"}, {"role": "user", "content": "x"}]) == "42"
 
 
+def test_a_script_of_one_text_gives_the_whole_of_it():
+    assert Script("yes")("Well?") == "yes"
+
+
 def test_a_script_gives_each_reply_once_to_many_threads():
     ask = Script([str(n) for n in range(500)])
     assert sorted(ask.map(["x"] * 500, workers=40), key=int) == [str(n) for n in range(500)]

@@ -498,6 +498,8 @@ def test_limits_are_checked_and_shown():
         Limits(seconds=0)
     with pytest.raises(ValueError, match="memory_mb=1 at least 16"):
         Limits(memory_mb=1)
+    with pytest.raises(ValueError, match="seconds=None must be above 0"):
+        Limits(seconds=None)
     assert repr(Limits(1, 64)) == "Limits(seconds=1, memory_mb=64)"
     held = Limits().report()
     assert all(type(holds) is bool for holds in held.values()) and held["time"]

@@ -39,6 +39,7 @@ from minitrace import (
     ReplyError,
     Script,
     StubLLM,
+    SumPropagator,
     TextGrad,
     TraceGraph,
     ask,
@@ -650,6 +651,62 @@ def test_an_optimizer_of_ones_own_takes_a_method():
     assert Increment([x]).step() == {x: 2} and x.data == 2
 
 
+@pytest.mark.parametrize("key", [lambda x: x, lambda x: "x0", lambda x: x.name])
+@pytest.mark.parametrize("kind", [dict, Proposal])
+def test_a_proposal_of_ones_own_may_be_any_dict(key, kind, capsys):
+    class Ten(Optimizer):
+        def propose(self):
+            return kind({key(x): 10})
+
+    x = node(1, name="x", trainable=True, projections=[lambda value: value // 2])
+    assert Ten([x]).step(bypassing=True, verbose=True) == {x: 5} and x.data == 0
+    assert Ten([x]).step(approve=lambda diff: "+5" not in diff) == {}
+    assert Ten([x]).step() == {x: 5} and x.data == 5  # projected once
+
+
+@pytest.mark.parametrize("verdict, accepted", [(1, True), (0, False), ("", False), ([5], False)])
+def test_a_verdict_is_true_in_any_way_of_saying_so(verdict, accepted):
+    optimizer = problem(node(1, name="x", trainable=True))
+    assert bool(optimizer.step(approve=lambda diff: verdict)) is accepted
+
+
+def test_scores_of_feedback_that_is_a_number_are_remembered():
+    class Descent(Optimizer):
+        def propose(self):
+            return {each: each.data - sum(each.feedback) for each in self.parameters}
+
+    x = node(4.0, name="x", trainable=True)
+    optimizer = Descent([x], propagator=SumPropagator())
+    for _ in range(3):
+        optimizer.zero_feedback()
+        optimizer.backward(x * 1.0, 1.0, score=-x.data)
+        optimizer.step()
+    scores = [(each.score, each.feedback, each.outputs) for each in optimizer.history]
+    assert scores == [(-4, [1.0], ["4.0"]), (-3, [1.0], ["3.0"]), (-2, [1.0], ["2.0"])]
+    optimizer.restore(optimizer.best)
+    assert x.data == 2
+    x.zero_feedback()  # by hand
+    optimizer.backward(x * 1.0, 2.0, score=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.best.score == 7 and optimizer.history[-1].feedback == [2.0]
+
+
+def test_a_language_model_that_says_nothing_may_be_forgiven():
+    def silent(messages):
+        if len(messages) > 1:
+            raise LLMError("I would rather not", kind="refused")
+        return "hm"
+
+    asked = [{"role": "user", "content": "How many?"}]
+    read = lambda text: (text, ["Only digits."])  # noqa: E731
+    found = ask_until_usable(silent, asked, read, forgiving=True)
+    assert found == ("", ["hm"], [["Only digits."], ["I would rather not"]])
+    with pytest.raises(LLMError, match="I would rather not"):
+        ask_until_usable(silent, asked, read)
+
+
 def test_an_optimizer_that_neither_describes_nor_proposes_says_so():
     class Idle(Optimizer):
         pass
@@ -961,6 +1018,13 @@ def test_textgrad_without_feedback_says_what_to_call():
 def test_mistakes_are_named_at_once(wrong, words):
     with pytest.raises(TypeError, match=words):
         wrong(node(1, name="x", trainable=True))
+
+
+def test_where_no_attempt_has_a_score_there_is_no_best_to_restore():
+    optimizer = problem(node(1, name="x", trainable=True))
+    optimizer.step()
+    with pytest.raises(MinitraceError, match="no attempt to restore: best is None without a score"):
+        optimizer.restore(optimizer.best)
 
 
 def test_one_parameter_needs_no_list_and_feedback_no_words():

@@ -127,7 +127,7 @@ def test_a_miss_shows_the_closest_prompt_as_a_diff(tmp_path):
         Replay(path)("Translate\nthe word dog\nto French")
     assert "-the word cat" in str(caught.value) and "+the word dog" in str(caught.value)
     assert "love" not in str(caught.value)
-    with pytest.raises(LLMError, match="nothing, since it is empty"):
+    with pytest.raises(LLMError, match="of this call; there is no file: pass live= to record it$"):
         Replay(tmp_path / "none.jsonl")("x")
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -244,7 +244,7 @@ def test_a_cassette_knows_which_model_was_asked(tmp_path, kind):
     assert [anybody("Who?"), anybody("Who?")] == ["big words", "small words"]
     if kind == "named":
         assert Replay(path, model="vendor/small")("Who?") == "small words"
-        with pytest.raises(LLMError, match="has no record 1 of this call") as caught:
+        with pytest.raises(LLMError, match="has no record 1 .* there is none of vendor/o") as caught:
             Replay(path, model="vendor/other")("Who?")
         assert caught.value.kind == "miss"
 
@@ -603,3 +603,29 @@ def test_a_report_names_limits_and_what_has_a_price():
     assert Budget(prices={"*": (1, 2)}).report() == "0 calls, 0 tokens, $0.0000"
     limits = Budget(1_000, 20_000, 0.5, 60)
     assert limits.report() == ("0 calls of 1,000, 0 tokens of 20,000, $0.0000 of 0.5, 0.0 s of 60")
+
+
+@pytest.mark.parametrize(
+    "limits, words",
+    [
+        ({"calls": -1}, "calls= takes a number from 0, or None, not -1"),
+        ({"tokens": "9"}, "tokens= takes a number from 0, or None, not '9'"),
+        ({"usd": float("nan")}, "usd= takes a number from 0, or None, not nan"),
+        ({"seconds": [60]}, "seconds= takes a number"),
+        ({"prices": None}, r"prices= takes {model: \(input, output\)}, not None"),
+        ({"prices": {"*": 3}}, r"prices= takes .*, not {'\*': 3}"),
+    ],
+)
+def test_what_is_no_limit_is_refused_at_once(limits, words):
+    with pytest.raises(ValueError, match=words):
+        Budget(**limits)
+
+
+def test_a_budget_shows_what_was_spent():
+    assert repr(Budget(calls=0)) == "Budget(0 calls of 0, 0 tokens)"
+
+
+@pytest.mark.parametrize("live", ["openai/gpt-4o", Script])
+def test_what_is_no_language_model_is_not_asked_to_be_recorded(tmp_path, live):
+    with pytest.raises(TypeError, match="live= takes a callable, such as LLM"):
+        Replay(tmp_path / "c.jsonl", live=live)

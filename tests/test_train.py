@@ -434,8 +434,16 @@ def test_an_evaluation_without_a_judgement_says_so():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"guide": None}, r"guide= takes a function or a Guide\(\), not None"),
-        ({"guide": Guide}, r"guide= takes a function or a Guide\(\), not <class"),
+        ({"guide": None}, r"guide= takes a function of query, response, info, not None"),
+        ({"guide": Guide}, r"guide= takes a function of query, response, info, not <class"),
+        ({"guide": lambda x, y: 1}, "of query, response, info: .*lambda.* has too many positional"),
+        ({"guide": lambda a, b, c, d: 1}, "has missing a required argument: 'd'"),
+        ({"guide": near, "model": 5, "optimizer": OptoPrime(Shift())}, "of the input, not 5"),
+        ({"guide": near, "model": lambda: 1, "optimizer": OptoPrime(Shift())}, "has too many posit"),
+        ({"guide": near, "optimizer": OptoPrime}, "optimizer= takes an Optimizer, such as Opto"),
+        ({"guide": near, "optimizer": []}, r"optimizer= takes an Optimizer, .*, not \[\]"),
+        ({"guide": near, "progress": True}, "progress= takes a function of a dict, not True"),
+        ({"guide": near, "dataset": 5}, r"dataset is a list of pairs \(input, info\), not 5"),
         ({"guide": near, "budget": 5}, "budget= takes a Budget, not 5"),
         ({"guide": near, "model": len}, "has no parameters: pass optimizer="),
         (
@@ -448,6 +456,19 @@ def test_an_evaluation_without_a_judgement_says_so():
 def test_arguments_that_are_none(options, words):
     with pytest.raises(TypeError, match=words):
         train(**{"model": Shift(), "dataset": DATASET, **options})
+
+
+@pytest.mark.parametrize("score", [None, "0", float("nan"), float("inf")])
+def test_the_score_of_a_failure_is_a_number(score):
+    with pytest.raises(ValueError, match="failed_score= takes a finite number, not"):
+        train(Shift(), DATASET, near, failed_score=score)
+
+
+def test_a_measurement_checks_what_it_calls():
+    with pytest.raises(TypeError, match="model= takes a function of the input, not None"):
+        evaluate(None, DATASET, near)
+    with pytest.raises(TypeError, match="guide= takes a function of query, response, info: .* has"):
+        evaluate(Shift(), DATASET, lambda response: 1)
 
 
 def failing(error):
@@ -2988,6 +3009,24 @@ def test_of_several_candidates_only_the_silent_one_is_lost(tmp_path, kind):
         assert run.score == 0 and run.refused == 1 and shift.offset.data == 7
         silent = [call["error"]["words"] for call in calls(tmp_path / "j") if "error" in call]
         assert silent == ["I would rather not"] and len(calls(tmp_path / "j")) == 3
+
+
+@UNSPOKEN
+def test_an_optimizer_that_adds_to_propose_loses_no_more(kind):
+    class Logged(OptoPrime):
+        def propose(self, n=None):
+            return super().propose(n)
+
+    def llm(messages):
+        if "candidate 2 of" in messages[1]["content"]:
+            raise LLMError("I would rather not", kind=kind)
+        return SEVEN
+
+    shift = Shift()
+    optimizer = Logged(shift, llm=llm)
+    run = train(shift, DATASET, near, optimizer, candidates=3, batch_size=4)
+    assert run.score == 0 and run.refused == 1 and shift.offset.data == 7
+    assert not optimizer.refused  # which is what a prompt repeats
 
 
 def test_silence_is_told_of_the_candidate_that_it_befell(tmp_path):

@@ -163,7 +163,8 @@ class Limits:
         self.seconds = seconds
         self.memory_mb = memory_mb
         self.imports = tuple(imports)
-        if not (0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
+        numbers = all(isinstance(each, (int, float)) for each in (seconds, memory_mb))
+        if not (numbers and 0 < seconds < 1e6 and 16 <= memory_mb < 1e6):
             raise ValueError(f"{seconds=} must be above 0 and {memory_mb=} at least 16")
 
     def __repr__(self) -> str:

@@ -73,14 +73,15 @@ class Budget:
 
     Raises:
         BudgetError: a call would exceed a limit, or has no price under a limit in `usd`.
+        ValueError: a limit that is no number from 0, or prices that are not as above.
 
     >>> from minitrace import Script
     >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
     ...     replies = Script(["Paris."] * 9).map(["Capital of France?"] * 2)
     >>> print(budget.report())
     2 calls of 5, 14 tokens, $0.0001 of 0.01
-    >>> budget.spent["calls"]
-    2
+    >>> budget, budget.spent["calls"]
+    (Budget(2 calls of 5, 14 tokens, $0.0001 of 0.01), 2)
     """
 
     def __init__(
@@ -93,10 +94,19 @@ class Budget:
         prices: Mapping[str, tuple[float, float]] = {},
     ) -> None:
         self.limits = {"calls": calls, "tokens": tokens, "usd": usd, "seconds": seconds}
+        for kind, limit in self.limits.items():
+            if limit is not None and not (isinstance(limit, (int, float)) and limit >= 0):
+                raise ValueError(f"{kind}= takes a number from 0, or None, not {limit!r:.60}")
+        pairs = prices.values() if isinstance(prices, Mapping) else [prices]
+        if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"prices= takes {{model: (input, output)}}, not {prices!r:.60}")
         self.prices = prices
         self.spent: _Amounts = dict.fromkeys(self.limits, 0)
         self._started = 0.0
         self._blocks: list[AbstractContextManager[None]] = []
+
+    def __repr__(self) -> str:
+        return f"Budget({self.report()})"
 
     def __enter__(self) -> Budget:
         self._started = self._started or time.monotonic()
@@ -239,6 +249,10 @@ class Replay(LanguageModel):
         live: Callable[..., str] | None = None,
         model: str | None = None,
     ) -> None:
+        if live is not None and (isinstance(live, type) or not callable(live)):
+            raise TypeError(
+                f"live= takes a callable, such as LLM('openai/gpt-4o'), not {live!r:.60}"
+            )
         self.path, self.live = os.fspath(path), live
         self.asked = model
         self.model = model or getattr(live, "model", None) or "replay"
@@ -259,8 +273,13 @@ class Replay(LanguageModel):
             return recorded[turn - 1]
         if self.live is None:
             keys = [other for other in self._records if self._replies(other, asked)]
-            words = f"{self.path} has no record {turn} of this call; the closest is"
-            raise LLMError(f"{words}\n{_closest(key, keys)}", kind="miss")
+            words = f"{self.path} has no record {turn} of this call"
+            if not keys:
+                there = (
+                    f"none of {asked or 'any other'}" if os.path.exists(self.path) else "no file"
+                )
+                raise LLMError(f"{words}; there is {there}: pass live= to record it", kind="miss")
+            raise LLMError(f"{words}; the closest is\n{_closest(key, keys)}", kind="miss")
         said = self.live(messages, **options)
         reply = said if isinstance(said, Reply) else Reply(said)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -336,7 +355,7 @@ def _closest(key: str, keys: Iterable[str]) -> str:
 
     words = set(key.split())
     unlike = {other: len(words.symmetric_difference(other.split())) for other in keys}
-    likest = min(unlike, key=unlike.__getitem__, default="nothing, since it is empty")
+    likest = min(unlike, key=unlike.__getitem__)
     old, new = (text.replace("\\n", "\n").splitlines() for text in (likest, key))
     lines = list(unified_diff(old, new, "recorded", "asked", lineterm="", n=1))
     return "\n".join(lines[:40]) or "the same, recorded fewer times"

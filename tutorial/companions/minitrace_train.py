@@ -238,8 +238,6 @@ class _Job(NamedTuple):
             _raise_unless_about_values(error)
             failure = error.exception_node
             return _Result(failure, failure.data, None, failure.create_feedback("full"), True)
-        if self.guide is None:
-            return _Result(output, output.data, None, "")
         try:
             said = _awaited(self.guide(self.query, output.data, self.info))
         except (ReplyError, LLMError) as error:  # of a judge that asks a language model
@@ -355,12 +353,6 @@ setattr(minitrace, "_on_shared_loop", _awaited)  # for `run_coroutine`
 # ---- How do examples run side by side? In threads, or in other processes -------------------------
 
 
-class _Silence(Reply):
-    """What an optimizer reads where a language model would not speak: that nothing changes."""
-
-    why = ""
-
-
 class _Watch:
     """A hook that counts calls and tokens, and knows what has to end before a run can stop."""
 
@@ -369,7 +361,6 @@ class _Watch:
         self.spent = {"calls": 0, "tokens": 0}
         self.in_flight: list[tuple[str, int]] = []  # each with its thread
         self.stopped = False
-        self.forgives = False  # Is it no error that a language model would not speak?
         self.changed = threading.Condition()
 
     @contextmanager
@@ -396,12 +387,7 @@ class _Watch:
         with self.flight("calls"):
             with self.changed:
                 self.spent["calls"] += 1
-            try:
-                reply = self.journal.answer(llm, messages, options, ask)
-            except LLMError as error:
-                if _what_ends_a_run(error) or not self.forgives:
-                    raise
-                return _Silence('{"suggestion": {}}', why=str(error))
+            reply = self.journal.answer(llm, messages, options, ask)
         with self.changed:
             self.spent["tokens"] += _tokens(messages, reply)
         return reply
@@ -1211,9 +1197,10 @@ class _Training:
             if self.progress is _show_progress:
                 print(file=sys.stderr)
         run = self.outcome(reason)
-        told: _Record = {"score": run.score, "examples": run.examples, "scored_on": run.scored_on}
-        told |= {"refusals": run.refused, "values": self.encoded(self.best.values)}
-        self.record("end", reason=reason, best=self.best_as_dict(), **told)
+        self.record(
+            "end", reason=reason, best=self.best_as_dict(), score=run.score, examples=run.examples,
+            scored_on=run.scored_on, refusals=run.refused, values=self.encoded(self.best.values),
+        )  # fmt: skip
         self.journal.tell_if_finished()
         return run
 
@@ -1300,9 +1287,11 @@ class _Training:
         self.keep(now, candidates, chosen, reason)
         self.scores.append(now.score)
         self.stale = 0 if reason in ("better", "no scores", "not compared") else self.stale + 1
-        told: _Record = {"epoch": epoch, "score": now.score, "validation": now.validation}
-        told |= {"accepted": chosen.number, "reason": reason, "best": self.best_as_dict()}
-        self.record("step", **told, values=self.encoded(self.values()), graph=self.graph_as_dict())
+        self.record(
+            "step", epoch=epoch, score=now.score, validation=now.validation, accepted=chosen.number,
+            reason=reason, best=self.best_as_dict(), values=self.encoded(self.values()),
+            graph=self.graph_as_dict(),
+        )  # fmt: skip
 
     def validated(self, candidate: int = 0) -> _Scores:
         """The scores of the values in force, on what was held out."""
@@ -1360,31 +1349,15 @@ class _Training:
         return False
 
     def propose(self) -> list[Proposal]:
-        """The proposals, checked; of several, one that a language model is silent on changes
-        nothing. An optimizer that is not ours may not understand the words of that."""
+        """The proposals, checked, which no later check repeats."""
         optimizer, count = self.optimizer, self.options.candidates
-        ours = type(optimizer).propose is Optimizer.propose
-        self.watch.forgives = ours and optimizer.on_refusal == "keep"
-        try:
-            with self.journal.recording(self.place("propose"), shared=True):
-                if count == 1:
-                    found = optimizer.propose()
-                else:  # in a thread, since Ctrl-C stops this one
-                    (found,) = _side_by_side(optimizer.propose, [count], 1)
-        finally:
-            self.watch.forgives = False
-        return list(map(self.checked, [found] if isinstance(found, Mapping) else found or []))
-
-    def checked(self, found: Any) -> Proposal:
-        """A proposal with its values as the parameters take them, which no later check repeats."""
-        proposal = found if isinstance(found, Proposal) else Proposal()
-        values = self.optimizer.checked(found)
-        proposal.clear()
-        proposal.update(values)
-        proposal.accepted = dict(values)
-        silent = [each.why for each in proposal.replies if isinstance(each, _Silence)]
-        proposal.refused = [*proposal.refused, *silent]
-        return proposal
+        with self.journal.recording(self.place("propose"), shared=True):
+            if count == 1:
+                found = optimizer.propose()
+            else:  # in a thread, since Ctrl-C stops this one
+                (found,) = _side_by_side(optimizer.propose, [count], 1)
+        several = [found] if isinstance(found, Mapping) else found or []
+        return list(map(optimizer.as_proposal, several))
 
     def tried(
         self, proposal: Proposal, batch: _Examples, before: Sequence[_Candidate]
@@ -1396,11 +1369,12 @@ class _Training:
             candidate = replace(same[0], number=candidate.number, proposal=proposal)
         elif proposal and self.compares:
             candidate = self.measured(candidate, batch)
-        told = {name: getattr(proposal, name) for name in ("reasoning", "answer", "refused")}
-        told |= {"usage": proposal.usage and dict(proposal.usage), "diff": proposal.diff()}
-        told |= {"score": candidate.score, "validation": candidate.validation}
-        told |= {"candidate": candidate.number, "seconds": round(proposal.seconds, 3)}
-        self.record("proposal", values=values, **told)
+        self.record(
+            "proposal", values=values, reasoning=proposal.reasoning, answer=proposal.answer,
+            refused=proposal.refused, usage=proposal.usage and dict(proposal.usage),
+            diff=proposal.diff(), score=candidate.score, validation=candidate.validation,
+            candidate=candidate.number, seconds=round(proposal.seconds, 3),
+        )  # fmt: skip
         return candidate
 
     def measured(self, candidate: _Candidate, batch: _Examples) -> _Candidate:
@@ -1546,7 +1520,9 @@ def train(
         journal: a file of JSON lines that keeps all that happens, the data too. The same call with
             the same file, in this process or another, resumes the run after a crash and pays for no
             recorded reply again; with more epochs it goes on from where it ended. Prompts go on to
-            call the parameters as they did when it began.
+            call the parameters as they did when it began. Language models are told apart by their
+            `model` or, without one, by the name of the function or class: two that share it, such
+            as two lambdas, need a `model` each, or one may be given what the other said.
         budget: a context manager with a mapping `spent`, such as `minitrace_record.Budget`. The run
             ends when it is spent.
         progress: a function of a dict, called after each step; False for none. By default a line
@@ -1576,12 +1552,14 @@ def train(
     >>> answer.data, run.scores
     (7, [-6.0, -5.0, -3.0, -1.0, -1.0, 0.0])
     """
-    optimizer = optimizer or OptoPrime(model)
+    if optimizer is None:
+        optimizer = OptoPrime(model)
     examples = _pairs(dataset, "dataset")
-    held_out = _pairs(() if validation is None else validation, "validation")
+    held_out = [] if validation is None else _pairs(validation, "validation")
     counts = {"epochs": epochs, "batch_size": batch_size, "candidates": candidates}
     _check_counts(**counts, workers=workers, patience=1 if patience is None else patience)
-    _check_kinds(examples, guide, budget)
+    _check_kinds(examples, optimizer, budget, failed_score)
+    _check_program(model, guide, progress)
     facts: _Record = {**counts, "patience": patience, "gate": gate, "shuffle": shuffle}
     facts |= {"seed": seed, "failed_score": failed_score}
     options = SimpleNamespace(**facts, measure=measure)
@@ -1598,13 +1576,36 @@ def train(
     return run if budget is None else Run(*run[:5], budget.spent, *run[6:])
 
 
-def _check_kinds(examples: _Examples, guide: Any, budget: Any) -> None:
+def _check_kinds(examples: _Examples, optimizer: Any, budget: Any, failed_score: Any) -> None:
     if not examples:
         raise ValueError("dataset has no examples: there is nothing to learn from")
-    if not callable(guide) or isinstance(guide, type):
-        raise TypeError(f"guide= takes a function or a Guide(), not {to_text(guide, 60)}")
+    if not isinstance(optimizer, Optimizer):
+        told = to_text(optimizer, 60)
+        raise TypeError(f"optimizer= takes an Optimizer, such as OptoPrime(model), not {told}")
     if budget is not None and not hasattr(budget, "spent"):
         raise TypeError(f"budget= takes a Budget, not {to_text(budget, 60)}")
+    if not isinstance(failed_score, (int, float)) or not math.isfinite(failed_score):
+        raise ValueError(f"failed_score= takes a finite number, not {to_text(failed_score, 60)}")
+
+
+def _check_program(model: Any, guide: Any, progress: Any = None) -> None:
+    """Refuse, before anything is paid, what cannot be called as it will be."""
+    _check_takes("model", model, "the input")
+    _check_takes("guide", guide, "query", "response", "info")
+    if progress:
+        _check_takes("progress", progress, "a dict")
+
+
+def _check_takes(name: str, function: Any, *wanted: str) -> None:
+    """Raise unless this is a function that can be called with so many arguments."""
+    words = f"{name}= takes a function of {', '.join(wanted)}"
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{words}, not {to_text(function, 60)}")
+    with suppress(ValueError):  # it does not say what it takes
+        try:
+            inspect.signature(function).bind(*wanted)
+        except TypeError as error:
+            raise TypeError(f"{words}: {to_text(function, 60)} has {error}") from None
 
 
 def _check_counts(**counts: Any) -> None:
@@ -1621,6 +1622,8 @@ def _pairs(dataset: Any, name: str) -> list[tuple[int, Any]]:
             words = f"{len(inputs)} inputs and {len(infos)} infos"
             raise TypeError(f"{name} as a mapping has inputs and as many infos, not {words}")
         dataset = zip(inputs, infos, strict=True)
+    if not isinstance(dataset, Iterable):
+        raise TypeError(f"{name} is a list of pairs (input, info), not {to_text(dataset, 60)}")
     examples = list(enumerate(dataset))
     for index, pair in examples:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -1729,13 +1732,19 @@ def evaluate(
     """
     if guide is None:
         inputs = dataset.get("inputs", ()) if isinstance(dataset, Mapping) else dataset
-        dataset = [(each, None) for each in inputs]
+        dataset, guide = [(each, None) for each in inputs], _say_nothing
     _check_counts(workers=workers)
+    _check_program(model, guide)
     journal = _Journal(None)
     watch = _Watch(journal)
     runner = _Workers(model, guide, workers, executor, failed_score, journal, watch)
     with watch.opened():
         return _evaluation(runner.run(_pairs(dataset, "dataset"), {}))
+
+
+def _say_nothing(query: Any, response: Any, info: Any) -> str:
+    """The guide of a measurement without one."""
+    return ""
 
 
 def _evaluation(results: Sequence[_Result]) -> Evaluation:
