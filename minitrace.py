@@ -1655,7 +1655,8 @@ def backward(
 
 def _carried_back(outputs: Sequence[Output], propagator: Propagator | None) -> dict[AnyNode, Any]:
     """What `backward` returns."""
-    propagator = propagator or GraphPropagator()
+    if propagator is None:
+        propagator = GraphPropagator()
     # A node hears from its last child first: all lists are filled backwards, and reversed
     # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
     heard: defaultdict[int, list[Any]] = defaultdict(list)
@@ -2553,7 +2554,8 @@ def _as_type_of(like: Any, value: Any, choices: Iterable[Any] | None = None) -> 
     if any(type(each) is type(value) and each == value for each in choices or ()):
         return value
     name = "finite float" if kind is float else kind.__name__
-    raise ValueError(f"it must be a{'n' * (name[0] in 'aeiou')} {name}, as its present value is")
+    article = "an" if name[0] in "aeiou" else "a"
+    raise ValueError(f"it must be {article} {name}, as its present value is")
 
 
 def coerce_value(value: Any, like: Any) -> Any:
@@ -3096,7 +3098,7 @@ class Optimizer:
             _refuse_unreadable(self._named.values(), llm)
         self.names, self.parameters = [*self._named], [*self._named.values()]
         self.llm = llm
-        self.propagator = propagator or self._flow()
+        self.propagator = self._flow() if propagator is None else propagator
         self.objective = objective or ""
         self.memory_size = memory_size
         self.max_tokens, self.max_chars = max_tokens, max_chars
@@ -4393,11 +4395,9 @@ class _Route:
         said = f"{kind} {status} {words}" if status else f"{kind}: {words}"
         rows = re.findall(r"(.*) ([-=])> (.*)", _ADVICE.replace("{keys}", self.keys))
         sign, advice = next(row[1:] for row in rows if re.search(row[0], said, re.I | re.S))
-        return LLMError(
-            f"{self.name} at {url}: {said}; {advice}.",
-            kind=kind, status=status, words=words, hopeless=sign == "=", wait=wait,
-            model=self.model, provider=self.name.partition("/")[0], url=url,
-        )  # fmt: skip
+        facts = {"kind": kind, "status": status, "words": words, "hopeless": sign == "="}
+        facts |= {"wait": wait, "model": self.model, "provider": self.name.partition("/")[0]}
+        return LLMError(f"{self.name} at {url}: {said}; {advice}.", url=url, **facts)
 
     def post(self, body: bytes, seconds: float) -> Reply | LLMError:
         """The reply to one POST, or what kept it from coming within `seconds`.

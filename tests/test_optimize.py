@@ -30,6 +30,7 @@ from minitrace import (
     Attempt,
     ExecutionError,
     LLMError,
+    LanguageModel,
     MinitraceError,
     Module,
     Optimizer,
@@ -1802,3 +1803,27 @@ def test_an_equal_value_that_was_loaded_keeps_the_feedback():
 def test_a_class_is_no_language_model():
     with pytest.raises(TypeError, match="llm= takes a callable"):
         OptoPrime([node(1, trainable=True)], StubLLM)
+
+
+def test_what_is_falsy_is_not_replaced():
+    class Rules(SumPropagator):
+        def __len__(self):
+            return 0
+
+    class Mute(LanguageModel):
+        def __bool__(self):
+            return False
+
+        def complete(self, messages, options):
+            return Reply('{"suggestion": {"x0": 5}}')
+
+    x = node(1, name="x", trainable=True)
+    optimizer = OptoPrime([x], llm=Mute(), propagator=Rules())
+    optimizer.backward(x + 1, "too low")
+    assert x.feedback == ["too low"]
+    (x + 1).backward("too low", Rules())
+    assert x.feedback == ["too low"] * 2
+    optimizer = OptoPrime([x], llm=Mute())
+    optimizer.zero_feedback()
+    optimizer.backward(x + 1, "too low")
+    assert optimizer.step() == {x: 5}
