@@ -1199,7 +1199,6 @@ class Bundle(Parameterized, Generic[P, T]):
     """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
 
     trainable = False
-    limits: Any = None
 
     def __init__(self, function: Function, options: Options) -> None:
         import inspect
@@ -2070,7 +2069,7 @@ class BoundCode(Parameterized, Generic[P, T]):
         """The instance's own code parameter."""
         return self.__func__.code_of(self.__self__)  # type: ignore
 
-    parameters_dict: Any = Bundle.parameters_dict
+    parameters_dict = Bundle.parameters_dict
 
     def __get__(self, *_: Any) -> BoundCode[P, T]:
         return self
