@@ -4286,8 +4286,7 @@ class _Route:
         secret, headers = "auth|key|token|secret|cookie", self.headers.items()
         hidden = [value for name, value in headers if re.search(secret, name)]
         self.secrets = sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
-        fault = self.fault(llm.allow_http, moved == base)
-        if fault:
+        if fault := self.fault(llm.allow_http, moved == base):
             raise LLMError(f"{self.name}: {fault}", provider=provider, model=self.model)
 
     @property
@@ -4321,8 +4320,7 @@ class _Route:
         """The body of a request, without what the server has refused by name."""
         body = {"model": self.model, **self.protocol.fields(messages)}
         for option, value in options.items():
-            names = self.names.get(option)
-            if names:
+            if names := self.names.get(option):
                 alone = option == "stop" and isinstance(value, str)
                 body[names[0]] = [value] if alone else value
         return {**body, **options.get("extra", {})}
@@ -4375,8 +4373,8 @@ class _Route:
             except Exception as error:
                 said = repr(getattr(error, "reason", error))
                 said = said if sockets else f"no connection: {said}"
-                direct = request.host in self.url
-                said = said if direct else f"the proxy {request.host}: {said}"
+                if request.host not in self.url:
+                    said = f"the proxy {request.host}: {said}"
                 return self.error("network", said)
 
         talking = _in_thread(talk)
@@ -4611,18 +4609,20 @@ class Script(LanguageModel):
 def _call_llm(*prompts: Any) -> MessageNode[Any]:
     """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`.
 
-    The first text is the system message, those after it are the user's.
+    The first text is the system message, those after it are the user's. A template string is a text
+    as `operators.format` makes it.
     """
     llm, words = to_data(prompts[0]), prompts[1:]
     if not callable(llm):
-        llm, words = _default_llm(), prompts
+        llm, words = None, prompts  # the default
 
     def asked(*texts: str) -> str:
         roles = ["system"] + ["user"] * len(texts)
         return str(_ask_any(llm, [*map(_message, roles, texts)]))
 
     means = "the reply of a language model to the prompts"
-    return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)
+    op = _Op("call_llm", means, ("system",), asked, effects=True)
+    return _call_op(op, [*map(_without_template, words)])
 
 
 setattr(operators, "call_llm", _call_llm)
@@ -4631,8 +4631,7 @@ setattr(operators, "call_llm", _call_llm)
 def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
     """`x.format()`; a template string (from Python 3.14 on) is taken apart into text and values."""
     if hasattr(x, "interpolations"):
-        args = tuple([_format(v) if hasattr(v, "interpolations") else v for v in x.values])
-        parts, x = x, ""
+        args, parts, x = (*map(_without_template, x.values),), x, ""
         for part in parts:
             if isinstance(part, str):
                 x += re.sub("[{}]", r"\g<0>\g<0>", part)
@@ -4643,6 +4642,11 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 setattr(operators, "format", update_wrapper(_format, operators.format))
+
+
+def _without_template(x: Any) -> Any:
+    """A template string as the node of a text, anything else as it is."""
+    return _format(x) if hasattr(x, "interpolations") else x
 
 
 _MORE = (
@@ -4948,8 +4952,7 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
             op: Any = each._op
             depends = any(parent._number in new for parent in each.parents)
             if each in changes:
-                root = each._as_root(to_data(changes[each]), each._base)
-                new[each._number] = root
+                root = new[each._number] = each._as_root(to_data(changes[each]), each._base)
                 if isinstance(root, ParameterNode):
                     root.set(root._data)  # which checks all but its type
             elif depends and (effects or not op.effects):
@@ -4966,8 +4969,9 @@ def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
         return new.get(part._number, part) if isinstance(part, Node) else part
 
     if op.function is None:
-        what = f"the function of {each.name} ({op.name})"
-        raise GraphError(f"rerun: {what} is not known in this process")
+        raise GraphError(
+            f"rerun: the function of {each.name} ({op.name}) is not known in this process"
+        )
     call = (each._call or _Call(op.names, each.parents)).map(leaf)
     if op.bundle is None:
         return _compute(op, call)
@@ -5011,8 +5015,9 @@ class _Verbatim(str):
 
 _DEPTH = 100  # levels of containers in containers that one value may have
 _TAGS: dict[str, Any] = {
-    "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict, "$text": _Verbatim,
-    "$bytes": bytes.fromhex, "$float": float.fromhex, "$int": partial(int, base=16),
+    "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict, "$frozendict": _DICTS[-1],
+    "$text": _Verbatim, "$bytes": bytes.fromhex, "$float": float.fromhex,
+    "$int": partial(int, base=16),
 }  # fmt: skip
 
 
@@ -5026,7 +5031,8 @@ def encode(
     Only exact built-in types pass: a subclass would come back as something else.
 
     Args:
-        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset or dict, nested.
+        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict or frozendict,
+            nested.
         place: what an error calls the value.
         around: the ids of the containers around it; at most 100.
         as_text: write what cannot be written as its text, `{"$text": ...}`.
@@ -5052,8 +5058,8 @@ def encode(
         return {tag: value.hex()}
     fits = len(around) <= _DEPTH and id(value) not in around
     inside = partial(encode, around=(*around, id(value)), as_text=as_text)
-    if fits and kind is dict:
-        if all(type(key) is str and key[:1] != "$" for key in value):
+    if fits and kind in _DICTS:
+        if kind is dict and all(type(key) is str and key[:1] != "$" for key in value):
             return {key: inside(item, f"{place}[{key!r}]") for key, item in value.items()}
         return {tag: [inside(list(pair), place) for pair in value.items()]}
     if fits and kind in (list, tuple, set, frozenset):
@@ -5332,9 +5338,7 @@ def _in_pickle(value: Any) -> Any:
 
 def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
     """A parameter whose value was checked before."""
-    parameter: ParameterNode[Any] = ParameterNode(
-        None, base, words
-    )  # no rules yet, nothing to check
+    parameter: ParameterNode[Any] = ParameterNode(None, base, words)  # no rules, no check
     parameter.restore(data)
     for name, rule in rules.items():
         setattr(parameter, name, rule)
@@ -5508,9 +5512,9 @@ def demo(live: bool = False) -> None:
         space = {"__name__": "__main__", **globals()}
         for example in doctest.DocTestParser().get_examples(str(text)):
             code = example.source
-            if live and code.startswith("canned"):
-                continue
             if live:
+                if code.startswith("canned"):
+                    continue
                 code = re.sub(r"(StubLLM|Script)\(.*?\)", "LLM()", code)
             print(">>> " + code.rstrip().replace("\n", "\n... "))
             name = f"<story {story}, line {example.lineno}>"
@@ -5546,8 +5550,8 @@ def _suggest(path: str) -> int:
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
-    found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
-    print(json.dumps(found, indent=1))
+    proposal = optimizer.propose().items()
+    print(json.dumps({ids[each]: encode(value) for each, value in proposal}, indent=1))
     return 0
 
 
@@ -5600,8 +5604,8 @@ def _run_command(arguments: Any) -> int:
         return 0
     provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
     reply = LLM()(arguments.question)
-    seconds = time.monotonic() - began
-    print(f"{provider}, {reply.model}, {seconds:.1f} s, usage {reply.usage or 'not reported'}")
+    told = f"{provider}, {reply.model}, {time.monotonic() - began:.1f} s"
+    print(f"{told}, usage {reply.usage or 'not reported'}")
     print(reply)
     return 0
 
