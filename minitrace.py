@@ -41,7 +41,8 @@ The words used here, with one meaning each:
     child         a node made from this one
     trace graph   the part of a graph between parameters and outputs, with the feedback
     optimizer     what turns feedback into new values
-    language model  any callable from messages to text; `@model` makes a class a module
+    language model  any callable from messages to text
+    module        an object with parameters; `@model` makes a class one
     companion     a file to copy beside this one when you want more: tutorial/companions/
 
 The file reads from top to bottom. 1 Declare, 2 Forward and 3 Backward are the whole idea, and you
@@ -86,6 +87,10 @@ import re
 import sys
 import time
 import weakref
+
+if sys.version_info < (3, 10):  # noqa: UP036
+    raise ImportError(f"minitrace needs Python 3.10 or newer, and this is {sys.version.split()[0]}")
+
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -101,9 +106,6 @@ if TYPE_CHECKING:
     import ast
     from collections.abc import Coroutine
     from typing import Concatenate, Literal, NoReturn, Protocol, TypeAlias
-
-if sys.version_info < (3, 10):  # noqa: UP036
-    raise ImportError(f"minitrace needs Python 3.10 or newer, and this is {sys.version.split()[0]}")
 
 __version__ = "0.2.0"
 # fmt: off
@@ -133,6 +135,7 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
+# Short names for the types in signatures.
 AnyNode: TypeAlias = "Node[Any]"
 Parameter: TypeAlias = "ParameterNode[Any]"
 Nodes = tuple["Node[Any]", ...]
@@ -158,7 +161,7 @@ _names: defaultdict[str, Iterator[int]] = defaultdict(count)  # a counter for ea
 
 
 class GRAPH:
-    """The names given so far. There is no registry of nodes: an unused graph is freed.
+    """The counters behind nodes' names. Nodes are not registered: an unused graph is freed.
 
     >>> GRAPH.clear()
     >>> node(1, name="x").name
@@ -177,7 +180,7 @@ _bodies: set[_Body] = set()  # of the bundles that are running, in any thread
 
 
 # How does `x + y` become a node?  Each operator is an `_Op`; `_define` wraps its function so that a
-# call is recorded. On a first reading go on to `class Node`, and come back after `_record`.
+# call is recorded. On a first reading skip to `class Node`, and come back after `_record`.
 
 
 class _Op(NamedTuple):
@@ -199,8 +202,8 @@ class _Op(NamedTuple):
 
 
 class _Operators:
-    """Every operator as a function of nodes and plain values; any function of the standard
-    `operator` module too.
+    """Every operator as a function of nodes and plain values, and any function of the standard
+    `operator` module that computes a value.
 
     >>> operators.concat("Hello, ", node("Ada"), "!").data, operators.truth(node([])).data
     ('Hello, Ada!', False)
@@ -209,9 +212,7 @@ class _Operators:
     def __getattr__(self, name: str) -> Method:
         function = getattr(operator, name, None)
         if function is None or name.startswith("__"):
-            raise AttributeError(
-                f"there is no operator {name!r}: see dir(operators), or bundle one"
-            )
+            raise AttributeError(f"no operator {name!r}: see dir(operators), or use @bundle")
         words = (function.__doc__ or name).splitlines()[0]
         on_copy = lambda x, *more: function(_copy_if_mutable(x), *more)  # noqa: E731
         return _define(name, on_copy, words, "x", "y", "z")
@@ -273,17 +274,16 @@ def _infix(name: str, function: Any, words: str, *names: str) -> tuple[Method, M
     return method, reflected
 
 
-_no_feedback: list[Any] = []
-
-
+# With `Any` as a base class, type checkers let a node stand wherever its value may.
 class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     """A value and where it came from.
 
     Made by `node`, by operators and by bundles. `data` is the value; `parents` the nodes that it
     was computed from, `()` for a root. Operators on a node make new nodes and never change its
-    data. Python decides what stays plain: `==`, `bool`, `len`, `in`, `str`, f-strings, `int` and
-    `float` read the value, and the trace stops there; `x.eq(y)` and `x.len()` are the traced forms.
-    `hash` goes by identity, so a set or dict finds a node only by that node itself.
+    data, if that is of a built-in type. Python decides what stays plain: `==`, `bool`, `len`, `in`,
+    `str`, f-strings, `int` and `float` read the value, and the trace stops there; `x.eq(y)` and
+    `x.len()` are the traced forms. `hash` goes by identity, so a set or dict finds a node only by
+    that node itself.
 
     Args:
         data: any Python value.
@@ -306,10 +306,9 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
 
     parents: Nodes = ()  # these are of a root; a MessageNode has slots for them
     trainable = False
-    feedback: Any = _no_feedback  # a parameter has a list of its own, an entry for each backward
     _op: _Op | None = None
     _call: _Call | None = None
-    _depends = False  # on a parameter, or is it one?
+    _depends = False  # whether it is a parameter, or depends on one
 
     def __init__(self, data: T, name: str | None = None, description: str | None = None) -> None:
         self._data = data
@@ -334,7 +333,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
 
     @property
     def name(self) -> str:
-        """`base:index`, such as `x:0`: unique in this process until `GRAPH.clear()`."""
+        """`base:index`, such as `x:0`, unique until `GRAPH.clear()`; of code, `function_code`."""
         return self._base if self._index is None else f"{self._base}:{self._index}"
 
     @property
@@ -364,7 +363,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
 
     @property
     def op_name(self) -> str:
-        """The name of the operator that made it; of a root, its class."""
+        """The name of the operator that made it, or else of its class."""
         return self._op.name if self._op else type(self).__name__
 
     @property
@@ -376,6 +375,11 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     def type(self) -> builtins.type[T]:
         """The type of the data."""
         return self._data.__class__
+
+    @property
+    def feedback(self) -> list[Any]:
+        """An entry for each backward that reached this parameter; only parameters keep feedback."""
+        return []
 
     def zero_feedback(self) -> None:
         """Forget the feedback."""
@@ -397,7 +401,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
         return _rerun(self, changes, effects)
 
     def tree(self, **options: Any) -> str:
-        """The graph above this node as a text tree: see `TraceGraph.tree`."""
+        """This node and all that it came from, as a text tree: see `TraceGraph.tree`."""
         return TraceGraph.of(self).tree(**options)
 
     def _as_root(self, data: T, base: str) -> Node[T]:
@@ -537,8 +541,8 @@ _RULES = "choices", "bounds", "constraint", "projections", "check"
 class ParameterNode(Node[T]):
     """A root that may change: what an optimizer works on.
 
-    A new value, set here or by an optimizer, is kept only if it has the type of the present one
-    and passes every rule given here; the first value is checked as well.
+    A new value, set here or by an optimizer, is kept only if it has the type of the present one,
+    or converts to it without loss, and passes every rule given here; so must the first value.
 
     Args:
         choices: the values allowed; for an Enum its members, by default.
@@ -582,6 +586,7 @@ class ParameterNode(Node[T]):
         self.bounds, self.constraint = bounds, constraint
         self.projections, self.check = tuple(projections), check
         self.feedback: list[Any] = []
+        # The last changes: when (the number of the next node), and the value before.
         self._changes: deque[tuple[int, Any]] = deque(maxlen=8)
         self.set(data)
 
@@ -636,7 +641,7 @@ def _base_of(name: Any) -> str:
 
 
 def _everywhere(verdict: Any) -> bool:
-    """Is it true? Of an array: of every element?"""
+    """Whether it is true; of an array, whether every element is."""
     return bool(verdict.all() if hasattr(verdict, "all") else verdict)
 
 
@@ -660,12 +665,13 @@ def node(
     """Declare a value: a root of the graph, or with `trainable=True` a parameter.
 
     `node(n)` is the node n itself; `node(n, trainable=True)` a new parameter with its value. A
-    container that holds nodes becomes one node, and they are its parents.
+    container that holds nodes becomes one node, and they are its parents; a parameter, which has
+    no parents, takes their values.
 
     Args:
         data: any Python value.
         name: the base of its name, the type's name by default.
-        trainable: may an optimizer change it?
+        trainable: whether an optimizer may change it.
         description: what it is, in words; shown in prompts.
         rules: `choices`, `bounds`, `constraint`, `projections`, `check`: see `ParameterNode`.
 
@@ -684,8 +690,8 @@ def node(
         raise TypeError(f"node(): {', '.join(rules)} is for a parameter: add trainable=True")
     if isinstance(data, Node):
         if not trainable:
-            if name is not None:
-                words = f"node() of a node is that node: {data.name} keeps its name"
+            if name is not None or description is not None:
+                words = f"node() of a node is that node: {data.name} keeps its name and description"
                 warn(words, stacklevel=2)
             return data
         data, name = data.data, name or data._base
@@ -735,11 +741,11 @@ def _inside(value: Any, kind: Any = Node) -> Iterator[Any]:
 
 
 def _holds_nodes(value: Any) -> bool:
-    """Is it a container with a node in it at any depth?"""
+    """Whether it is a container with a node in it at any depth."""
     return isinstance(value, _CONTAINERS) and next(_inside(value), None) is not None
 
 
-def _replace(value: Any, leaf: Function) -> Any:
+def _map_leaves(value: Any, leaf: Function) -> Any:
     """A copy of a container, of its own type, with `leaf(item)` for whatever is no container."""
     if not isinstance(value, _CONTAINERS):
         return leaf(value)
@@ -747,9 +753,9 @@ def _replace(value: Any, leaf: Function) -> Any:
         new = {}
         for key, item in value.items():
             changes = isinstance(key, Node) or _holds_nodes(key)
-            new[_replace(key, leaf) if changes else key] = _replace(item, leaf)
+            new[_map_leaves(key, leaf) if changes else key] = _map_leaves(item, leaf)
         return _filled(value, new)
-    return _filled(value, [_replace(item, leaf) for item in _in_order(value)])
+    return _filled(value, [_map_leaves(item, leaf) for item in _in_order(value)])
 
 
 def _filled(like: Any, items: Any) -> Any:
@@ -782,7 +788,7 @@ def _wrap(value: Any, name: str | None = None) -> Any:
     """The value as a node; a container that holds nodes as one with a node for every leaf."""
     if isinstance(value, Node):
         return value
-    return _replace(value, _wrap) if _holds_nodes(value) else Node(value, name)
+    return _map_leaves(value, _wrap) if _holds_nodes(value) else Node(value, name)
 
 
 _SIMPLE = {int, float, str, bool, bytes, complex, type(None)}  # they hold no nodes
@@ -798,19 +804,19 @@ def to_data(value: Any) -> Any:
         return value
     if isinstance(value, Node):
         return value.data
-    return _replace(value, to_data) if _holds_nodes(value) else value
+    return _map_leaves(value, to_data) if _holds_nodes(value) else value
 
 
 def _copy_if_mutable(value: Any) -> Any:
     """A copy of what a method could change in place: an operator never changes its node's data."""
-    return copy.copy(value) if isinstance(value, (list, dict, set, bytearray)) else value
+    return copy.copy(value) if isinstance(value, (*_CONTAINERS, bytearray)) else value
 
 
 class _Call(NamedTuple):
     """How an operator was called: a name and a value for each argument, with nodes at any depth.
 
     The last `keywords` arguments go by name. `outside` holds the nodes that the function used
-    without being given them, by the numbers of those that it names.
+    without being given them, each by its number; in a rerun, what stands for it by that number.
     """
 
     names: tuple[str, ...]
@@ -830,15 +836,14 @@ class _Call(NamedTuple):
 
     def map(self, leaf: Function) -> _Call:
         """The same call with `leaf(item)` for each argument, and for each item of a container."""
-        values = tuple([_replace(value, leaf) for value in self.values])
+        values = tuple([_map_leaves(value, leaf) for value in self.values])
         outside = {number: leaf(node) for number, node in self.outside.items()}
         return _Call(self.names, values, self.keywords, outside)
 
     def data(self) -> list[Any]:
         """The values without their nodes, as the current scope reads them."""
-        if _scope.get() or _bodies:
-            return [to_data(value) for value in self.values]
-        return [v._data if isinstance(v, Node) else to_data(v) for v in self.values]
+        plain = not (_scope.get() or _bodies)
+        return [v._data if plain and isinstance(v, Node) else to_data(v) for v in self.values]
 
     def invoke(self, function: Any, data: Sequence[Any]) -> Any:
         """Call a function with these values as the arguments."""
@@ -1018,7 +1023,7 @@ def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
     """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle.
 
     An error of minitrace's own, such as an `LLMError`, is not the program's failure and is raised
-    as it is, except an inner `ExecutionError`, or an error with `failure`.
+    as it is, except an inner `ExecutionError`, or one whose attribute `failure` says that it is.
     """
     if isinstance(error, ExecutionError):
         inner, original = error.exception_node, error.__cause__ or error
@@ -1066,8 +1071,8 @@ class _Scope:
         return current._data
 
     def runs(self, key: object) -> bool:
-        """Is this bundle or code running already, here or further out? Then a call recurses, and is
-        not recorded."""
+        """Whether this bundle or code is running already, here or further out: then a call
+        recurses, and is not recorded."""
         return self.key is key or bool(self.outer and self.outer.runs(key))
 
 
@@ -1093,7 +1098,7 @@ def stop_tracing() -> Iterator[None]:
 
 
 def _is_code(node: AnyNode) -> bool:
-    """Is it the source of a function that may change? See section 4."""
+    """Whether it is the source of a function that may change: see section 4."""
     return getattr(getattr(node, "check", None), "func", None) is check_code
 
 
@@ -1110,10 +1115,11 @@ class _Body(_Scope):
         if not _SIMPLE.issuperset(map(type, self.arguments)):
             inputs = self.call.inputs().items()
             self.held = [(name, each._data, _held_by(each._data)) for name, each in inputs]
-        self.threads = {*sys._current_frames()} if _thread._count() else ()  # none of its own yet
+        # Threads that are older than the body work for others; see `_read_elsewhere` in section 6.
+        self.threads = {*sys._current_frames()} if _thread._count() else ()
         self.thread, self.hooks = get_ident(), _hooks.get()
         self.begin()
-        _bodies.add(self)  # whole, since other threads look at it
+        _bodies.add(self)  # last, since other threads look at it from here on
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         """Warn of arguments changed in place, add nodes from outside to `call`, and raise the
@@ -1329,6 +1335,7 @@ def _bundle(function: Any, options: Options) -> Any:
     return (CodeBundle if options["trainable"] else Bundle)(function, options)
 
 
+# For type checkers: what `bundle` returns is generic.
 @cast("Callable[[Any], _Mark]", lambda function: function)
 def bundle(
     description: Any = None,
@@ -1391,7 +1398,8 @@ class Module(Parameterized):
 
     Parameters are found in attributes that are parameters, trainable bundles, modules, or lists,
     tuples and dicts of these at any depth; a property is never run. The code of a method that a
-    subclass overrides counts if the new one calls it. Calling a module runs `forward`.
+    subclass overrides is among them only if the new method calls it. Calling a module runs
+    `forward`.
 
     >>> class Greeter(Module):
     ...     def __init__(self):
@@ -1426,7 +1434,7 @@ class Module(Parameterized):
         return copy.copy(self)
 
 
-# Copied into the new class, so that tools which look into it find the methods where they were.
+# What a new class gets from `type()`.
 _NOT_COPIED = "__dict__", "__weakref__", "__slots__"
 
 
@@ -1442,7 +1450,8 @@ def model(cls: type[Any]) -> type[Any]:
     ('Counter', 'It counts.', 1)
     """
     own = {name: value for name, value in vars(cls).items() if name not in _NOT_COPIED}
-    # What `__init_subclass__` does was done for `cls`; its own, if any, is in the copy.
+    # The copy holds the methods too, so that tools find them in the new class. What the
+    # `__init_subclass__` of a base class does was done for `cls`, and is not done again.
     setattr(cls, "__init_subclass__", classmethod(lambda cls: None))
     made = type(cls.__name__, (cls, Module), own)
     delattr(cls, "__init_subclass__")
@@ -1457,9 +1466,9 @@ def model(cls: type[Any]) -> type[Any]:
 #             ├── add:0 ── multiply:0 ◄── the walk: multiply:0, add:0, then y:0 and x:0,
 #       y:0 ──┘                           each once, after every node made from it
 #
-# A propagator says how feedback starts, how several merge, and what each parent receives. Adding
-# numbers gives gradients; passing on one shared TraceGraph gives what Trace does. The walk never
-# changes the graph.
+# A propagator says how feedback starts, how feedback from several children merges, and what each
+# parent receives. Adding numbers gives gradients; passing on one shared TraceGraph gives what Trace
+# does. The walk never changes the graph.
 # Left out: what the parameters should become (section 5).
 
 
@@ -1492,9 +1501,9 @@ Rule = Callable[["Node[Any]", Any], "Sequence[Any]"]
 class Propagator:
     """How feedback flows: a few small methods, which a subclass may redefine.
 
-    `init_feedback` says how it starts (`start` does so for all outputs at once), `aggregate` how
-    several that reach one node merge, `propagate` what each parent receives. `register` overrides
-    `propagate` for one operator.
+    `init_feedback` says how it starts (`start`, which calls it, does so for all outputs at once),
+    `aggregate` how feedback from several children merges, `propagate` what each parent receives.
+    `register` overrides `propagate` for one operator.
 
     The derivatives of a sum and of a product are enough for a first gradient:
 
@@ -1564,8 +1573,13 @@ class SumPropagator(Propagator):
     def aggregate(self, feedbacks: list[Any]) -> Any:
         """The sum of numbers, or the distinct texts in lines of their own."""
         said = [feedback for feedback in feedbacks if feedback is not None]
-        if len(said) < 2 or not all(isinstance(feedback, str) for feedback in said):
+        texts = [feedback for feedback in said if isinstance(feedback, str)]
+        if len(said) < 2 or not texts:
             return reduce(operator.add, said) if said else None
+        if len(texts) < len(said):
+            raise TypeError(
+                f"feedback in words and in numbers does not add up: {to_text(said, 200)}"
+            )
         pieces = [piece for text in said for piece in getattr(text, "pieces", (text,))]
         distinct = tuple(dict.fromkeys(pieces))
         joined = _JoinedText("\n".join(distinct))
@@ -1618,14 +1632,14 @@ def backward(
     linear in the graph, apart from a sort, and leaves the graph as it was.
 
     Args:
-        output: a node, or a list of nodes with a list of feedback.
-        feedback: any object, often words; `None` is allowed.
+        output: a node, or a list of nodes.
+        feedback: any object, often words; `None` is allowed. For several outputs a list, or one
+            feedback on all of them.
         propagator: how it flows; a `GraphPropagator` by default.
-        score: a number, higher is better; for several outputs a list.
+        score: a number, higher is better; for several outputs a list, or one for all of them.
 
-    Returns: what each node reached received, merged: a dict from node to feedback. Nothing is
-        stored; `node.backward` does that. If no parameter is reached there is a warning, and it is
-        empty.
+    Returns: a dict from each node that was reached to its merged feedback; empty, with a warning,
+        if no parameter was. Nothing is stored; `node.backward` does that.
 
     >>> GRAPH.clear()
     >>> x, y = node(2, name="x", trainable=True), node(3, name="y")
@@ -1673,7 +1687,7 @@ def _doubt(reached: Collection[Any]) -> str:
 
 
 def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> list[Output]:
-    """Each output with its feedback and score; a single one applies to every output."""
+    """Each output with its feedback and score; a single one of these is that of every output."""
     several = isinstance(output, _LISTS)
     nodes: Any = output if several else [output]
     words = feedback if several and isinstance(feedback, _LISTS) else [feedback] * len(nodes)
@@ -1866,7 +1880,8 @@ class TraceGraph:
         return {node: name for name, node in taken.items()}
 
     def tree(self, ascii: bool | None = None, lines: int = 200) -> str:
-        """The graph as a text tree, its outputs on top, of `lines` with at most 90 characters.
+        """The graph as a text tree, its outputs on top, in `lines` of at most 90 characters and one
+        that says how much is left out.
 
         It is plain text: ASCII if you ask for it, or if standard output is not UTF-8.
 

@@ -66,7 +66,7 @@ def slow(request):
 
 
 # The classes that the companion `opto` gives more names, as they are without it.
-EXTENDED = minitrace.Node, minitrace.ExecutionError
+EXTENDED = minitrace.Node, minitrace.ExecutionError, minitrace.TraceGraph
 OWN = {kind: dict(vars(kind)) for kind in EXTENDED}
 
 
@@ -78,12 +78,13 @@ def fresh(monkeypatch):
     for variable in ("MINITRACE_MODEL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
     yield
-    given = sys.modules["opto"]._GIVEN if "opto" in sys.modules else {}
-    for kind, names in given.items():
-        for name in names:
-            setattr(kind, name, OWN[kind][name]) if name in OWN[kind] else delattr(kind, name)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "opto"]:
-        del sys.modules[name]
+    if "opto" in sys.modules:
+        for kind, own in OWN.items():
+            for name, value in dict(vars(kind)).items():
+                if value is not own.get(name):
+                    setattr(kind, name, own[name]) if name in own else delattr(kind, name)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "opto"]:
+            del sys.modules[name]
 
 
 @pytest.fixture

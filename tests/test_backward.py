@@ -202,6 +202,8 @@ def test_two_backwards_add_up_on_the_parameter_and_leave_the_graph_alone():
     assert [graph.feedback for graph in x.feedback] == [["low"], ["high"], ["low"]]
     assert [len(graph) for graph in x.feedback] == [5, 5, 5]
     assert shared.feedback == a.feedback == []
+    shared.feedback.append("a note of one's own")
+    assert a.feedback == []
     x.zero_feedback()
     assert x.feedback == []
 
@@ -250,6 +252,12 @@ def test_no_parameter_is_reached():
     with pytest.warns(UserWarning, match="reaches no parameter") as caught:
         (node(1) + 2).backward("too low")
     assert caught[0].filename == __file__
+
+
+def test_words_and_numbers_do_not_add_up():
+    x = node(1, "x", trainable=True)
+    with pytest.raises(TypeError, match=r"words and in numbers does not add up: \['low', 1\]"):
+        backward([x + 1, x + 2], ["low", 1], SumPropagator())
 
 
 def test_as_many_feedbacks_as_outputs():

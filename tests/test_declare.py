@@ -77,6 +77,16 @@ def test_a_node_of_a_node_is_that_node_and_a_new_name_is_ignored_with_a_warning(
         assert node(x) is x
     with pytest.warns(UserWarning, match="x:0 keeps its name"):
         assert node(x, name="y") is x
+    with pytest.warns(UserWarning, match="x:0 keeps its name and description"):
+        assert node(x, description="a number") is x
+
+
+@pytest.mark.parametrize("data", [[1], deque([1]), bytearray(b"1"), OrderedDict(a=1), {1}])
+def test_a_method_changes_a_copy(data):
+    x, before = node(data), copy.copy(data)
+    name = "popitem" if isinstance(data, dict) else "pop"
+    x.call(name)
+    assert x.data == before
 
 
 def test_a_trainable_node_of_a_node_is_a_new_parameter_with_its_data_and_base_name():
