@@ -4979,15 +4979,13 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
 
 def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     """A node computed again, where `new` holds the nodes that took the place of others."""
-
-    def leaf(part: Any) -> Any:
-        return new.get(part._number, part) if isinstance(part, Node) else part
-
     if op.function is None:
         raise GraphError(
             f"rerun: the function of {each.name} ({op.name}) is not known in this process"
         )
-    call = (each._call or _Call(op.names, each.parents)).map(leaf)
+    call = (each._call or _Call(op.names, each.parents)).map(
+        lambda part: new.get(part._number, part) if isinstance(part, Node) else part
+    )
     if op.bundle is None:
         return _compute(op, call)
     new.update({n: each for n, each in call.outside.items() if each._number != n})
