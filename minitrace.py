@@ -2038,11 +2038,13 @@ class CodeBundle(Bundle[..., Any]):
         tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
+        for part in body:
+            part.is_lazy = 0  # no import in a function can be lazy
         for function in _definitions(body, name):
             numbers = count()  # the defaults are those of the original
             for defaults in function.args.defaults, function.args.kw_defaults:
-                names = [each and f"_default_{next(numbers)}" for each in defaults]
-                defaults[:] = [name and ast.Name(name, ast.Load()) for name in names]
+                for place, each in enumerate(defaults):
+                    defaults[place] = each and ast.Name(f"_default_{next(numbers)}", ast.Load())
         tree.body[0].body[0].body[1].body[:0] = body
         ast.fix_missing_locations(tree)
         code = compile(tree, filename, "exec")  # the imports from __future__ are those of this file
@@ -4033,24 +4035,25 @@ class LanguageModel:
 def _in_thread(work: Callable[[], Any]) -> Any:
     """The future of `work`, run in this context in a daemon thread, which lets a program end.
 
-    Where no thread can be started, it is run at once.
+    Where there are no daemons, any thread does; where there are no threads, it is run at once.
     """
     from concurrent.futures import Future
 
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
+    context = copy_context()
 
     def run() -> None:
         try:
-            future.set_result(work())
+            future.set_result(context.run(work))
         except BaseException as error:
             future.set_exception(error)
 
-    thread = Thread(target=copy_context().run, args=(run,), daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # none can be started here, as in WebAssembly
-        thread.run()
+    for daemon in True, False:  # a subinterpreter has no daemons, WebAssembly no threads
+        with suppress(RuntimeError):
+            Thread(target=run, daemon=daemon).start()
+            return future
+    run()
     return future
 
 
@@ -4636,8 +4639,9 @@ def _call_llm(*prompts: Any) -> MessageNode[Any]:
         return str(_ask_any(llm, [*map(_message, roles, texts)]))
 
     means = "the reply of a language model to the prompts"
-    op = _Op("call_llm", means, ("system",), asked, effects=True)
-    return _call_op(op, [*map(_without_template, words)])
+    return _call_op(
+        _Op("call_llm", means, ("system",), asked, effects=True), [*map(_without_template, words)]
+    )
 
 
 setattr(operators, "call_llm", _call_llm)
@@ -4955,8 +4959,7 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     (21, 3)
     """
     nodes = _ancestors([output])
-    strays = [to_text(each, 60) for each in set(changes).difference(nodes)]
-    if strays:
+    if strays := [to_text(each, 60) for each in set(changes).difference(nodes)]:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new: dict[int, AnyNode] = {}
     scope, around = _Scope(), _scope.get()
@@ -5140,8 +5143,7 @@ def _load(path: str | os.PathLike[str]) -> Fields:
     """Read values that `_save` wrote."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            values = json.load(file)["parameters"]
-        return {name: decode(value) for name, value in values.items()}
+            return {name: decode(value) for name, value in json.load(file)["parameters"].items()}
     except _UNREADABLE as error:
         raise ValueError(f"it is not a saved module: {error}") from None
 
@@ -5313,8 +5315,7 @@ def _rules_from(given: Fields) -> Fields:
     if bounds:  # values that JSON has only the text of have none
         rules["bounds"] = None if _Verbatim in map(type, bounds) else tuple(bounds)
     if header:
-        name = re.search(r"def\s+(\w+)", header)
-        if not name:
+        if not (name := re.search(r"def\s+(\w+)", header)):
             raise ValueError(f"no header of a function: {to_text(header, 80)}")
         rules["check"] = partial(check_code, name=name[1], signature=header)
     return rules
@@ -5584,12 +5585,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command")
-    stories = commands.add_parser("demo", help="two short stories, the default")
+    add = commands.add_parser
+    stories = add("demo", help="two short stories, the default")
     stories.add_argument("--live", action="store_true", help="ask what MINITRACE_MODEL names")
-    suggest = commands.add_parser("suggest", help="better values for a trace graph, as JSON")
+    suggest = add("suggest", help="better values for a trace graph, as JSON")
     suggest.add_argument("graph", help="a file, or - for standard input")
-    llm = commands.add_parser("llm", help="try the language model that MINITRACE_MODEL names")
-    llm.add_argument("question")
+    add("llm", help="try the language model that MINITRACE_MODEL names").add_argument("question")
     arguments = parser.parse_args(argv)
     if arguments.version:
         print(f"minitrace {__version__}")
