@@ -2033,9 +2033,8 @@ class CodeBundle(Bundle[..., Any]):
         # removed while another thread iterates over it.
         filename, name = f"<code {next(_files) % 1024}>", self.__name__
         linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-        owner = getattr(self._owner[0], "__name__", "_")
-        outer = f"class {owner}:\n def outer():\n  {' = '.join(free)} = None"
-        tree: Any = ast.parse(f"{outer}\n  def maker():\n   return {name}")
+        outer = f"class {getattr(self._owner[0], '__name__', '_')}:\n def outer():\n  "
+        tree: Any = ast.parse(f"{outer}{' = '.join(free)} = None\n  def maker():\n   return {name}")
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
         for part in body:
@@ -2178,6 +2177,8 @@ def _source_of(function: Any) -> tuple[str, Fields]:
     code: Any = getattr(function, "__code__", None)
     file, space = getattr(code, "co_filename", ""), getattr(function, "__globals__", None)
     before = linecache.getlines(file, space)
+    with suppress(AttributeError):  # what is typed at a prompt, from Python 3.13 on
+        before = before or getattr(linecache, "_getlines_from_code")(code)
     linecache.checkcache(file)
     for lines in linecache.getlines(file, space), before:  # a file may change after it was loaded
         if found := _definition_of(code, "".join(lines)):

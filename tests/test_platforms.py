@@ -357,3 +357,18 @@ print(*evaluate(double, [1, 2], workers=2).responses)
 inside.close()
 """
     assert program(tmp_path, text) == ["a b 8", "2", "2 4"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="what is typed is not kept")
+def test_trainable_code_may_be_typed_at_a_prompt():
+    typed = """from minitrace import bundle
+@bundle(trainable=True)
+def half(x):
+    return x / 2
+
+half(6).data, half.parameter.data
+"""
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"], input=typed, cwd=ROOT, capture_output=True, text=True
+    )
+    assert r"(3.0, 'def half(x):\n    return x / 2')" in done.stdout, done.stderr
