@@ -75,10 +75,10 @@ class Budget:
         BudgetError: a call would exceed a limit, or has no price under a limit in `usd`.
 
     >>> from minitrace import Script
-    >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
+    >>> with Budget(calls=5, usd=0.02, prices={"script": (3, 15)}) as budget:
     ...     replies = Script(["Paris."] * 9).map(["Capital of France?"] * 2)
     >>> print(budget.report())
-    2 calls of 5, 14 tokens, $0.0001 of 0.01
+    2 calls of 5, 14 tokens, $0.0001 of 0.02
     >>> budget.spent["calls"]
     2
     """
