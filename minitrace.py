@@ -1936,6 +1936,7 @@ class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
     trainable = True
+    _owner: Any = None, ""  # the class that it is a method of, and its name there
 
     def __init__(self, function: Function, options: Options) -> None:
         import textwrap
@@ -1951,6 +1952,11 @@ class CodeBundle(Bundle[..., Any]):
             if not self.source:
                 self.source, self._locals = _source_of(self._inner)
             header = _signature_text(self.source, name)
+            if header[0] != "@" and getattr(function, "__func__", function) is not self._inner:
+                raise TypeError(
+                    f"new code would lose what is around {name}(), which its source does not show: "
+                    "write it, and @bundle over it, at the def"
+                )
             self.parameter = ParameterNode(
                 self.source,
                 f"{name}_code",
@@ -1961,7 +1967,6 @@ class CodeBundle(Bundle[..., Any]):
             )
         self.parameter._index = None  # it is called after its function
         self._function_of = lru_cache(16)(self._compile)
-        self._owner: tuple[type | None, str] = None, ""
 
     def _describe(self, words: str) -> _Op:
         op = super()._describe(words)
@@ -1972,8 +1977,7 @@ class CodeBundle(Bundle[..., Any]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         parameter, scope = self.code_of(args[0] if args else None), _scope.get()
         if self.traceable_code or (scope and scope.runs(parameter)):
-            function = partial(self._evaluate, parameter._data)
-            return self._run_unrecorded(function, args, kwargs)
+            return self._run_unrecorded(partial(self._evaluate, parameter._data), args, kwargs)
         if scope and scope.tracing:  # made here or not, it is an input from outside
             scope.reads[parameter._number] = parameter
         call = self._bind(args, kwargs)
@@ -2016,7 +2020,7 @@ class CodeBundle(Bundle[..., Any]):
         closure = tuple([cells[name] for name in code.co_freevars])
         function = FunctionType(code, original.__globals__, self.__name__, None, closure)()
         if isinstance(function, FunctionType):
-            function.__qualname__, function.__module__ = original.__qualname__, original.__module__
+            function.__qualname__ = original.__qualname__
         return function
 
     def _compile_in_closure(self, text: str, free: Iterable[str]) -> CodeType:
@@ -2040,10 +2044,9 @@ class CodeBundle(Bundle[..., Any]):
         for part in body:
             part.is_lazy = 0  # no import in a function can be lazy
         for function in _definitions(body, name):
-            numbers = count()  # the defaults are those of the original
-            for defaults in function.args.defaults, function.args.kw_defaults:
-                for place, each in enumerate(defaults):
-                    defaults[place] = each and ast.Name(f"_default_{next(numbers)}", ast.Load())
+            n = count()  # the defaults are those of the original
+            for old in function.args.defaults, function.args.kw_defaults:
+                old[:] = [each and ast.Name(f"_default_{next(n)}", ast.Load()) for each in old]
         tree.body[0].body[0].body[1].body[:0] = body
         ast.fix_missing_locations(tree)
         code = compile(tree, filename, "exec")  # the imports from __future__ are those of this file
@@ -2141,26 +2144,40 @@ def _attributes(value: Any) -> Iterable[tuple[Any, Any]]:
     if not isinstance(value, Module):
         return enumerate(_in_order(value) if isinstance(value, _CONTAINERS) else ())
     own = {name: item for name, item in vars(value).items() if not name.startswith("code of ")}
-    codes = []
-    words, getters = Fields(), {property: "fget", cached_property: "func"}  # of what may run
+    codes, seen, called = [], Fields(), set[Any]()
+    inside = {property: "fget", cached_property: "func"}  # what may be in what may run
     for kind in type(value).__mro__:
+        calls = set[Any]()
         for name, item in vars(kind).items():
             if isinstance(item, MemberDescriptorType):  # of __slots__
                 own[name] = getattr(value, name, None)
-            item = getattr(item, getters.get(type(item), ""), item)
-            while not isinstance(item, Bundle) and hasattr(item, "__wrapped__"):
-                item = getattr(item, "__wrapped__")
-            # The next one counts if this one calls it: by super(), or by the name of its class.
-            if not words.get(name, {kind.__name__}).isdisjoint(("__class__", kind.__name__)):
-                code = getattr(getattr(item, "_inner", item), "__code__", _attributes.__code__)
-                words[name] = {*code.co_names, *code.co_freevars}
-            elif isinstance(item, CodeBundle):
-                continue
-            if isinstance(item, CodeBundle):
-                path = f"{kind.__name__}.{name}" if name in own else name
-                codes.append((path, item.code_of(value)))
+            while not isinstance(item, Bundle) and (
+                inner := getattr(item, inside.get(type(item), "__wrapped__"), None)
+            ):
+                item = inner
+            # What was redefined counts if code before it calls it: by super(), or by its class.
+            ways = {("super", name), (kind.__name__, name)}
+            if seen.get(name, item) is item or ways & called:
+                path = f"{kind.__name__}.{name}" if name in seen else name
+                if isinstance(item, CodeBundle):
+                    codes.append((path, item.code_of(value)))
+                seen[name] = item
+                calls |= _calls_in(getattr(getattr(item, "_inner", item), "__code__", None))
+            called -= ways
             own.setdefault(name, None if isinstance(item, Bundle) else item)
+        called |= calls
     return [*own.items(), *codes]
+
+
+@lru_cache(4096)
+def _calls_in(code: Any) -> set[Any]:
+    """What some code may call: `("x", "m")` for x.m(), `("super", "m")` for super().m()."""
+    import dis
+
+    steps = dis.get_instructions(code) if isinstance(code, CodeType) else ()
+    names = [f"{'.' * step.opname.endswith(('_ATTR', '_METHOD'))}{step.argval}" for step in steps]
+    pairs = re.findall(r"(\w+) \.(\w+)", re.sub(r"\bsuper( \w+)+", "super", " ".join(names)))
+    return {*pairs}.union(*map(_calls_in, getattr(code, "co_consts", ())))
 
 
 # Where is the source of a function, and which part of it did its author write?
@@ -2205,14 +2222,11 @@ def _definition_of(code: CodeType, text: str) -> Any:
         return None
     for each in codes:  # it grows on the way
         codes += [part for part in each.co_consts if isinstance(part, CodeType)]
-    place = code.co_name, code.co_firstlineno, True
     more = [(c.co_name, c.co_firstlineno, {*c.co_names} < {*code.co_names}) for c in codes]
-    if code not in codes and place not in more:
+    if code not in codes and (code.co_name, code.co_firstlineno, True) not in more:
         return None
-    for found in _definitions(ast.walk(tree), code.co_name):
-        if [*found.decorator_list, found][0].lineno == code.co_firstlineno:
-            return found
-    return None
+    line, named = code.co_firstlineno, _definitions(ast.walk(tree), code.co_name)
+    return next((each for each in named if line == [*each.decorator_list, each][0].lineno), None)
 
 
 def _drop_bundle(found: Any, code: CodeType) -> Fields:
@@ -2251,7 +2265,7 @@ def _lines_of(found: Any, lines: list[str]) -> str:
     marks, margin = found.decorator_list, found.col_offset
     while marks and ast.unparse(marks[0]) in ("property", "classmethod", "staticmethod"):
         marks = marks[1:]  # these stand around the bundle: see `_bundle`
-    inside: set[int] = set()  # lines of a text of several: their white space is part of its value
+    inside = set[int]()  # lines of a text of several: their white space is part of its value
     for part in ast.walk(found):
         documents = part is getattr(found.body[0], "value", None)
         if isinstance(part, (ast.Constant, ast.JoinedStr)) and not documents:
@@ -2275,7 +2289,7 @@ def _signature_text(text: str, name: str) -> str:
 
 # May new code be accepted?
 
-_LONGEST, _DEEPEST = 20_000, 500  # characters of code; operators in one expression of it
+_SIZE, _NESTED = 20_000, 500  # characters of code; operators in one expression of it
 _HARMLESS_CALLS = "bool bytes complex dict float frozenset int list range re.compile set str tuple"
 _STATEMENTS = "Import ImportFrom FunctionDef AsyncFunctionDef Assign AnnAssign Expr"
 _NESTS = r"not|lambda|if|else|await|and|or|in|is|for|yield|[^\w\s:=)\]}]+"
@@ -2311,16 +2325,15 @@ def check_code(source: str, name: str, signature: str | None = None, limits: Any
     if limits is not None:
         limits.check(source)
     found = _definitions(tree.body, name)
-    inside = [part for each in found for part in _own_parts(each)]
-    if any(isinstance(part, (ast.Yield, ast.YieldFrom)) for part in inside):
-        raise ValueError(f"`{name}` must return a list: a generator runs after its call")
     if len(found) != 1:
         raise ValueError(f"the code must define one function `{name}` at top level")
+    function = found[0]
+    if _is_generator(function):
+        raise ValueError(f"`{name}` must return a list: a generator runs after its call")
     if signature is not None:
         header = signature.rstrip(": ") if "def " in signature else f"def {name}{signature}"
         given: Any = ast.parse(f"{header}: pass").body[0]
         known = set(map(ast.unparse, given.decorator_list))  # they and the defaults are the user's
-        function = found[0]
         around = [*function.decorator_list, function.returns]
         old, new = _bare_signature(given), _bare_signature(function)
         if old != new:
@@ -2337,17 +2350,14 @@ def _parse(source: str) -> ast.Module:
     """Parse and compile, refusing first what is so long or deep that it could crash the parser."""
     import ast
 
-    tree = ast.parse("")
     try:
-        if len(source) > _LONGEST or _nesting(source) > _DEEPEST:
-            most = f"{_LONGEST:,} characters or {_DEEPEST} operators in an expression"
-            raise SyntaxError(f"over {most}")
-        tree = ast.parse(source, "the code")
-        compile(tree, "the code", "exec")
+        if len(source) > _SIZE or _nesting(source) > _NESTED:
+            raise SyntaxError(f"over {_SIZE:,} characters or {_NESTED} operators in an expression")
+        compile(source, "the code", "exec")
     except (SyntaxError, RecursionError, MemoryError) as error:
         if "no binding for nonlocal" not in str(error):  # a closure may hold it
             raise ValueError(f"the code does not parse: {error}") from None
-    return tree
+    return ast.parse(source)
 
 
 def _nesting(source: str) -> int:
@@ -2365,17 +2375,13 @@ def _nesting(source: str) -> int:
     return deepest
 
 
-def _own_parts(definition: ast.AST) -> Iterator[ast.AST]:
-    """What a definition holds, apart from what is inside other definitions in it."""
+def _is_generator(function: ast.AST) -> bool:
+    """Does it yield, apart from the functions inside it?"""
     import ast
 
-    others = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef
-    stack = [*ast.iter_child_nodes(definition)]
-    while stack:
-        part = stack.pop()
-        if not isinstance(part, others):
-            yield part
-            stack += ast.iter_child_nodes(part)
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda
+    around, *others = (set(ast.walk(p)) for p in ast.walk(function) if isinstance(p, kinds))
+    return any(isinstance(p, (ast.Yield, ast.YieldFrom)) for p in around.difference(*others))
 
 
 def _bare_signature(function: Any) -> str:
@@ -2394,13 +2400,15 @@ def _acting_parts(tree: ast.Module) -> Iterator[ast.AST]:
 
     for statement in tree.body:
         parts = [p for p in ast.iter_child_nodes(statement) if not isinstance(p, ast.stmt)]
-        inside: Any = chain([statement], *map(ast.walk, parts))
+        if type(statement).__name__ not in _STATEMENTS.split():
+            yield statement
+        inside: Any = chain(*map(ast.walk, parts))
         for part in inside:
             kind = type(part).__name__
-            acts = part is statement and kind not in _STATEMENTS.split()
+            stars = kind == "alias" and part.name == "*"
             calls = kind == "Call" and ast.unparse(part.func) not in _HARMLESS_CALLS.split()
             places = kind in ("Attribute", "Subscript") and isinstance(part.ctx, ast.Store)
-            if acts or calls or places:
+            if stars or calls or places:
                 yield part
 
 
@@ -4959,22 +4967,22 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     >>> (x * y + 1).rerun({x: 5}).data, x.data
     (21, 3)
     """
+    output.data  # a bundle that reruns it uses it  # noqa: B018
     nodes = _ancestors([output])
     if strays := [to_text(each, 60) for each in set(changes).difference(nodes)]:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
-    new: dict[int, AnyNode] = {}
+    new = dict[int, AnyNode]()
     scope, around = _Scope(), _scope.get()
     try:
         scope.begin()
         scope.replacements = new
         for each in nodes:
             op: Any = each._op
-            depends = any(parent._number in new for parent in each.parents)
             if each in changes:
                 root = new[each._number] = each._as_root(to_data(changes[each]), each._base)
                 if isinstance(root, ParameterNode):
                     root.set(root._data)  # which checks all but its type
-            elif depends and (effects or not op.effects):
+            elif any(p._number in new for p in each.parents) and (effects or not op.effects):
                 new[each._number] = _recompute(op, each, new)
     finally:
         _scope.set(around)
@@ -5353,7 +5361,7 @@ def _in_pickle(value: Any) -> Any:
 
 def _accepted_parameter(data: T, base: str, words: Any, rules: Options) -> ParameterNode[T]:
     """A parameter whose value was checked before."""
-    parameter: ParameterNode[Any] = ParameterNode(None, base, words)  # no rules, no check
+    parameter: ParameterNode[Any] = ParameterNode(None, base, words)  # no rules yet
     parameter.restore(data)
     for name, rule in rules.items():
         setattr(parameter, name, rule)
@@ -5417,7 +5425,7 @@ for _name in {*chain(*map(dir, _kinds))}.difference(dir(Node)):
 
 # ---- In a browser a long chain of nodes that is freed at once would end Python.
 
-_unlinked: list[list[Any]] = []
+_unlinked: list[Any] = []
 
 
 def _free_one_by_one(node: MessageNode[Any]) -> None:
@@ -5549,20 +5557,16 @@ def _exit_with(code: int, words: str) -> int:
 
 def _suggest(path: str) -> int:
     """Read a trace graph, ask for better values, print them as JSON by the ids of the graph."""
-    llm = LLM() if os.environ.get("MINITRACE_MODEL") else StubLLM()
     try:
         with open(0 if path == "-" else path, encoding="utf-8-sig") as file:
             graph = TraceGraph.from_json(file.read())
         if not (graph.parameters and graph.outputs):
             raise GraphError("nothing to suggest without a trainable node and an output")
-        optimizer = OptoPrime(graph.parameters, llm=llm)
+        optimizer = OptoPrime(graph.parameters)
     except (OSError, GraphError, ValueError) as error:
         place = "standard input" if path == "-" else path
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
         return _exit_with(2, f"suggest: {place}: {words}")
-    if isinstance(llm, StubLLM):
-        told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
-        print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
     proposal = optimizer.propose().items()

@@ -161,6 +161,19 @@ def test_bundle_called_as_a_function():
     assert g.parameter.data == "def f(x):\n    return x + 1" and g(1).data == 2
 
 
+def test_what_is_around_a_function_and_not_in_its_source_is_refused():
+    def f(x):
+        return x
+
+    class Shop:
+        def f(self):
+            return ""
+
+    for given in shout(f), functools.partial(f, 1), functools.lru_cache(f), Shop().f:
+        with pytest.raises(TypeError, match=r"would lose what is around f\(\), .* at the def"):
+            bundle(trainable=True)(given)
+
+
 @shout
 @bundle(trainable=True)
 @shout
@@ -984,6 +997,7 @@ BAD = [
     ("del f\ndef f(): pass", "at top level: only imports, functions and constants"),
     ("assert 1\ndef f(): pass", "at top level: only imports, functions and constants"),
     ("f = lambda: 1", "must define one function"),
+    ("from math import *\ndef f(x): return floor(x)", r"`\*` at top level: only imports"),
     ("def f(): pass\n" + "#" * 20_000, "over 20,000 characters"),
 ]
 
@@ -1602,6 +1616,31 @@ class Named(Top):
         return Top.m(self, x)
 
 
+class ByHelper(Redefined):
+    @bundle(trainable=True)
+    def m(self, x):
+        return self.helper(x)
+
+    def helper(self, x):
+        return [super(ByHelper, self).m(y).data for y in [x]]
+
+
+class ByOther(Redefined):
+    m = None
+
+    def other(self):
+        return Top.m(self, 1)
+
+
+class NotByOther(Redefined):
+    @bundle(trainable=True)
+    def m(self, x):
+        return super().n()
+
+    def other(self):
+        return super().other(self.m(1))
+
+
 class Covered(Super):
     m = None
 
@@ -1630,6 +1669,10 @@ class Same(Top):
         (Super, "m Top.m n"),
         (Through, "m Redefined.m n"),
         (Named, "Top.m n"),
+        (ByHelper, "m Redefined.m n"),
+        (model(ByHelper), "m Redefined.m n"),
+        (ByOther, "Top.m n"),
+        (NotByOther, "m n"),
         (Covered, "n"),
         (AsProperty, "n"),
         (Wrapped, "m n"),
@@ -1639,6 +1682,17 @@ class Same(Top):
 )
 def test_a_method_that_is_redefined_is_no_parameter_unless_the_new_one_calls_it(kind, paths):
     assert [*kind().parameters_dict()] == paths.split()
+
+
+def test_code_below_a_cached_property_is_a_parameter_of_the_same_name_once_it_ran():
+    class Cached(Module):
+        @functools.cached_property
+        @bundle(trainable=True)
+        def much(self):
+            return 1
+
+    cached = Cached()
+    assert cached.much.data == 1 and [*cached.parameters_dict()] == ["much"]
 
 
 # ---- A bundle saves its code

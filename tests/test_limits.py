@@ -189,7 +189,7 @@ def test_what_cannot_cross_is_refused_by_its_name():
     for _ in range(98):
         deep = (deep,)
     assert Limits().run(echo, "f", [deep]) == deep
-    with pytest.raises(LimitError, match=r"cannot cross: args.*nested more than 100 levels deep"):
+    with pytest.raises(LimitError, match=r"cannot cross: args.* nested more than 100 levels deep"):
         Limits().run(echo, "f", [((deep,),)])
 
 

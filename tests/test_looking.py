@@ -27,6 +27,7 @@ from minitrace import (
     OptoPrime,
     StubLLM,
     TraceGraph,
+    TraceMissingInputsError,
     backward,
     bundle,
     decode,
@@ -435,6 +436,27 @@ def test_rerun_of_nodes_from_outside():
     assert sorted(parent.data for parent in new.parents) == [5, 10]
     assert new.rerun({each: 1 for each in new.parents if each.data == 10}).data == 11
     assert output.rerun({x: 1}).data == 5
+
+
+def test_a_body_that_reruns_what_was_made_outside_uses_it():
+    x = node(2, "x", trainable=True)
+    doubled = x * 2
+
+    def tries(many):
+        return [doubled.rerun({x: n}).data for n in range(many)]
+
+    with pytest.raises(TraceMissingInputsError, match="used multiply:"):
+        bundle()(tries)(3)
+    tried = bundle(allow_external_dependencies=True)(tries)(3)
+    assert tried.data == [0, 2, 4] and tried.parents[1:] == (doubled,)
+    assert tried.rerun({x: 5}).data == [0, 2, 4]
+
+    @bundle()
+    def own(y):
+        inner = node(y)
+        return (inner + 1).rerun({inner: 5}).data
+
+    assert own(x).data == 6
 
 
 def test_rerun_takes_the_value_of_a_node():
