@@ -289,7 +289,7 @@ def _children(self: Any) -> Any:
     """The living nodes that were made of this one, the oldest first."""
     nodes = (each for each in gc.get_objects() if issubclass(type(each), minitrace.Node))
     made = [each for each in nodes if contain(each.parents, self)]
-    return sorted(made, key=lambda each: each._number)
+    return [each for each in TraceGraph.of(*made) if contain(made, each)]
 
 
 # minitrace's own classes get a few of Trace's names, so that every node, graph and error has them.
