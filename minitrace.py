@@ -1936,7 +1936,7 @@ class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
     trainable = True
-    _owner: Any = None, ""  # the class that it is a method of, and its name there
+    _owner = cast(Any, (None, ""))  # the class that it is a method of, and its name there
 
     def __init__(self, function: Function, options: Options) -> None:
         import textwrap
