@@ -1207,7 +1207,6 @@ class Bundle(Parameterized, Generic[P, T]):
     """A function whose calls are recorded: what `@bundle` makes. See `bundle`."""
 
     trainable = False
-    limits: Any = None
 
     def __init__(self, function: Function, options: Options) -> None:
         import inspect
@@ -1940,7 +1939,7 @@ class CodeBundle(Bundle[..., Any]):
     """A bundle whose source code is a parameter: what `@bundle(trainable=True)` makes."""
 
     trainable = True
-    _owner: Any = None, ""  # the class that it is a method of, and its name there
+    _owner = cast(Any, (None, ""))  # the class that it is a method of, and its name there
 
     def __init__(self, function: Function, options: Options) -> None:
         import textwrap
@@ -2050,6 +2049,8 @@ class CodeBundle(Bundle[..., Any]):
         )
         parts: Any = ast.parse(text, filename).body
         body = [part for part in parts if getattr(part, "module", "") != "__future__"]
+        for part in body:
+            part.is_lazy = 0  # no import in a function can be lazy
         for function in _definitions(body, name):
             n = count()  # the defaults are those of the original
             for old in function.args.defaults, function.args.kw_defaults:
@@ -2095,7 +2096,7 @@ class BoundCode(Parameterized, Generic[P, T]):
         """The instance's own code parameter."""
         return self.__func__.code_of(self.__self__)  # type: ignore
 
-    parameters_dict: Any = Bundle.parameters_dict
+    parameters_dict = Bundle.parameters_dict
 
     def __get__(self, *_: Any) -> BoundCode[P, T]:
         return self
@@ -2201,6 +2202,8 @@ def _source_of(function: Any) -> tuple[str, Fields]:
     code: Any = getattr(function, "__code__", None)
     file, space = getattr(code, "co_filename", ""), getattr(function, "__globals__", None)
     before = linecache.getlines(file, space)
+    with suppress(AttributeError):  # what is typed at a prompt, from Python 3.13 on
+        before = before or getattr(linecache, "_getlines_from_code")(code)
     linecache.checkcache(file)
     for lines in linecache.getlines(file, space), before:  # a file may change after it was loaded
         if found := _definition_of(code, "".join(lines)):
@@ -4064,24 +4067,25 @@ class LanguageModel:
 def _in_thread(work: Callable[[], Any]) -> Any:
     """The future of `work`, run in this context in a daemon thread, which lets a program end.
 
-    Where no thread can be started, it is run at once.
+    Where there are no daemons, any thread does; where there are no threads, it is run at once.
     """
     from concurrent.futures import Future
 
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
+    context = copy_context()
 
     def run() -> None:
         try:
-            future.set_result(work())
+            future.set_result(context.run(work))
         except BaseException as error:
             future.set_exception(error)
 
-    thread = Thread(target=copy_context().run, args=(run,), daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # none can be started here, as in WebAssembly
-        thread.run()
+    for daemon in True, False:  # a subinterpreter has no daemons, WebAssembly no threads
+        with suppress(RuntimeError):
+            Thread(target=run, daemon=daemon).start()
+            return future
+    run()
     return future
 
 
@@ -4334,8 +4338,7 @@ class _Route:
         secret, headers = "auth|key|token|secret|cookie", self.headers.items()
         hidden = [value for name, value in headers if re.search(secret, name)]
         self.secrets = sorted(map(_Key, " ".join(hidden).split()), key=len, reverse=True)
-        fault = self.fault(llm.allow_http, moved == base)
-        if fault:
+        if fault := self.fault(llm.allow_http, moved == base):
             raise LLMError(f"{self.name}: {fault}", provider=provider, model=self.model)
 
     @property
@@ -4369,8 +4372,7 @@ class _Route:
         """The body of a request, without what the server has refused by name."""
         body = {"model": self.model, **self.protocol.fields(messages)}
         for option, value in options.items():
-            names = self.names.get(option)
-            if names:
+            if names := self.names.get(option):
                 alone = option == "stop" and isinstance(value, str)
                 body[names[0]] = [value] if alone else value
         return {**body, **options.get("extra", {})}
@@ -4663,18 +4665,21 @@ class Script(LanguageModel):
 def _call_llm(*prompts: Any) -> MessageNode[Any]:
     """Ask a language model, as a step: `call_llm(llm, system, *user)`, or without `llm`.
 
-    The first text is the system message, those after it are the user's.
+    The first text is the system message, those after it are the user's. A template string is a text
+    as `operators.format` makes it.
     """
     llm, words = to_data(prompts[0]), prompts[1:]
     if not callable(llm):
-        llm, words = _default_llm(), prompts
+        llm, words = None, prompts  # the default
 
     def asked(*texts: str) -> str:
         roles = ["system"] + ["user"] * len(texts)
         return str(_ask_any(llm, [*map(_message, roles, texts)]))
 
     means = "the reply of a language model to the prompts"
-    return _call_op(_Op("call_llm", means, ("system",), asked, effects=True), words)
+    return _call_op(
+        _Op("call_llm", means, ("system",), asked, effects=True), [*map(_without_template, words)]
+    )
 
 
 setattr(operators, "call_llm", _call_llm)
@@ -4683,8 +4688,7 @@ setattr(operators, "call_llm", _call_llm)
 def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
     """`x.format()`; a template string (from Python 3.14 on) is taken apart into text and values."""
     if hasattr(x, "interpolations"):
-        args = tuple([_format(v) if hasattr(v, "interpolations") else v for v in x.values])
-        parts, x = x, ""
+        args, parts, x = (*map(_without_template, x.values),), x, ""
         for part in parts:
             if isinstance(part, str):
                 x += re.sub("[{}]", r"\g<0>\g<0>", part)
@@ -4695,6 +4699,11 @@ def _format(x: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 setattr(operators, "format", update_wrapper(_format, operators.format))
+
+
+def _without_template(x: Any) -> Any:
+    """A template string as the node of a text, anything else as it is."""
+    return _format(x) if hasattr(x, "interpolations") else x
 
 
 _MORE = (
@@ -4989,8 +4998,7 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
     """
     output.data  # a bundle that reruns it uses it  # noqa: B018
     nodes = _ancestors([output])
-    strays = [to_text(each, 60) for each in set(changes).difference(nodes)]
-    if strays:
+    if strays := [to_text(each, 60) for each in set(changes).difference(nodes)]:
         raise GraphError(f"rerun: {', '.join(strays)} has no part in {output.name}")
     new = dict[int, AnyNode]()
     scope, around = _Scope(), _scope.get()
@@ -5000,8 +5008,7 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
         for each in nodes:
             op: Any = each._op
             if each in changes:
-                root = each._as_root(to_data(changes[each]), each._base)
-                new[each._number] = root
+                root = new[each._number] = each._as_root(to_data(changes[each]), each._base)
                 if isinstance(root, ParameterNode):
                     root.set(root._data)  # which checks all but its type
             elif any(p._number in new for p in each.parents) and (effects or not op.effects):
@@ -5013,14 +5020,13 @@ def _rerun(output: AnyNode, changes: Mapping[Any, Any], effects: bool) -> AnyNod
 
 def _recompute(op: Any, each: AnyNode, new: dict[int, AnyNode]) -> Any:
     """A node computed again, where `new` holds the nodes that took the place of others."""
-
-    def leaf(part: Any) -> Any:
-        return new.get(part._number, part) if isinstance(part, Node) else part
-
     if op.function is None:
-        what = f"the function of {each.name} ({op.name})"
-        raise GraphError(f"rerun: {what} is not known in this process")
-    call = (each._call or _Call(op.names, each.parents)).map(leaf)
+        raise GraphError(
+            f"rerun: the function of {each.name} ({op.name}) is not known in this process"
+        )
+    call = (each._call or _Call(op.names, each.parents)).map(
+        lambda part: new.get(part._number, part) if isinstance(part, Node) else part
+    )
     if op.bundle is None:
         return _compute(op, call)
     new.update({n: each for n, each in call.outside.items() if each._number != n})
@@ -5063,8 +5069,9 @@ class _Verbatim(str):
 
 _DEPTH = 100  # levels of containers in containers that one value may have
 _TAGS: dict[str, Any] = {
-    "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict, "$text": _Verbatim,
-    "$bytes": bytes.fromhex, "$float": float.fromhex, "$int": partial(int, base=16),
+    "$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict, "$frozendict": _DICTS[-1],
+    "$text": _Verbatim, "$bytes": bytes.fromhex, "$float": float.fromhex,
+    "$int": partial(int, base=16),
 }  # fmt: skip
 
 
@@ -5078,7 +5085,8 @@ def encode(
     Only exact built-in types pass: a subclass would come back as something else.
 
     Args:
-        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset or dict, nested.
+        value: None, bool, int, float, str, bytes, list, tuple, set, frozenset, dict or frozendict,
+            nested.
         place: what an error calls the value.
         around: the ids of the containers around it; at most 100.
         as_text: write what cannot be written as its text, `{"$text": ...}`.
@@ -5104,8 +5112,8 @@ def encode(
         return {tag: value.hex()}
     fits = len(around) <= _DEPTH and id(value) not in around
     inside = partial(encode, around=(*around, id(value)), as_text=as_text)
-    if fits and kind is dict:
-        if all(type(key) is str and key[:1] != "$" for key in value):
+    if fits and kind in _DICTS:
+        if kind is dict and all(type(key) is str and key[:1] != "$" for key in value):
             return {key: inside(item, f"{place}[{key!r}]") for key, item in value.items()}
         return {tag: [inside(list(pair), place) for pair in value.items()]}
     if fits and kind in (list, tuple, set, frozenset):
@@ -5173,8 +5181,7 @@ def _load(path: str | os.PathLike[str]) -> Fields:
     """Read values that `_save` wrote."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            values = json.load(file)["parameters"]
-        return {name: decode(value) for name, value in values.items()}
+            return {name: decode(value) for name, value in json.load(file)["parameters"].items()}
     except _UNREADABLE as error:
         raise ValueError(f"it is not a saved module: {error}") from None
 
@@ -5346,8 +5353,7 @@ def _rules_from(given: Fields) -> Fields:
     if bounds:  # values that JSON has only the text of have none
         rules["bounds"] = None if _Verbatim in map(type, bounds) else tuple(bounds)
     if header:
-        name = re.search(r"def\s+(\w+)", header)
-        if not name:
+        if not (name := re.search(r"def\s+(\w+)", header)):
             raise ValueError(f"no header of a function: {to_text(header, 80)}")
         rules["check"] = partial(check_code, name=name[1], signature=header)
     return rules
@@ -5558,9 +5564,9 @@ def demo(live: bool = False) -> None:
         space = {"__name__": "__main__", **globals()}
         for example in doctest.DocTestParser().get_examples(str(text)):
             code = example.source
-            if live and code.startswith("canned"):
-                continue
             if live:
+                if code.startswith("canned"):
+                    continue
                 code = re.sub(r"(StubLLM|Script)\(.*?\)", "LLM()", code)
             print(">>> " + code.rstrip().replace("\n", "\n... "))
             name = f"<story {story}, line {example.lineno}>"
@@ -5596,8 +5602,8 @@ def _suggest(path: str) -> int:
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
-    found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
-    print(json.dumps(found, indent=1))
+    proposal = optimizer.propose().items()
+    print(json.dumps({ids[each]: encode(value) for each, value in proposal}, indent=1))
     return 0
 
 
@@ -5617,12 +5623,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command")
-    stories = commands.add_parser("demo", help="two short stories, the default")
+    add = commands.add_parser
+    stories = add("demo", help="two short stories, the default")
     stories.add_argument("--live", action="store_true", help="ask what MINITRACE_MODEL names")
-    suggest = commands.add_parser("suggest", help="better values for a trace graph, as JSON")
+    suggest = add("suggest", help="better values for a trace graph, as JSON")
     suggest.add_argument("graph", help="a file, or - for standard input")
-    llm = commands.add_parser("llm", help="try the language model that MINITRACE_MODEL names")
-    llm.add_argument("question")
+    add("llm", help="try the language model that MINITRACE_MODEL names").add_argument("question")
     arguments = parser.parse_args(argv)
     if arguments.version:
         print(f"minitrace {__version__}")
@@ -5650,10 +5656,8 @@ def _run_command(arguments: Any) -> int:
         return 0
     provider, began = os.environ["MINITRACE_MODEL"].partition("/")[0], time.monotonic()
     reply = LLM()(arguments.question)
-    print(
-        f"{provider}, {reply.model}, {time.monotonic() - began:.1f} s, "
-        f"usage {reply.usage or 'not reported'}"
-    )
+    told = f"{provider}, {reply.model}, {time.monotonic() - began:.1f} s"
+    print(f"{told}, usage {reply.usage or 'not reported'}")
     print(reply)
     return 0
 

@@ -65,9 +65,8 @@ def slow(request):
     return request.config.getoption("--slow")
 
 
-# The classes that the companion `opto` gives more names, as they are without it.
+# The classes that the companion `opto` gives more names.
 EXTENDED = minitrace.Node, minitrace.ExecutionError, minitrace.TraceGraph
-OWN = {kind: dict(vars(kind)) for kind in EXTENDED}
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +76,10 @@ def fresh(monkeypatch):
     minitrace.GRAPH.clear()
     for variable in ("MINITRACE_MODEL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
+    before = {kind: dict(vars(kind)) for kind in EXTENDED}  # other companions give them names too
     yield
     if "opto" in sys.modules:
-        for kind, own in OWN.items():
+        for kind, own in before.items():
             for name, value in dict(vars(kind)).items():
                 if value is not own.get(name):
                     setattr(kind, name, own[name]) if name in own else delattr(kind, name)

@@ -28,10 +28,11 @@ from minitrace import (
     ExecutionError,
     MessageNode,
     Node,
+    ParameterNode,
+    Script,
     SumPropagator,
     TraceMissingInputsError,
     backward,
-    ParameterNode,
     bundle,
     node,
     operators,
@@ -739,6 +740,13 @@ def test_a_template_string_inside_another_keeps_the_trace():
     inner = eval('t"<b>{name}</b>"', {}, {"name": name})
     text = operators.format(eval('t"{inner} {inner!s:>12}{{}}"', {}, {"inner": inner}))
     assert text.data == "<b>Ada</b>   <b>Ada</b>{}" and reaches(text, name)
+
+
+@needs_templates
+def test_a_template_string_may_be_a_prompt():
+    name, llm = node("Ada", "name", trainable=True), Script(["Hi!"])
+    said = operators.call_llm(llm, eval('t"Greet {name}."', {}, {"name": name}))
+    assert llm.asked[0][0]["content"] == "Greet Ada." and reaches(said, name)
 
 
 @needs_templates

@@ -1,6 +1,7 @@
 """Section 7, Looking: a graph as a text tree, what would be if, and graphs and values as JSON."""
 
 import asyncio
+import builtins
 import copy
 import datetime
 import io
@@ -550,6 +551,14 @@ def test_encoding_is_plain_where_json_is():
     assert encode(value) == value
     assert math.isnan(decode(encode(math.nan)))
     assert encode({"$x": 1}) == {"$dict": [["$x", 1]]}
+
+
+def test_a_frozendict_is_written_as_one_and_read_by_older_pythons_as_a_dict():
+    kind = getattr(builtins, "frozendict", dict)
+    tree = {"$frozendict": [["a", {"$tuple": [1, 2]}]]}
+    again = decode(tree)
+    assert type(again) is kind and again == {"a": (1, 2)}
+    assert kind is dict or encode(again) == tree
 
 
 def test_values_that_hold_each_other_are_texts_or_refused_at_once():

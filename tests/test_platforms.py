@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from minitrace import bundle
+
 COMPANIONS = sorted((ROOT / "tutorial" / "companions").glob("*.py"))
 PLACES = {
     "C locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
@@ -276,6 +278,18 @@ print(half(minitrace.node(6)).data, train.__name__)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 15), reason="no lazy imports")
+@pytest.mark.parametrize("line", ["lazy import json", "lazy from json import dumps"])
+def test_new_code_may_import_lazily(line):
+    @bundle(trainable=True)
+    def written(x):
+        return str(x)
+
+    dumps = "json.dumps" if line.endswith("json") else "dumps"
+    written.parameter.set(f"{line}\ndef written(x):\n    return {dumps}(x)")
+    assert written([1, None]).data == "[1, null]"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="no lazy imports")
 def test_the_demo_and_the_doctests_pass_when_every_import_is_lazy():
     lazy = "-X", "lazy_imports=all"
     assert shows_the_demo(run(*lazy, "minitrace.py"))
@@ -318,3 +332,43 @@ shape.twice.parameter.set(shape.twice.parameter.data.replace("* 2", "* 3"))
 print(shape.twice(shape).data)
 """
     assert program(tmp_path, text) == ["{'side': 6}", "{'side': 9}"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="subinterpreters have no module")
+def test_a_subinterpreter_has_threads_and_child_processes(tmp_path):
+    """No daemons may run there: what is a daemon elsewhere is a thread that ends by itself."""
+    text = """
+from concurrent.interpreters import create
+inside = create()
+inside.exec('''
+import os, sys
+sys.path.insert(0, os.getcwd())
+from minitrace import Script, run_coroutine
+from minitrace_limits import Limits
+from minitrace_train import evaluate
+
+async def double(x):
+    return 2 * x
+
+print(*Script(["a", "b"]).map(["?", "?"], workers=2), run_coroutine(double(4)))
+print(Limits(seconds=5).run("def f(x): return x + 1", "f", [1]))
+print(*evaluate(double, [1, 2], workers=2).responses)
+''')
+inside.close()
+"""
+    assert program(tmp_path, text) == ["a b 8", "2", "2 4"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="what is typed is not kept")
+def test_trainable_code_may_be_typed_at_a_prompt():
+    typed = """from minitrace import bundle
+@bundle(trainable=True)
+def half(x):
+    return x / 2
+
+half(6).data, half.parameter.data
+"""
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"], input=typed, cwd=ROOT, capture_output=True, text=True
+    )
+    assert r"(3.0, 'def half(x):\n    return x / 2')" in done.stdout, done.stderr

@@ -2509,7 +2509,10 @@ def test_as_many_tasks_as_workers_run_at_a_time():
     async def model(x):
         now[0] += 1
         most[0] = max(most[0], now[0])
-        await asyncio.sleep(0.01)
+        for _ in range(1000):  # until all are here, and a moment for one too many
+            await asyncio.sleep(0.01)
+            if most[0] >= workers:
+                break
         now[0] -= 1
         return x
 

@@ -334,7 +334,7 @@ class _Child(Popen[bytes]):
                 super().__init__(
                     command, stdin=PIPE, stdout=PIPE, cwd=home, env=env, start_new_session=True
                 )
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # in a browser; in a subinterpreter
                 raise LimitError(
                     "no process: Limits runs code in a child process, and none can be started "
                     f"here ({error}); any object with `check` and `run` can stand in its place"
@@ -360,7 +360,7 @@ class _Child(Popen[bytes]):
             if self.ended:  # while this thread was in the way
                 self.close()
 
-        thread = threading.Thread(target=exchange, daemon=True)
+        thread = threading.Thread(target=exchange)  # it ends with the child
         try:
             thread.start()
             thread.join(seconds)

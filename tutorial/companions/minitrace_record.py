@@ -76,12 +76,12 @@ class Budget:
         ValueError: a limit that is no number from 0, or prices that are not as above.
 
     >>> from minitrace import Script
-    >>> with Budget(calls=5, usd=0.01, prices={"script": (3, 15)}) as budget:
+    >>> with Budget(calls=5, usd=0.02, prices={"script": (3, 15)}) as budget:
     ...     replies = Script(["Paris."] * 9).map(["Capital of France?"] * 2)
     >>> print(budget.report())
-    2 calls of 5, 14 tokens, $0.0001 of 0.01
+    2 calls of 5, 14 tokens, $0.0001 of 0.02
     >>> budget, budget.spent["calls"]
-    (Budget(2 calls of 5, 14 tokens, $0.0001 of 0.01), 2)
+    (Budget(2 calls of 5, 14 tokens, $0.0001 of 0.02), 2)
     """
 
     def __init__(

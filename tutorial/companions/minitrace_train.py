@@ -340,8 +340,8 @@ def _event_loop(process: int, depth: int) -> tuple[Any, bool]:
     with _starting:
         loop, thread = _loops.get((process, depth)) or (new_event_loop(), threading.Thread())
         if not thread.is_alive():
-            thread = threading.Thread(target=run, daemon=True)
             with suppress(RuntimeError):
+                thread = threading.Thread(target=run, daemon=True)
                 thread.start()
         _loops[process, depth] = loop, thread
     return loop, thread.is_alive()
