@@ -32,14 +32,14 @@ def test_docstring(test, offline):
     run(test)
 
 
-def each_page():
-    """The pages; those that train for long are slow tests."""
-    for path in PAGES:
-        long = path.stem in ("case_5_battleship", "case_8_moons")
-        yield pytest.param(path, id=path.name, marks=[pytest.mark.slow] if long else [])
+TRAINS_LONG = "case_5_battleship.md", "case_8_moons.md"
+EACH_PAGE = [
+    pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name in TRAINS_LONG))
+    for path in PAGES
+]
 
 
-@pytest.mark.parametrize("path", each_page())
+@pytest.mark.parametrize("path", EACH_PAGE)
 def test_page(path, offline, monkeypatch):
     """As the standard tool reads it: what stands in a page is a doctest as it is."""
     monkeypatch.chdir(ROOT)

@@ -74,14 +74,15 @@ def python(program, *options, **more):
 # ---- how code ends
 
 
-def each_hostile_function():
-    """The rows of the table; of every three that end in the same way, two are slow tests."""
-    for number, row in enumerate(sorted(HOSTILE, key=lambda row: row[3])):
-        yield pytest.param(*row, id=row[0], marks=[pytest.mark.slow] if number % 3 else [])
+# Of every three that end in the same way, two are slow tests.
+EACH_HOSTILE = [
+    pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * bool(number % 3))
+    for number, row in enumerate(sorted(HOSTILE, key=lambda row: row[3]))
+]
 
 
 @pytest.mark.skipif(not LINUX, reason="the table is written for Linux")
-@pytest.mark.parametrize("what, modules, body, word", each_hostile_function())
+@pytest.mark.parametrize("what, modules, body, word", EACH_HOSTILE)
 def test_hostile_code_ends_within_its_limit_and_the_next_call_works(what, modules, body, word):
     seconds = 0.3 if word in ("time", "") else 3  # what ends by itself may do so on a busy machine
     limits = Limits(seconds, 64) if modules == "_" else Limits(seconds, 64, modules.split())
