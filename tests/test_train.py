@@ -1375,6 +1375,7 @@ def length(query, response, info):
 NO_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.parametrize("start", [pytest.param("fork", marks=NO_FORK), "spawn"])
 def test_another_process_pays_for_no_recorded_reply_again(tmp_path, processes, start):
     path, served = tmp_path / "run", tmp_path / "served"
@@ -2620,6 +2621,7 @@ def test_what_is_not_a_coroutine_is_awaited_too():
     assert evaluate(lambda x: Later(), [1]).responses == [8]
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it is about fork")
 def test_a_forked_process_has_a_loop_of_its_own():
     assert evaluate(Later(), DATASET, near).mean == -7
