@@ -464,8 +464,10 @@ def shape(graph):
             places[each] = len(places)
             waiting += graph.parents(each)
     for each in places:
-        facts = graph.kind(each), each.op_name, each.description, to_text(graph.value(each))
-        found.append((*facts, [places[parent] for parent in graph.parents(each)]))
+        parents = graph.parents(each)
+        name = each.op_name if parents else ""  # a call without arguments is a root like any other
+        facts = graph.kind(each), name, each.description, to_text(graph.value(each))
+        found.append((*facts, [places[parent] for parent in parents]))
     return found
 
 
