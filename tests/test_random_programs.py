@@ -554,7 +554,7 @@ def failures(seeds):
 
 
 def test_random_programs(slow):
-    failed = next(failures(range(2000 if slow else 40)), "")
+    failed = next(failures(range(500 if slow else 40)), "")
     assert not failed, failed
 
 
