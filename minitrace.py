@@ -157,7 +157,7 @@ class MinitraceError(Exception):
 
 
 _numbers = count()
-_names: defaultdict[str, Iterator[int]] = defaultdict(count)  # a counter for each name
+_names = defaultdict[str, Iterator[int]](count)  # a counter for each name
 
 
 class GRAPH:
@@ -356,7 +356,7 @@ class Node(Generic[T], cast(Any, object)):  # type: ignore[misc]
     @property
     def level(self) -> int:
         """The length of the longest path up to a root, which is at level 0."""
-        levels: dict[AnyNode, int] = {}
+        levels = dict[AnyNode, int]()
         for each in _ancestors([self]):
             levels[each] = max([levels[parent] + 1 for parent in each.parents], default=0)
         return levels[self]
@@ -691,8 +691,7 @@ def node(
     if isinstance(data, Node):
         if not trainable:
             if name is not None or description is not None:
-                words = f"node() of a node is that node: {data.name} keeps its name and description"
-                warn(words, stacklevel=2)
+                warn(f"{data.name} keeps its name and description in node()", stacklevel=2)
             return data
         data, name = data.data, name or data._base
     elif _holds_nodes(data):
@@ -908,8 +907,7 @@ def _ancestors(nodes: Iterable[AnyNode], depending: bool = False) -> list[AnyNod
     of the first node come first, so that programs which ran side by side stay apart; each group
     holds all its ancestors that no group before it has, so the whole is in order too.
     """
-    found: set[int] = set()
-    order: list[AnyNode] = []
+    found, order = set[int](), list[AnyNode]()
     for start in nodes:
         stack, new = [start], []
         while stack:
@@ -1019,16 +1017,15 @@ class ExceptionNode(MessageNode[str]):
         return self.data if style == "simple" else getattr(self, "_full", self.data)
 
 
-def _fail(op: _Op, call: _Call, error: Exception) -> NoReturn:
+def _fail(op: _Op, call: _Call, error: Any) -> NoReturn:
     """Raise the `ExecutionError` of a failed call; its message is that of the innermost bundle.
 
     An error of minitrace's own, such as an `LLMError`, is not the program's failure and is raised
     as it is, except an inner `ExecutionError`, or one whose attribute `failure` says that it is.
     """
-    kind: Any = type(error)  # `isinstance` would ask the error, which may raise in turn
-    given: Any = error
+    kind = type(error)  # `isinstance` would ask the error, which may raise in turn
     if issubclass(kind, ExecutionError):
-        inner, original = given.exception_node, given.__cause__ or error
+        inner, original = error.exception_node, error.__cause__ or error
         message, full = inner.data, inner.create_feedback("full")
     elif issubclass(kind, MinitraceError) and not hasattr(error, "failure"):
         raise error
@@ -1134,7 +1131,7 @@ class _Body(_Scope):
         for name, data, before in self.held:
             if [*map(id, before)] != [*map(id, _held_by(data))]:
                 words = "in place: the graph shows the changed value as its input; work on a copy"
-                name = f"{name}, a {type(data).__name__},"
+                name += f", a {type(data).__name__},"
                 warn(f"{self.bundle.__name__}() changed its argument {name} {words}", stacklevel=4)
         if self.reads:
             self._keep_outside()
@@ -1426,7 +1423,7 @@ class Module(Parameterized):
 
     def parameters_dict(self) -> dict[str, Parameter]:
         """Every parameter by the dotted path of attributes that leads to it first."""
-        found: dict[str, Parameter] = {}
+        found = dict[str, Parameter]()
         for path, parameter in _parameters_in("", self, set()):
             found[_unused_name(path, found)] = parameter
         return found
@@ -1435,10 +1432,6 @@ class Module(Parameterized):
         """A new object of the same class that shares every attribute, parameters too."""
         self.parameters()  # a method's code is copied when first looked up: do it now, to share it
         return copy.copy(self)
-
-
-# What a new class gets from `type()`.
-_NOT_COPIED = "__dict__", "__weakref__", "__slots__"
 
 
 def model(cls: type[Any]) -> type[Any]:
@@ -1452,7 +1445,8 @@ def model(cls: type[Any]) -> type[Any]:
     >>> Counter.__name__, Counter.__doc__, len(Counter().parameters())
     ('Counter', 'It counts.', 1)
     """
-    own = {name: value for name, value in vars(cls).items() if name not in _NOT_COPIED}
+    anew = "__dict__", "__weakref__", "__slots__"  # which `type()` makes
+    own = {name: value for name, value in vars(cls).items() if name not in anew}
     # The copy holds the methods too, so that tools find them in the new class. What the
     # `__init_subclass__` of a base class does was done for `cls`, and is not done again.
     setattr(cls, "__init_subclass__", classmethod(lambda cls: None))
@@ -1658,10 +1652,10 @@ def _carried_back(outputs: Sequence[Output], propagator: Propagator | None) -> d
         propagator = GraphPropagator()
     # A node hears from its last child first: all lists are filled backwards, and reversed
     # before they are merged. Roots are propagated too: that is how a parameter joins a trace graph.
-    heard: defaultdict[int, list[Any]] = defaultdict(list)
+    heard = defaultdict[int, list[Any]](list)
     for each, start in zip(reversed(outputs), reversed(propagator.start(outputs)), strict=True):
         heard[each.node._number].append(start)
-    reached: dict[AnyNode, Any] = {}
+    reached = dict[AnyNode, Any]()
     for node in reversed(_ancestors([each.node for each in outputs], depending=True)):
         reached[node] = merged = propagator.aggregate(heard.pop(node._number)[::-1])
         sent_back = propagator(node, merged)
@@ -1698,8 +1692,9 @@ def _outputs(output: AnyNode | Sequence[AnyNode], feedback: Any, score: Any) -> 
     scores = score if isinstance(score, _LISTS) else [score] * len(nodes)
     for each in nodes:
         if not isinstance(each, Node):
-            told = to_text(each, 60)
-            raise TypeError(f"backward() starts from a node, not {told}: was it read with .data?")
+            raise TypeError(
+                f"backward() starts from a node, not {to_text(each, 60)}: was it read with .data?"
+            )
     if not len(nodes) == len(words) == len(scores):
         said = f"{len(nodes)} outputs, {len(words)} feedbacks, {len(scores)} scores"
         raise ValueError(f"backward(): {said}")
@@ -1836,7 +1831,7 @@ class TraceGraph:
 
     @cached_property
     def _children(self) -> dict[AnyNode, list[AnyNode]]:
-        found: dict[AnyNode, list[AnyNode]] = {}
+        found = dict[AnyNode, list[AnyNode]]()
         for node in self:
             for parent in dict.fromkeys(self.parents(node)):
                 found.setdefault(parent, []).append(node)
@@ -1871,7 +1866,7 @@ class TraceGraph:
         Parameters keep their own. The others are counted in the order of this graph, so that what
         ran before, or beside it in another thread, changes nothing.
         """
-        taken: dict[str, AnyNode] = {}
+        taken = dict[str, AnyNode]()
         counts: dict[str, Iterator[int]] = defaultdict(count)
         first = sorted(self, key=lambda node: (node not in self.named, not node.trainable))
         for node in first:  # parameters, and of these an optimizer's own
@@ -3441,7 +3436,7 @@ def _by_name(parameters: Any) -> Named:
     elif isinstance(parameters, Mapping):  # such as `parameters_dict()`
         parameters = parameters.values()
     groups = [p.parameters() if hasattr(p, "parameters") else [p] for p in parameters]
-    named: dict[str, Parameter] = {}
+    named = dict[str, Parameter]()
     for each in {id(each): each for each in chain(*groups)}.values():
         if not isinstance(each, ParameterNode):
             raise TypeError(f"an optimizer works on parameters; {to_text(each, 60)} is none")
@@ -3946,10 +3941,7 @@ _open_hooks: list[Function] = []
 
 def _is_bare() -> bool:
     """Is this a thread that took no context along, such as a plain `Thread` or one of a pool?"""
-    return _hooks.get() is None and get_ident() != _MAIN.ident
-
-
-_MAIN = main_thread()
+    return _hooks.get() is None and get_ident() != main_thread().ident
 
 
 def _read_elsewhere(node: AnyNode) -> Any:
@@ -3958,7 +3950,8 @@ def _read_elsewhere(node: AnyNode) -> Any:
 
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
-        sibling = body.hooks is None and body.outer is None and body.thread != _MAIN.ident
+        bare = body.hooks is None and body.thread != main_thread().ident
+        sibling = bare and body.outer is None
         frame = None if sibling or get_ident() in body.threads else frames.get(body.thread)
         waits = frame and frame.f_globals.get("__name__") in ("threading", "selectors")
         if waits and any(f.f_locals.get("body") is body for f, _ in traceback.walk_stack(frame)):
@@ -4328,6 +4321,8 @@ class _Route:
         # Servers listen at 0.0.0.0, and say so, but it is not an address to call.
         called = re.sub(r"//0\.0\.0\.0(?![^:/])", "//127.0.0.1", moved)
         self.url = _address(called, self.protocol.path)
+        if "//api.openai.com/" in self.url:  # its newer models refuse the older name
+            self.names["max_tokens"].reverse()
         basic = {"content-type": "application/json", "user-agent": "minitrace"}
         self.headers = {**basic, **self.protocol.headers, **llm._headers}
         key = llm._key
@@ -4411,7 +4406,7 @@ class _Route:
         from concurrent.futures import wait
         from urllib.request import Request
 
-        sockets: list[Any] = []
+        sockets = list[Any]()
 
         def talk() -> Reply | LLMError:
             # Whatever goes wrong becomes text: a traceback through urllib would show the key.
@@ -5234,7 +5229,7 @@ def _graph_form(graph: TraceGraph) -> Fields:
 def _node_form(graph: TraceGraph, node: AnyNode, ids: Any, words: Texts) -> Fields:
     """One node of the JSON form; one that was read has what it was read with."""
     value, form = graph.value(node), Fields()
-    if graph.parents(node):
+    if node._op and (graph.parents(node) or not node.parents):  # a call, if not cut off here
         inputs = {name: ids[parent] for name, parent in node.inputs.items()}
         form = {"operator": node.op_name, "inputs": inputs}
     if node.description != words.get(form.get("operator", ""), ""):
@@ -5336,7 +5331,7 @@ def _node_from(given: Fields, known: Mapping[str, AnyNode], words: Texts) -> Any
         if inputs:
             raise ValueError("a trainable node is a root and has no inputs")
         node: AnyNode = ParameterNode(value, own, description, **_rules_from(given))
-    elif inputs:
+    elif inputs or get("operator"):
         kind = ExceptionNode if get("kind") == "exception" else MessageNode
         op = _Op(name, description or "", tuple(inputs), None)
         node = kind(value, op, parents, any(parent._depends for parent in parents))
@@ -5602,8 +5597,8 @@ def _suggest(path: str) -> int:
         print(told, _NOT_CONFIGURED, file=sys.stderr)
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
-    proposal = optimizer.propose().items()
-    print(json.dumps({ids[each]: encode(value) for each, value in proposal}, indent=1))
+    found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
+    print(json.dumps(found, indent=1))
     return 0
 
 

@@ -7,7 +7,8 @@ The name of the language model chooses what the server does: `ok` answers, any o
 of `MODES`. `name*2` misbehaves for the first two requests and then answers; `name#tag` keeps
 separate counts.
 `server.requests` holds every request as it came: method, path, headers (lower case) and body.
-`Server(proxying=True)` is a proxy; one that is "guarded" lets nobody through.
+`Server(proxying=True)` is a proxy; its tunnels lead to the port `goal`, if that is given. One that
+is "guarded" lets nobody through.
 """
 
 from __future__ import annotations
@@ -606,9 +607,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address, daemon_threads, request_queue_size, block_on_close = True, True, 128, False
 
-    def __init__(self, key=KEY, proxying=False, tls=None, port=0):
+    def __init__(self, key=KEY, proxying=False, tls=None, goal=None, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.key, self.proxying, self.tls = key, proxying, tls
+        self.key, self.proxying, self.tls, self.goal = key, proxying, tls, goal
         self.requests, self.counts = [], Counter()
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.port = self.server_address[1]
@@ -626,7 +627,7 @@ class Server(socketserver.ThreadingTCPServer):
             return True
         if request["method"] != "CONNECT":
             return False
-        port = int(request["path"].rpartition(":")[2])
+        port = self.goal or int(request["path"].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as goal:  # whatever its name
             handler.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             wires = [(handler.connection, goal), (goal, handler.connection)]

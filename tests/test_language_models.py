@@ -1588,7 +1588,7 @@ def certificate(tmp_path_factory):
         "-subj",
         "/CN=far.example",
         "-addext",
-        "subjectAltName=DNS:far.example,IP:127.0.0.1",
+        "subjectAltName=DNS:far.example,DNS:api.openai.com,IP:127.0.0.1",
         "-keyout",
         str(folder / "key.pem"),
         "-out",
@@ -1634,6 +1634,17 @@ def test_no_certificates_are_loaded_where_nothing_is_encrypted(server, monkeypat
         monkeypatch.setenv("all_proxy", proxy.url)
         llm, _ = connect(server, base_url="http://far.example/v1", allow_http=True)
         assert llm("x") == "echo: x" and loaded == []
+
+
+def test_openai_itself_is_never_sent_max_tokens(certificate, monkeypatch):
+    path, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", path)
+    with Server(tls=context) as server, Server(proxying=True, goal=server.port) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        assert LLM("openai/ok", api_key=KEY, max_tokens=5)("x") == "echo: x"
+        (asked,) = server.requests
+        assert proxy.requests[0]["path"] == "api.openai.com:443"
+    assert asked["body"]["max_completion_tokens"] == 5 and "max_tokens" not in asked["body"]
 
 
 # ---- Concurrency

@@ -1130,3 +1130,12 @@ def test_a_copied_graph_is_the_graph():
     x = node(1, "x", trainable=True)
     graph = backward(x + 1, "low")[x]
     assert copy.deepcopy([graph])[0] is graph
+
+
+def test_a_call_without_arguments_keeps_its_operator():
+    three = bundle("[three] Always 3.")(lambda: 3)
+    graph = TraceGraph.of(three() + node(1, name="x", trainable=True))
+    again = TraceGraph.from_json(graph.to_json())
+    assert ("three", "Always 3.") in [(each.op_name, each.description) for each in again]
+    assert [again.kind(each) for each in again] == [graph.kind(each) for each in graph]
+    assert TraceGraph.from_json(again.to_json()).to_json() == again.to_json()

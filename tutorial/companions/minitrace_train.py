@@ -966,7 +966,7 @@ class _Journal:
 
 def _warn(words: str) -> None:
     """Warn about the line outside these files that is at work."""
-    ours = __file__, minitrace.__file__, contextmanager.__code__.co_filename
+    ours = {function.__code__.co_filename for function in (train, to_text, contextmanager)}
     level, frame = 1, sys._getframe(1)
     while frame.f_code.co_filename in ours and frame.f_back:
         level, frame = level + 1, frame.f_back
