@@ -1445,8 +1445,8 @@ def model(cls: type[Any]) -> type[Any]:
     >>> Counter.__name__, Counter.__doc__, len(Counter().parameters())
     ('Counter', 'It counts.', 1)
     """
-    anew = "__dict__", "__weakref__", "__slots__"  # which `type()` makes
-    own = {name: value for name, value in vars(cls).items() if name not in anew}
+    anew = "__dict__ __weakref__ __slots__"  # which `type()` makes
+    own = {name: value for name, value in vars(cls).items() if name not in anew.split()}
     # The copy holds the methods too, so that tools find them in the new class. What the
     # `__init_subclass__` of a base class does was done for `cls`, and is not done again.
     setattr(cls, "__init_subclass__", classmethod(lambda cls: None))
@@ -3950,8 +3950,8 @@ def _read_elsewhere(node: AnyNode) -> Any:
 
     value, frames = node._data, sys._current_frames() if _is_bare() else {}
     for body in [*_bodies]:
-        bare = body.hooks is None and body.thread != main_thread().ident
-        sibling = bare and body.outer is None
+        bare = body.thread != main_thread().ident and body.hooks is None
+        sibling = bare and not body.outer
         frame = None if sibling or get_ident() in body.threads else frames.get(body.thread)
         waits = frame and frame.f_globals.get("__name__") in ("threading", "selectors")
         if waits and any(f.f_locals.get("body") is body for f, _ in traceback.walk_stack(frame)):
@@ -5594,7 +5594,7 @@ def _suggest(path: str) -> int:
         return _exit_with(2, f"suggest: {place}: {words}")
     if isinstance(llm, StubLLM):
         told = "suggest: a StubLLM answers, which cannot write text or code; for a language model"
-        print(told, _NOT_CONFIGURED, file=sys.stderr)
+        _exit_with(0, f"{told} {_NOT_CONFIGURED}")
     _store(dict.fromkeys(graph.parameters, graph))
     ids = graph.ids
     found = {ids[each]: encode(value) for each, value in optimizer.propose().items()}
